@@ -1,0 +1,75 @@
+"""What every script's command line shares: settings overrides, one-line errors, progress.
+
+A script keeps its heavy imports inside `main`, so that `--help` answers at once:
+
+    def main(argv):
+        args, settings = cli.parse(parser, argv)
+        ...
+
+    if __name__ == '__main__':
+        cli.run(main)
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from contextlib import contextmanager
+from typing import Callable, Iterator, Optional, Sequence, Tuple
+
+import config
+from config import UserError
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+def parser(docstring: str) -> argparse.ArgumentParser:
+    """An argument parser whose help is the script's docstring, with the flags all scripts have."""
+    made = argparse.ArgumentParser(description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument('--set', dest='overrides', metavar='NAME=VALUE', nargs='+', action='append', default=[],
+                      help='override settings of config.py; may be repeated')
+    return made
+
+
+def add_if_changed(to: argparse.ArgumentParser) -> None:
+    """The flag of steps that can tell whether their output is still current."""
+    to.add_argument('--if_changed', action='store_true',
+                    help='do nothing when the output was made from the same inputs and settings')
+
+
+def parse(with_parser: argparse.ArgumentParser, argv: Optional[Sequence[str]],
+          ) -> Tuple[argparse.Namespace, config.Settings]:
+    """Arguments and settings; raises `UserError` for a bad setting, exits 2 for a bad argument."""
+    args = with_parser.parse_args(argv)
+    return args, config.load(tuple(item for group in args.overrides for item in group))
+
+
+def run(main: Callable[[Optional[Sequence[str]]], Optional[int]]) -> None:
+    """Run a script's `main`: one line and status 2 for a `UserError`, 130 for Ctrl-C."""
+    name = os.path.basename(sys.argv[0])
+    try:
+        sys.exit(main(None) or 0)
+    except UserError as error:
+        print(f'{name}: error: {error}', file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        print(f'{name}: interrupted; the same command goes on from what is saved', file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output went away, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def say(message: str) -> None:
+    """One line of progress, on stderr; stdout is left to results."""
+    print(message, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def step(what: str) -> Iterator[None]:
+    """Say how long a step took when it is done."""
+    start = time.perf_counter()
+    yield
+    say(f'{what}: {time.perf_counter() - start:.1f} s')

@@ -1,0 +1,184 @@
+"""The 14 γ configurations: how a block's surviving branches are executed, and the plans that do it.
+
+A γ is a list of paths; branches in one path are fused into one operator, paths are summed and may
+run side by side on CUDA streams. γ never changes what a block computes, only how (design section 3).
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Dict, FrozenSet, List, Optional, Tuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from config import UserError
+from repvgg import (BRANCHES, DENSE, IDENTITY, ONE, BlockShape, FoldedBranch, RepVGGBlock,
+                    fold_branch, fuse_branches)
+
+
+@dataclass(frozen=True)
+class Gamma:
+    """One row of the table: `paths` holds the branch indices (order of BRANCHES) of each path."""
+    id: int
+    name: str
+    paths: Tuple[Tuple[int, ...], ...]
+    folded: bool  # BatchNorm folded into the operators; False: convolution, then BatchNorm
+
+    @property
+    def branches(self) -> FrozenSet[int]:
+        """The branches that it executes, as indices into BRANCHES."""
+        return frozenset(branch for path in self.paths for branch in path)
+
+    @property
+    def n_streams(self) -> int:
+        """How many paths may run side by side."""
+        return len(self.paths)
+
+
+GAMMAS: Tuple[Gamma, ...] = (
+    Gamma(0, 'SOLO_K3', ((DENSE,),), True),
+    Gamma(1, 'SOLO_K1', ((ONE,),), True),
+    Gamma(2, 'SOLO_ID', ((IDENTITY,),), True),
+    Gamma(3, 'PARA_3_1', ((DENSE,), (ONE,)), False),
+    Gamma(4, 'FUSED_3_1', ((DENSE, ONE),), True),
+    Gamma(5, 'PARA_3_I', ((DENSE,), (IDENTITY,)), False),
+    Gamma(6, 'FUSED_3_I', ((DENSE, IDENTITY),), True),
+    Gamma(7, 'PARA_1_I', ((ONE,), (IDENTITY,)), False),
+    Gamma(8, 'FUSED_1_I', ((ONE, IDENTITY),), True),
+    Gamma(9, 'PARA_ALL', ((DENSE,), (ONE,), (IDENTITY,)), False),
+    Gamma(10, 'PART_31_I', ((DENSE, ONE), (IDENTITY,)), True),
+    Gamma(11, 'PART_3I_1', ((DENSE, IDENTITY), (ONE,)), True),
+    Gamma(12, 'PART_1I_3', ((ONE, IDENTITY), (DENSE,)), True),
+    Gamma(13, 'FUSED_ALL', ((DENSE, ONE, IDENTITY),), True),
+)
+N_GAMMA = len(GAMMAS)
+FUSED: Dict[FrozenSet[int], int] = {g.branches: g.id for g in GAMMAS if g.n_streams == 1}
+UNFUSED: Dict[FrozenSet[int], int] = {g.branches: g.id for g in GAMMAS if g.n_streams == len(g.branches)}
+
+
+def gamma_by_id(gamma: int, where: str = '') -> Gamma:
+    """The table's row; `UserError` (naming `where` the id was read) when there is none."""
+    if not (isinstance(gamma, int) and 0 <= gamma < N_GAMMA):
+        raise UserError(f'{where + ": " if where else ""}there is no γ {gamma!r}; γ ids are 0 to {N_GAMMA - 1}')
+    return GAMMAS[gamma]
+
+
+def fused_gamma(surviving: Tuple[bool, ...]) -> int:
+    """The γ that runs exactly these branches (flags in the order of BRANCHES) as one operator."""
+    return FUSED[frozenset(i for i, alive in enumerate(surviving) if alive)]
+
+
+def unfused_gamma(surviving: Tuple[bool, ...]) -> int:
+    """The γ that runs exactly these branches each on its own."""
+    return UNFUSED[frozenset(i for i, alive in enumerate(surviving) if alive)]
+
+
+class FoldedPath(nn.Module):
+    """A convolution with bias, or a per-channel affine: BatchNorm and α are folded in."""
+
+    def __init__(self, folded: FoldedBranch, shape: BlockShape) -> None:
+        super().__init__()
+        self.stride, self.groups = shape.stride, shape.groups
+        self.is_affine = folded.kernel is None
+        if self.is_affine:
+            self.register_buffer('scale', folded.scale.detach().clone()[:, None, None])  # (C, 1, 1)
+            self.register_buffer('bias', folded.bias.detach().clone()[:, None, None])
+        else:
+            self.padding = folded.kernel.shape[-1] // 2
+            self.register_buffer('kernel', folded.kernel.detach().clone())
+            self.register_buffer('bias', folded.bias.detach().clone())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.is_affine:
+            return torch.addcmul(self.bias, x, self.scale)
+        return F.conv2d(x, self.kernel, self.bias, self.stride, self.padding, 1, self.groups)
+
+
+class UnfoldedPath(nn.Module):
+    """One branch as it was trained: convolution (none for identity), then BatchNorm; α scales the BatchNorm."""
+
+    def __init__(self, branch: nn.Module, alpha: torch.Tensor, shape: BlockShape) -> None:
+        super().__init__()
+        self.stride, self.groups = shape.stride, shape.groups
+        is_identity = isinstance(branch, nn.BatchNorm2d)
+        bn = branch if is_identity else branch.bn
+        self.register_buffer('kernel', None if is_identity else branch.conv.weight.detach().clone())
+        self.eps = bn.eps
+        self.register_buffer('mean', bn.running_mean.detach().clone())
+        self.register_buffer('var', bn.running_var.detach().clone())
+        self.register_buffer('weight', (alpha * bn.weight).detach().clone())
+        self.register_buffer('bias', (alpha * bn.bias).detach().clone())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kernel is not None:
+            x = F.conv2d(x, self.kernel, None, self.stride, self.kernel.shape[-1] // 2, 1, self.groups)
+        return F.batch_norm(x, self.mean, self.var, self.weight, self.bias, False, 0.0, self.eps)
+
+
+class BlockPlan(nn.Module):
+    """A block ready to run under one γ: x [B, C_in, h, w] -> [B, C_out, h', w']. Holds copies of what it needs."""
+
+    def __init__(self, paths: List[nn.Module], se: nn.Module) -> None:
+        super().__init__()
+        self.paths = nn.ModuleList(paths)
+        self.se = se
+        self._streams: Optional[List['torch.cuda.Stream']] = None  # made on the first CUDA call
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(self.paths) > 1 and x.is_cuda:
+            outputs = self._side_by_side(x)
+        else:
+            outputs = [path(x) for path in self.paths]
+        y = outputs[0]
+        for other in outputs[1:]:
+            y = y.add_(other)
+        return F.relu_(self.se(y))
+
+    def _side_by_side(self, x: torch.Tensor) -> List[torch.Tensor]:
+        """The first path on the current stream, each other one on a stream of its own."""
+        main = torch.cuda.current_stream(x.device)
+        if self._streams is None or self._streams[0].device != x.device:
+            self._streams = [torch.cuda.Stream(x.device) for _ in self.paths[1:]]
+        ready = main.record_event()  # x is complete from here on
+        outputs: List[torch.Tensor] = []
+        for stream, path in zip(self._streams, self.paths[1:]):
+            stream.wait_event(ready)
+            with torch.cuda.stream(stream):
+                outputs.append(path(x))
+            x.record_stream(stream)  # the allocator must not reuse x before this stream has read it
+        first = self.paths[0](x)
+        for stream, output in zip(self._streams, outputs):
+            main.wait_stream(stream)
+            output.record_stream(main)
+        return [first, *outputs]
+
+
+def build_plan(block: RepVGGBlock, alpha: torch.Tensor, gamma: int) -> BlockPlan:
+    """The plan that runs `block` under γ with branch scales `alpha` [2 or 3] (0 = pruned).
+
+    Raises `ValueError` when γ is not valid for the surviving branches.
+    """
+    spec = gamma_by_id(gamma)
+    surviving = frozenset(i for i, value in enumerate(alpha.tolist()) if value != 0)
+    if spec.branches != surviving:
+        raise ValueError(f'γ {gamma} ({spec.name}) runs {sorted(BRANCHES[b] for b in spec.branches)}, but the block '
+                         f'keeps {sorted(BRANCHES[b] for b in surviving)}')
+    modules = block.branches()
+    paths: List[nn.Module] = []
+    with torch.no_grad():
+        for path in spec.paths:
+            if not spec.folded:
+                paths.append(UnfoldedPath(modules[path[0]], alpha[path[0]], block.shape))
+                continue
+            scaled = [scale_branch(fold_branch(modules[b]), alpha[b]) for b in path]
+            paths.append(FoldedPath(fuse_branches(scaled, block.shape.groups), block.shape))
+    return BlockPlan(paths, block.se)
+
+
+def scale_branch(branch: FoldedBranch, alpha: torch.Tensor) -> FoldedBranch:
+    """α·branch."""
+    return FoldedBranch(None if branch.kernel is None else alpha * branch.kernel,
+                        None if branch.scale is None else alpha * branch.scale, alpha * branch.bias)
+
+

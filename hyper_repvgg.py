@@ -1,0 +1,182 @@
+"""RepVGG with one trainable scale α a branch; everything else is frozen.
+
+    model = create_hyper_repvgg('weights.pt', 'RepVGG-A0')     # logits = model(images)
+    network = deploy(model)                                     # folded and fused, ready to split
+    z = network.head(images, split=3); logits = network.tail(z, split=3)
+"""
+from __future__ import annotations
+
+from typing import Dict, List, Optional, Sequence
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from checkpoint import load_checkpoint
+from gamma_configurator import build_plan, fused_gamma
+from repvgg import BRANCHES, BlockShape, RepVGG, RepVGGBlock, fold_branch
+
+AlphaByBlock = Dict[str, Dict[str, Optional[float]]]  # {'stage1.0': {'dense': 1.0, '1x1': 0.0, 'identity': None}}
+
+
+class HyperRepVGGBlock(RepVGGBlock):
+    """ReLU(SE(α_dense·BN(conv3x3(x)) + α_1x1·BN(conv1x1(x)) + α_identity·BN(x))); α = 0 is a pruned branch."""
+
+    def __init__(self, shape: BlockShape) -> None:
+        super().__init__(shape)
+        self.alpha = nn.Parameter(torch.ones(self.n_branches))
+        self._folded = None  # the frozen branches without their BatchNorm, made on first use
+
+    def fold(self) -> None:
+        """Fold every branch's BatchNorm once; call again when base weights, dtype or device have changed."""
+        with torch.no_grad():
+            self._folded = [fold_branch(branch) for branch in self.branches()]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self._folded is None:
+            self.fold()
+        alive = self.alpha.detach().tolist()
+        y = 0
+        for index, (kernel, scale, bias) in enumerate(self._folded):
+            if alive[index] == 0:
+                continue
+            if kernel is None:
+                branch = torch.addcmul(bias[:, None, None], x, scale[:, None, None])
+            else:
+                branch = F.conv2d(x, kernel, bias, self.shape.stride, kernel.shape[-1] // 2, 1, self.shape.groups)
+            y = y + self.alpha[index] * branch
+        return F.relu(self.se(y))
+
+
+class HyperRepVGG(RepVGG):
+    """RepVGG whose only trainable parameters are the blocks' α; BatchNorm always in evaluation mode."""
+
+    def __init__(self, model_name: str, num_classes: int = 1000) -> None:
+        super().__init__(model_name, num_classes, block=HyperRepVGGBlock)
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+        for alpha in self.alphas():
+            alpha.requires_grad_(True)
+        self.eval()
+
+    def train(self, mode: bool = True) -> 'HyperRepVGG':
+        """Stays in evaluation mode: BatchNorm statistics are part of the frozen base."""
+        return super().train(False)
+
+    def _apply(self, fn, *args, **kwargs):  # .to(), .double(), .cuda(): folded copies would be stale
+        result = super()._apply(fn, *args, **kwargs)
+        for block in self.blocks:
+            block._folded = None
+        return result
+
+    def load_state_dict(self, *args, **kwargs):
+        """As in torch; folded copies of the old weights are dropped."""
+        result = super().load_state_dict(*args, **kwargs)
+        for block in self.blocks:
+            block._folded = None
+        return result
+
+    def alphas(self) -> List[nn.Parameter]:
+        """One parameter [2 or 3] a block."""
+        return [block.alpha for block in self.blocks]
+
+    def alpha_array(self) -> np.ndarray:
+        """α as float64 [N, 3] in the order of BRANCHES; NaN where a block has no identity."""
+        result = np.full((len(self.blocks), len(BRANCHES)), np.nan)
+        for row, alpha in zip(result, self.alphas()):
+            row[:alpha.numel()] = alpha.detach().cpu().numpy()
+        return result
+
+    def set_alpha_array(self, alpha: np.ndarray) -> None:
+        """Set α from [N, 3]; NaN exactly where there is no identity. Raises `ValueError` otherwise."""
+        alpha = np.asarray(alpha, dtype=np.float64)
+        if alpha.shape != (len(self.blocks), len(BRANCHES)):
+            raise ValueError(f'α has shape {alpha.shape}, the model needs {(len(self.blocks), len(BRANCHES))}')
+        if (np.isnan(alpha) != np.isnan(self.alpha_array())).any():
+            raise ValueError('α must be NaN exactly where a block has no identity branch')
+        with torch.no_grad():
+            for parameter, row in zip(self.alphas(), alpha):
+                parameter.copy_(torch.as_tensor(row[:parameter.numel()], dtype=parameter.dtype))
+
+
+def create_hyper_repvgg(weight_path: Optional[str], model_name: str, num_classes: int = 1000) -> HyperRepVGG:
+    """Build a model and load base weights into it; `weight_path` None or '': random weights, drawn from torch's
+    current generator. Raises `UserError` for an unknown model or a checkpoint that does not fit."""
+    model = HyperRepVGG(model_name, num_classes)
+    if weight_path:
+        load_checkpoint(model, weight_path)
+    return model
+
+
+def unpruned_alpha(has_identity: Sequence[bool]) -> np.ndarray:
+    """α = 1 everywhere, [N, 3]; NaN where there is no identity."""
+    alpha = np.ones((len(has_identity), len(BRANCHES)))
+    alpha[~np.asarray(has_identity, dtype=bool), BRANCHES.index('identity')] = np.nan
+    return alpha
+
+
+def surviving_branches(alpha: np.ndarray) -> np.ndarray:
+    """α [N, 3] -> bool [N, 3]: present and not pruned."""
+    return ~np.isnan(alpha) & (alpha != 0)
+
+
+def alpha_by_block(alpha: np.ndarray, names: Sequence[str]) -> AlphaByBlock:
+    """α [N, 3] as the JSON files hold it: None where there is no identity."""
+    return {name: {branch: None if np.isnan(value) else float(value) for branch, value in zip(BRANCHES, row)}
+            for name, row in zip(names, alpha)}
+
+
+def alpha_from_blocks(by_block: AlphaByBlock, names: Sequence[str]) -> np.ndarray:
+    """The inverse of `alpha_by_block`; `KeyError` when a block or a branch is missing."""
+    return np.array([[np.nan if by_block[name][branch] is None else by_block[name][branch] for branch in BRANCHES]
+                     for name in names], dtype=np.float64)
+
+
+class DeployedNetwork(nn.Module):
+    """Folded stem, one plan a block, classifier: what runs on a tier. Splits anywhere (design section 2)."""
+
+    def __init__(self, stem: nn.Module, blocks: Sequence[nn.Module], classifier: nn.Linear) -> None:
+        super().__init__()
+        self.stem = stem
+        self.blocks = nn.ModuleList(blocks)
+        self.classifier = classifier
+
+    def classify(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, C, h, w] -> [B, num_classes]."""
+        return self.classifier(x.mean(dim=(2, 3)))
+
+    def head(self, x: torch.Tensor, split: int) -> torch.Tensor:
+        """Images -> what is sent at this split: the images (0), a feature map, or logits (N)."""
+        return self.run(x, 0, split) if split < len(self.blocks) else self.forward(x)
+
+    def tail(self, x: torch.Tensor, split: int) -> torch.Tensor:
+        """What was sent -> logits [B, num_classes]."""
+        if split == len(self.blocks):
+            return x
+        return self.classify(self.run(self.stem(x) if split == 0 else x, split, len(self.blocks)))
+
+    def run(self, x: torch.Tensor, first: int, last: int) -> torch.Tensor:
+        """Blocks [first, last); the stem goes before block 0 when any block runs."""
+        if first == 0 and last > 0:
+            x = self.stem(x)
+        for block in self.blocks[first:last]:
+            x = block(x)
+        return x
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classify(self.run(x, 0, len(self.blocks)))
+
+
+def deploy(model: HyperRepVGG, gamma: Optional[Sequence[int]] = None) -> DeployedNetwork:
+    """Fold the model under γ [N] (None: every block fully fused); α is taken as it stands.
+
+    Raises `ValueError` when a γ is not valid for its block.
+    """
+    if gamma is None:
+        gamma = [fused_gamma(tuple(row)) for row in surviving_branches(model.alpha_array())]
+    stem = model.stage0
+    every = stem.branches()
+    folded_stem = build_plan(stem, torch.ones(len(every)).to(every[0].bn.weight), fused_gamma((True,) * len(every)))
+    plans = [build_plan(block, block.alpha, g) for block, g in zip(model.blocks, gamma)]
+    return DeployedNetwork(folded_stem, plans, model.linear).eval()
