@@ -1,0 +1,304 @@
+"""The JSON files: where they are, how they are written, and how they are read without being trusted.
+
+Every file is replaced in one step, so a reader (or a run after a kill) sees the old one or the new one,
+never half of one. Every file carries `schema_version` and `metadata`; a file that is missing, damaged,
+of another version or of another model is refused in one line that names it and the command that makes it.
+"""
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import math
+import os
+import platform
+import tempfile
+from contextlib import contextmanager
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence
+
+from config import Settings, UserError
+
+SCHEMA_VERSION = 1
+MAX_FILE_BYTES = 256 << 20  # a larger file is not one of ours
+
+
+class FileKind(NamedTuple):
+    """Path (a format of RESULTS_DIR, MODEL_NAME, domain) and the command that makes the file."""
+    path: str
+    made_by: str
+
+
+KINDS: Dict[str, FileKind] = {
+    'alpha': FileKind('task1_trained_weights_{model}/trained_hyper_weights.json',
+                      'python code1_train_and_record_weights.py'),
+    'alpha_training': FileKind('task1_trained_weights_{model}/training_results.json',
+                               'python code1_train_and_record_weights.py'),
+    'importance_rankings': FileKind('task2_importance_rankings_{model}/importance_rankings.json',
+                                    'python code2_calculate_flops_importance.py'),
+    'importance_scores': FileKind('task2_importance_rankings_{model}/importance_scores.json',
+                                  'python code2_calculate_flops_importance.py'),
+    'branch_flops': FileKind('task2_importance_rankings_{model}/branch_flops.json',
+                             'python code2_calculate_flops_importance.py'),
+    'roofline_server': FileKind('{results}/roofline_server.json', 'python roofline_measure.py --tier server'),
+    'roofline_client': FileKind('{results}/roofline_client.json', 'python roofline_measure.py --tier client'),
+    'lut_server': FileKind('{results}/lut_server.json', 'python step1_measure_lut.py --mode server'),
+    'lut_client': FileKind('{results}/lut_client.json', 'python step1_measure_lut.py --mode client'),
+    'lut': FileKind('{results}/hardware_lut_complete.json', 'python step1_measure_lut.py --mode merge'),
+    'step2': FileKind('{results}/initial_throughput_config.json',
+                      'python step2_initial_throughput_opt.py --lut_file {results}/hardware_lut_complete.json'),
+    'joint': FileKind('{results}/joint_optimization/domain_{domain}_joint.json',
+                      'python step_3_joint.py --domain_id {domain} --mode pseudo'),
+    'joint_state': FileKind('{results}/joint_optimization/domain_{domain}_state.json',
+                            'python step_3_joint.py --domain_id {domain} --mode pseudo'),
+}
+
+
+def path_of(kind: str, settings: Settings, domain: Optional[int] = None) -> str:
+    """Where a kind of file lies under these settings."""
+    return KINDS[kind].path.format(results=settings.RESULTS_DIR, model=settings.MODEL_NAME, domain=domain)
+
+
+def command_for(kind: str, settings: Settings, domain: Optional[int] = None) -> str:
+    """The command that makes it."""
+    return KINDS[kind].made_by.format(results=settings.RESULTS_DIR, domain=domain)
+
+
+# --- writing ------------------------------------------------------------------------------------
+
+@contextmanager
+def replacing(path: str) -> Iterator[str]:
+    """Yield a temporary path beside `path`; it takes the place of `path` when the block ends without an error.
+
+    Raises `UserError` when the folder or the file cannot be written; `path` then stays as it was.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    try:
+        os.makedirs(folder, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix='.', suffix=os.path.splitext(path)[1] or '.tmp')
+        os.close(handle)
+    except OSError as error:
+        raise UserError(f'cannot write {path}: {error.strerror}; free the path or choose another RESULTS_DIR') from None
+    try:
+        yield temporary
+        with open(temporary, 'rb+') as stream:
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f'cannot write {path}: {error.strerror}') from None
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def check_writable(path: str) -> None:
+    """Raise `UserError` now rather than after the work, when `path` could not be written later."""
+    folder = os.path.dirname(os.path.abspath(path))
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f'cannot write {path}: {error.strerror}; free the path or choose another RESULTS_DIR') from None
+    if os.path.isdir(path):
+        raise UserError(f'cannot write {path}: a folder is in the way')
+
+
+def write(path: str, content: Dict[str, Any], metadata: Dict[str, Any]) -> None:
+    """Write one JSON file atomically, with `schema_version` and `metadata` first. NaN and infinity are
+    programming errors (`ValueError`): a missing number is None."""
+    text = json.dumps({'schema_version': SCHEMA_VERSION, 'metadata': metadata, **content}, indent=1, allow_nan=False)
+    with replacing(path) as temporary:
+        with open(temporary, 'w', encoding='utf-8') as stream:
+            stream.write(text + '\n')
+
+
+def make_metadata(settings: Settings, groups: Sequence[str], inputs: str = '') -> Dict[str, Any]:
+    """The metadata of a file shaped by these groups of settings; `inputs` is its `fingerprint`."""
+    software = {'python': platform.python_version()}
+    for module in ('torch', 'torchvision', 'numpy'):
+        version = _version(module)
+        if version:
+            software[module] = version
+    return {'model': settings.MODEL_NAME, 'created': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
+            'software': software, 'seed': settings.SEED, 'config': _plain(settings.group(*groups)), 'inputs': inputs}
+
+
+def _version(package: str) -> Optional[str]:
+    from importlib import metadata
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def numbers_or_none(values: Iterable[float]) -> List[Optional[float]]:
+    """A row of numbers for a JSON file: NaN becomes None."""
+    return [None if math.isnan(value) else float(value) for value in values]
+
+
+# --- is an output still current? -------------------------------------------------------------------
+
+def fingerprint(settings: Settings, groups: Sequence[str], files: Sequence[str]) -> str:
+    """A hash of the settings in these groups and of these files' contents (our own JSON files
+    count without their metadata). A missing file counts as missing."""
+    digest = hashlib.sha256(json.dumps(_plain(settings.group(*groups)), sort_keys=True).encode())
+    for path in files:
+        digest.update(f'\n{os.path.basename(path)}:'.encode())
+        digest.update(content_hash(path).encode())
+    return digest.hexdigest()
+
+
+def content_hash(path: str) -> str:
+    """SHA-256 of a file's content, '' when there is none; of our own JSON files without their metadata."""
+    if not os.path.isfile(path):
+        return ''
+    with open(path, 'rb') as stream:
+        data = stream.read()
+    if path.endswith('.json'):
+        try:
+            content = json.loads(data)
+            content.pop('metadata', None)
+            data = json.dumps(content, sort_keys=True).encode()
+        except (ValueError, AttributeError):
+            pass  # a damaged file hashes as it is; reading it will say what is wrong
+    return hashlib.sha256(data).hexdigest()
+
+
+def is_current(paths: Sequence[str], inputs: str) -> bool:
+    """Were all these outputs made from inputs with this fingerprint? Pictures only have to be there."""
+    for path in paths:
+        if not os.path.isfile(path):
+            return False
+        if path.endswith('.json'):
+            try:
+                if read(path, '').content['metadata'].get('inputs') != inputs:
+                    return False
+            except UserError:
+                return False
+    return True
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+class Document:
+    """A JSON file's content with checked access: a missing or ill-typed field is a `UserError` naming it."""
+
+    def __init__(self, path: str, content: Dict[str, Any], made_by: str) -> None:
+        self.path, self.content, self.made_by = path, content, made_by
+
+    def refuse(self, what: str) -> UserError:
+        """The error to raise when the content is not usable."""
+        return UserError(f'{self.path}: {what}' + (f'; make it again with `{self.made_by}`' if self.made_by else ''))
+
+    def has(self, field: str) -> bool:
+        """Is this field there (dots go into objects)?"""
+        node: Any = self.content
+        for part in field.split('.'):
+            if not isinstance(node, dict) or part not in node:
+                return False
+            node = node[part]
+        return True
+
+    def get(self, field: str, kind: type = dict) -> Any:
+        """The value of a field such as 'metadata.model'; `kind` float also takes integers, never booleans."""
+        node: Any = self.content
+        for part in field.split('.'):
+            if not isinstance(node, dict) or part not in node:
+                raise self.refuse(f"field '{field}' is missing")
+            node = node[part]
+        return self.check(node, field, kind)
+
+    def check(self, value: Any, field: str, kind: type) -> Any:
+        """`value` if it is of this kind, else `UserError`."""
+        accepted = (int, float) if kind is float else (kind,)
+        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+            words = {dict: 'an object', list: 'a list', str: 'text', float: 'a number', int: 'a whole number',
+                     bool: 'true or false'}
+            raise self.refuse(f"field '{field}' is {json.dumps(value)[:40]}, not {words[kind]}")
+        return float(value) if kind is float else value
+
+    def numbers(self, field: str, length: int, none_allowed: bool = False, lowest: float = -math.inf) -> List[float]:
+        """A list of `length` numbers, None read as NaN where allowed."""
+        values = self.get(field, list)
+        if len(values) != length:
+            raise self.refuse(f"field '{field}' has {len(values)} entries, not {length}")
+        result = []
+        for index, value in enumerate(values):
+            if value is None and none_allowed:
+                result.append(math.nan)
+                continue
+            number = self.check(value, f'{field}[{index}]', float)
+            if number < lowest:
+                raise self.refuse(f"field '{field}[{index}]' is {number}, below {lowest:g}")
+            result.append(number)
+        return result
+
+    def number(self, field: str, lowest: float = -math.inf, none_allowed: bool = False) -> float:
+        """One number, at least `lowest`; None read as NaN where allowed."""
+        if none_allowed and self.has(field) and self.get_raw(field) is None:
+            return math.nan
+        value = self.get(field, float)
+        if value < lowest:
+            raise self.refuse(f"field '{field}' is {value}, below {lowest:g}")
+        return value
+
+    def get_raw(self, field: str) -> Any:
+        """The value of a field that exists, of any kind."""
+        node: Any = self.content
+        for part in field.split('.'):
+            node = node[part]
+        return node
+
+    def require_model(self, settings: Settings) -> None:
+        """Refuse a file that was made for another model."""
+        model = self.get('metadata.model', str)
+        if model != settings.MODEL_NAME:
+            raise self.refuse(f'was made for model {model}, the settings say {settings.MODEL_NAME}')
+
+
+def read(path: str, made_by: str) -> Document:
+    """Read one of our JSON files; `UserError` when it is missing, damaged or of another version."""
+    if not os.path.exists(path):
+        raise UserError(f'{path}: no such file' + (f'; make it with `{made_by}`' if made_by else ''))
+    document = Document(path, {}, made_by)
+    try:
+        if os.path.getsize(path) > MAX_FILE_BYTES:
+            raise document.refuse(f'is larger than {MAX_FILE_BYTES >> 20} MiB')
+        with open(path, encoding='utf-8') as stream:
+            content = json.load(stream, parse_constant=_refuse_constant)
+    except OSError as error:
+        raise UserError(f'cannot read {path}: {error.strerror}') from None
+    except (ValueError, RecursionError) as error:
+        raise document.refuse(f'is not valid JSON ({error})') from None
+    if not isinstance(content, dict):
+        raise document.refuse('is not a JSON object')
+    document.content = content
+    version = content.get('schema_version')
+    if version != SCHEMA_VERSION:
+        raise document.refuse(f'has schema_version {json.dumps(version)}, this program reads {SCHEMA_VERSION}')
+    document.get('metadata', dict)
+    return document
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f'{name} is not a number')
+
+
+def read_kind(kind: str, settings: Settings, domain: Optional[int] = None) -> Document:
+    """Read the file of this kind that belongs to these settings, made for their model."""
+    document = read(path_of(kind, settings, domain), command_for(kind, settings, domain))
+    document.require_model(settings)
+    return document
