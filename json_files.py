@@ -14,7 +14,7 @@ import os
 import platform
 import tempfile
 from contextlib import contextmanager
-from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Union
 
 from config import Settings, UserError
 
@@ -193,6 +193,13 @@ def is_current(paths: Sequence[str], inputs: str) -> bool:
 
 # --- reading ------------------------------------------------------------------------------------
 
+Field = Union[str, Sequence[str]]  # 'metadata.model', or a sequence of keys where these may hold dots
+
+
+def _label(field: Field) -> str:
+    return field if isinstance(field, str) else '.'.join(field)
+
+
 class Document:
     """A JSON file's content with checked access: a missing or ill-typed field is a `UserError` naming it."""
 
@@ -203,64 +210,45 @@ class Document:
         """The error to raise when the content is not usable."""
         return UserError(f'{self.path}: {what}' + (f'; make it again with `{self.made_by}`' if self.made_by else ''))
 
-    def has(self, field: str) -> bool:
-        """Is this field there (dots go into objects)?"""
+    def find(self, field: Field) -> Any:
+        """The value of a field such as 'metadata.model' or ('T_server', 'stage1.0'); `UserError` if it is missing."""
         node: Any = self.content
-        for part in field.split('.'):
+        for part in field.split('.') if isinstance(field, str) else field:
             if not isinstance(node, dict) or part not in node:
-                return False
+                raise self.refuse(f"field '{_label(field)}' is missing")
             node = node[part]
-        return True
+        return node
 
-    def get(self, field: str, kind: type = dict) -> Any:
-        """The value of a field such as 'metadata.model'; `kind` float also takes integers, never booleans."""
-        node: Any = self.content
-        for part in field.split('.'):
-            if not isinstance(node, dict) or part not in node:
-                raise self.refuse(f"field '{field}' is missing")
-            node = node[part]
-        return self.check(node, field, kind)
+    def get(self, field: Field, kind: type = dict) -> Any:
+        """`find`, checked for its type; `kind` float also takes integers, nothing takes a boolean but bool."""
+        return self.check(self.find(field), field, kind)
 
-    def check(self, value: Any, field: str, kind: type) -> Any:
+    def check(self, value: Any, field: Field, kind: type) -> Any:
         """`value` if it is of this kind, else `UserError`."""
         accepted = (int, float) if kind is float else (kind,)
         if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
             words = {dict: 'an object', list: 'a list', str: 'text', float: 'a number', int: 'a whole number',
                      bool: 'true or false'}
-            raise self.refuse(f"field '{field}' is {json.dumps(value)[:40]}, not {words[kind]}")
+            raise self.refuse(f"field '{_label(field)}' is {json.dumps(value)[:40]}, not {words[kind]}")
         return float(value) if kind is float else value
 
-    def numbers(self, field: str, length: int, none_allowed: bool = False, lowest: float = -math.inf) -> List[float]:
+    def number(self, field: Field, lowest: float = -math.inf) -> float:
+        """One number, at least `lowest`."""
+        return self._at_least(self.get(field, float), field, lowest)
+
+    def numbers(self, field: Field, length: int, none_allowed: bool = False, lowest: float = -math.inf) -> List[float]:
         """A list of `length` numbers, None read as NaN where allowed."""
         values = self.get(field, list)
         if len(values) != length:
-            raise self.refuse(f"field '{field}' has {len(values)} entries, not {length}")
-        result = []
-        for index, value in enumerate(values):
-            if value is None and none_allowed:
-                result.append(math.nan)
-                continue
-            number = self.check(value, f'{field}[{index}]', float)
-            if number < lowest:
-                raise self.refuse(f"field '{field}[{index}]' is {number}, below {lowest:g}")
-            result.append(number)
-        return result
+            raise self.refuse(f"field '{_label(field)}' has {len(values)} entries, not {length}")
+        return [math.nan if value is None and none_allowed else
+                self._at_least(self.check(value, f'{_label(field)}[{index}]', float), f'{_label(field)}[{index}]', lowest)
+                for index, value in enumerate(values)]
 
-    def number(self, field: str, lowest: float = -math.inf, none_allowed: bool = False) -> float:
-        """One number, at least `lowest`; None read as NaN where allowed."""
-        if none_allowed and self.has(field) and self.get_raw(field) is None:
-            return math.nan
-        value = self.get(field, float)
+    def _at_least(self, value: float, field: Field, lowest: float) -> float:
         if value < lowest:
-            raise self.refuse(f"field '{field}' is {value}, below {lowest:g}")
+            raise self.refuse(f"field '{_label(field)}' is {value}, below {lowest:g}")
         return value
-
-    def get_raw(self, field: str) -> Any:
-        """The value of a field that exists, of any kind."""
-        node: Any = self.content
-        for part in field.split('.'):
-            node = node[part]
-        return node
 
     def require_model(self, settings: Settings) -> None:
         """Refuse a file that was made for another model."""

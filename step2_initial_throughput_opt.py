@@ -1,0 +1,91 @@
+"""Step 2: γ and λ of the unpruned network, by gradient and exactly, with certificate and baselines.
+
+    python step2_initial_throughput_opt.py --lut_file results/hardware_lut_complete.json
+
+Writes results/initial_throughput_config.json.
+"""
+from __future__ import annotations
+
+from typing import Any, Dict, Optional, Sequence
+
+import cli
+import json_files
+from config import Settings
+
+GROUPS = ('model', 'lut', 'server', 'client', 'link', 'objective', 'gradient')
+
+
+def optimise(table: Any, settings: Settings) -> Dict[str, Any]:
+    """Everything that the output file holds, from a table."""
+    import throughput_optimizer as optimizer
+    from hyper_repvgg import surviving_branches, unpruned_alpha
+    surviving = surviving_branches(unpruned_alpha(table.has_identity))
+
+    def to_json(solution: optimizer.Solution) -> Dict[str, Any]:
+        return {'lambda': solution.split, 'gamma': dict(zip(table.block_names, solution.gamma)),
+                **solution.times.as_dict()}
+
+    exact = optimizer.solve_exact(table, surviving, settings)
+    gradient = optimizer.solve_gradient(table, surviving, settings)
+    per_split = optimizer.times_with_fastest(table, surviving, exact.wire, settings)
+    splits = optimizer.split_range(table.n_blocks, settings)
+    return {
+        'head_tier': settings.HEAD_TIER, 'omega': settings.OMEGA, 'wire': exact.wire,
+        'lambda_range': [splits[0], splits[-1]],
+        'exact': to_json(exact),
+        'gradient': {**to_json(gradient.solution), 'steps': gradient.steps, 'wall_s': gradient.wall_s},
+        'optimality_gap': gradient.solution.times.T_eff_ms / exact.times.T_eff_ms - 1,
+        'optimal_lambda': exact.split, 'optimal_gamma': dict(zip(table.block_names, exact.gamma)),
+        'per_split': [{'lambda': split, **per_split.at(split).as_dict()} for split in range(table.n_blocks + 1)],
+        'baselines': {name: to_json(found) for name, found in
+                      optimizer.baselines(table, surviving, settings).items()},
+        'history': [{'step': step, 'T_eff_ms': value} for step, value in gradient.history],
+    }
+
+
+def summary(result: Dict[str, Any]) -> str:
+    """A table for people: the answers beside the baselines, and whether splitting pays."""
+    rows = [('exact', result['exact']), ('gradient', result['gradient'])]
+    rows += [(name.replace('_', ' '), entry) for name, entry in result['baselines'].items()]
+    lines = [f"{'':12} {'λ':>3} {'client':>8} {'link':>8} {'server':>8} {'T_lat':>8} {'T_cyc':>8} {'T_eff':>8} {'fps':>8}"]
+    for name, entry in rows:
+        lines.append(f"{name:12} {entry['lambda']:>3} " + ' '.join(
+            f'{entry[key]:8.2f}' for key in ('T_client_ms', 'T_com_ms', 'T_server_ms', 'T_lat_ms', 'T_cyc_ms',
+                                             'T_eff_ms')) + f" {entry['throughput_fps']:8.1f}")
+    lines.append(f"(ms per image) gradient method {100 * result['optimality_gap']:.2f} % above the exact optimum")
+    lines.append(whether_splitting_pays(result))
+    return '\n'.join(lines)
+
+
+def whether_splitting_pays(result: Dict[str, Any]) -> str:
+    """One sentence: the best split against everything on one tier."""
+    best_name, best = min(((name, result['baselines'][name]) for name in ('all_client', 'all_server')),
+                          key=lambda item: item[1]['T_eff_ms'])
+    ratio = result['exact']['T_eff_ms'] / best['T_eff_ms']
+    verdict = (f'splitting pays: T_eff is {100 * (1 - ratio):.1f} % below' if ratio < 1 else
+               f'splitting does not pay here: T_eff is {100 * (ratio - 1):.1f} % above')
+    return f"{verdict} {best_name.replace('_', ' ')} ({best['T_eff_ms']:.2f} ms)"
+
+
+def main(argv: Optional[Sequence[str]]) -> None:
+    """The command line."""
+    parser = cli.parser(__doc__)
+    cli.add_if_changed(parser)
+    parser.add_argument('--lut_file', metavar='FILE', help='the complete table (default: the one in RESULTS_DIR)')
+    args, settings = cli.parse(parser, argv)
+    path, lut_file = json_files.path_of('step2', settings), args.lut_file or json_files.path_of('lut', settings)
+    inputs = json_files.fingerprint(settings, GROUPS, [lut_file])
+    if args.if_changed and json_files.is_current([path], inputs):
+        cli.say(f'{path} is up to date')
+        return
+    import lut_manager
+    table = lut_manager.load(lut_file, settings)
+    json_files.check_writable(path)
+    result = optimise(table, settings)
+    json_files.write(path, result, json_files.make_metadata(settings, GROUPS, inputs))
+    print(summary(result))
+    print(f'-> {path}')
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -1,0 +1,181 @@
+"""Design section 6: γ and λ for given surviving branches, exactly and by gradient, and the baselines.
+
+The exact method rests on one observation: for a given λ every time of section 5 is non-decreasing in each
+block's time, so each block takes its fastest valid γ on the tier that it runs on, whatever the others do.
+All λ then follow from prefix sums, in O(14·N).
+"""
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+
+import numpy as np
+
+from config import Settings, UserError
+from cost_model import (TIERS, HardwareTable, SplitTimes, Times, combine, gathered, other_tier, roofline_loss_ms,
+                        split_times)
+from gamma_configurator import unfused_gamma
+from gamma_mask_builder import build_gamma_mask
+
+OBJECTIVES = ('T_eff_ms', 'T_cyc_ms', 'T_lat_ms')
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A choice of γ and λ (and the wire format) with its times."""
+    gamma: Tuple[int, ...]  # [N]
+    split: int  # λ
+    wire: str
+    times: Times
+
+
+@dataclass(frozen=True)
+class GradientRun:
+    """What the gradient method found, before and after rounding."""
+    solution: Solution
+    steps: int
+    wall_s: float
+    history: List[Tuple[int, float]]  # (step, roofline-enhanced T_eff in ms)
+
+
+def split_range(n_blocks: int, settings: Settings) -> range:
+    """The splits that the optimisers may choose; `UserError` when the settings leave none."""
+    last = n_blocks - 1 if settings.LAMBDA_MAX is None else settings.LAMBDA_MAX
+    if not 0 <= settings.LAMBDA_MIN <= last <= n_blocks:
+        raise UserError(f'LAMBDA_MIN={settings.LAMBDA_MIN} and LAMBDA_MAX={last} leave no split: the model has '
+                        f'{n_blocks} blocks, so 0 <= LAMBDA_MIN <= LAMBDA_MAX <= {n_blocks}')
+    return range(settings.LAMBDA_MIN, last + 1)
+
+
+def fastest_gammas(block_ms: np.ndarray, valid: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    """Of [N, 14] times and valid γ: the fastest γ of each block [N] and its time [N], ms."""
+    masked = np.where(valid, block_ms, np.inf)
+    best = np.nanargmin(masked, axis=1)
+    return best, gathered(masked, best)
+
+
+def times_with_fastest(table: HardwareTable, surviving: np.ndarray, wire: str, settings: Settings) -> SplitTimes:
+    """Times at every split when every block runs its fastest valid γ; surviving is bool [N, 3]."""
+    valid = build_gamma_mask(surviving)
+    block_ms = {tier: fastest_gammas(table.T_ms[tier], valid)[1] for tier in TIERS}
+    return split_times(table, block_ms, wire, settings.HEAD_TIER, settings.OMEGA)
+
+
+def gamma_for_split(table: HardwareTable, surviving: np.ndarray, split: int, head_tier: str) -> Tuple[int, ...]:
+    """Each block's fastest valid γ on the tier that it runs on at this split."""
+    valid = build_gamma_mask(surviving)
+    head = fastest_gammas(table.T_ms[head_tier], valid)[0]
+    tail = fastest_gammas(table.T_ms[other_tier(head_tier)], valid)[0]
+    return tuple(int(g) for g in np.concatenate([head[:split], tail[split:]]))
+
+
+def solve_exact(table: HardwareTable, surviving: np.ndarray, settings: Settings,
+                splits: Optional[Sequence[int]] = None, objective: str = 'T_eff_ms') -> Solution:
+    """The optimal γ, λ and wire format for these surviving branches (bool [N, 3]).
+
+    `splits`: the allowed λ (None: LAMBDA_MIN..LAMBDA_MAX). Ties go to the smaller λ and γ.
+    """
+    splits = np.asarray(split_range(table.n_blocks, settings) if splits is None else splits)
+    best: Optional[Tuple[float, int, str, Times]] = None
+    for wire in settings.WIRE_FORMATS:
+        at_splits = times_with_fastest(table, surviving, wire, settings)
+        values = getattr(at_splits, objective)[splits]
+        index = int(np.argmin(values))
+        if best is None or values[index] < best[0]:
+            best = float(values[index]), int(splits[index]), wire, at_splits.at(int(splits[index]))
+    _, split, wire, found = best
+    return Solution(gamma_for_split(table, surviving, split, settings.HEAD_TIER), split, wire, found)
+
+
+def solve_unfused(table: HardwareTable, surviving: np.ndarray, settings: Settings) -> Solution:
+    """Every block with its branches side by side (γ 9 or 3 where nothing is pruned), at its best λ."""
+    gamma = [unfused_gamma(tuple(row)) for row in np.asarray(surviving, dtype=bool)]
+    block_ms = {tier: gathered(table.T_ms[tier], gamma) for tier in TIERS}
+    at_splits = split_times(table, block_ms, settings.WIRE_FORMATS[0], settings.HEAD_TIER, settings.OMEGA)
+    splits = np.asarray(split_range(table.n_blocks, settings))
+    split = int(splits[np.argmin(at_splits.T_eff_ms[splits])])
+    return Solution(tuple(gamma), split, settings.WIRE_FORMATS[0], at_splits.at(split))
+
+
+def baselines(table: HardwareTable, surviving: np.ndarray, settings: Settings) -> Dict[str, Solution]:
+    """Everything on one tier (fastest γ), and unfused at its best split."""
+    n = table.n_blocks
+    all_on = {settings.HEAD_TIER: n, other_tier(settings.HEAD_TIER): 0}
+    found = {f'all_{tier}': solve_exact(table, surviving, settings, splits=[all_on[tier]]) for tier in TIERS}
+    return {**found, 'unfused': solve_unfused(table, surviving, settings)}
+
+
+# --- the gradient method ------------------------------------------------------------------------
+
+class SoftCosts:
+    """The roofline-enhanced T_eff as a differentiable function of γ logits and a real λ."""
+
+    def __init__(self, table: HardwareTable, valid: np.ndarray, wire: str, settings: Settings) -> None:
+        import torch
+        self.torch, self.table, self.settings = torch, table, settings
+        as_tensor = lambda values: torch.as_tensor(np.where(valid, values, 0.0), dtype=torch.float64)  # noqa: E731
+        self.block_ms = {tier: as_tensor(table.T_ms[tier]) for tier in TIERS}  # (N, 14)
+        self.flops, self.n_bytes = as_tensor(table.flops), as_tensor(table.bytes_moved)
+        self.invalid = torch.as_tensor(~valid)
+        self.com_ms = torch.as_tensor(table.link.transfer_ms(table.cut_bytes(wire)))  # (N+1,)
+        self.index = torch.arange(table.n_blocks, dtype=torch.float64)
+
+    def soft_gamma(self, logits):
+        """softmax over the valid γ: [N, 14]."""
+        return self.torch.softmax(logits.masked_fill(self.invalid, -self.torch.inf), dim=1)
+
+    def enhanced_T_eff_ms(self, logits, split):
+        """Expected times under soft γ and soft split; a block belongs to the head with weight sigmoid(σ(λ - k))."""
+        torch, table, settings = self.torch, self.table, self.settings
+        gamma = self.soft_gamma(logits)
+        in_head = torch.sigmoid(settings.SIGMA * (split - self.index))  # (N,)
+        head = settings.HEAD_TIER
+        stage_ms: Dict[str, object] = {}
+        for tier, share in ((head, in_head), (other_tier(head), 1 - in_head)):
+            end = table.stem if tier == head else table.classifier
+            flops = (share * (gamma * self.flops).sum(1)).sum() + end.flops
+            n_bytes = (share * (gamma * self.n_bytes).sum(1)).sum() + end.bytes_moved
+            own_ms = (share * (gamma * self.block_ms[tier]).sum(1)).sum() + end.T_ms[tier]
+            loss = roofline_loss_ms(flops, n_bytes, table.roofline[tier], settings.ROOFLINE_LAMBDA,
+                                    settings.ROOFLINE_RHO, torch.relu)
+            stage_ms[tier] = own_ms + settings.ROOFLINE_BETA * loss
+        return combine(stage_ms['client'], self.transfer_ms(split), stage_ms['server'], table.link.rtt_ms,
+                       settings.OMEGA, torch.maximum)[2]
+
+    def transfer_ms(self, split):
+        """T_com interpolated between cuts; cut c lies at c - 1/2, where the blocks below c weigh more than half."""
+        position = (split + 0.5).clamp(0, len(self.com_ms) - 1)
+        below = position.detach().floor().clamp(max=len(self.com_ms) - 2).long()
+        part = position - below
+        return (1 - part) * self.com_ms[below] + part * self.com_ms[below + 1]
+
+
+def solve_gradient(table: HardwareTable, surviving: np.ndarray, settings: Settings) -> GradientRun:
+    """The published method: Adam on γ logits and a real λ, then rounding (argmax γ; the head takes the blocks with
+    weight above one half). It optimises the first wire format. Deterministic: it starts from equal logits and the
+    middle of the allowed splits."""
+    import torch
+    start = time.perf_counter()
+    wire, splits = settings.WIRE_FORMATS[0], split_range(table.n_blocks, settings)
+    costs = SoftCosts(table, build_gamma_mask(surviving), wire, settings)
+    logits = torch.zeros(table.n_blocks, table.flops.shape[1], dtype=torch.float64, requires_grad=True)
+    low, high = splits[0] - 0.5, splits[-1] - 0.5
+    split = torch.tensor((low + high) / 2, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([logits, split], lr=settings.THROUGHPUT_OPTIM_LR)
+    history: List[Tuple[int, float]] = []
+    for step in range(settings.THROUGHPUT_OPTIM_STEPS):
+        optimizer.zero_grad()
+        loss = costs.enhanced_T_eff_ms(logits, split)
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            split.clamp_(low, high)
+        if step % 10 == 0 or step == settings.THROUGHPUT_OPTIM_STEPS - 1:
+            history.append((step, float(loss.detach())))
+    gamma = tuple(int(g) for g in costs.soft_gamma(logits).argmax(dim=1))
+    rounded = min(max(int(np.ceil(float(split.detach()))), splits[0]), splits[-1])
+    block_ms: Mapping[str, np.ndarray] = {tier: gathered(table.T_ms[tier], gamma) for tier in TIERS}
+    found = split_times(table, block_ms, wire, settings.HEAD_TIER, settings.OMEGA).at(rounded)
+    return GradientRun(Solution(gamma, rounded, wire, found), settings.THROUGHPUT_OPTIM_STEPS,
+                       time.perf_counter() - start, history)
