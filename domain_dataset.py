@@ -1,0 +1,74 @@
+"""The images of a domain as every script sees them.
+
+    images = load_domain(settings, domain_id=0, split='val')    # evaluation.ImageSet
+
+Reads the partition (noniid_partition.py) and applies the domain's corruption (domain_transforms.py).
+"""
+from __future__ import annotations
+
+from typing import Optional, Tuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from config import Settings, UserError
+from domain_transforms import check_domain, corrupt, domain_name
+from evaluation import ImageSet
+from image_sources import ImageSource, open_source
+from noniid_partition import SPLITS, load_partition
+
+LOADER_BATCH = 32  # images that a loading process hands over at once
+
+
+class DomainDataset(Dataset):
+    """Images `indices` of a source under a domain's corruption (None: clean): (uint8 [3, S, S], label)."""
+
+    def __init__(self, source: ImageSource, indices: np.ndarray, domain_id: Optional[int], seed: int) -> None:
+        self.source, self.indices, self.domain_id, self.seed = source, indices, domain_id, seed
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> Tuple[torch.Tensor, int]:
+        index = int(self.indices[position])
+        try:
+            image = self.source.read(index)
+        except Exception as error:  # whatever a file that was damaged or removed since provokes
+            raise UserError(f'{self.source.describe(index)}: can no longer be read ({error}); make the partition again '
+                            'with `python create_noniid_partition.py`') from None
+        if self.domain_id is not None:
+            image = corrupt(image, self.domain_id, self.seed, index)
+        return image, int(self.source.labels[index])
+
+
+def load_domain(settings: Settings, domain_id: int, split: str) -> ImageSet:
+    """Corrupted images of one split ('train', 'val' or 'test') of a domain.
+
+    Raises `UserError` for a domain that does not exist, missing data, or a partition that does not fit.
+    """
+    check_domain(domain_id, settings.NUM_DOMAINS)
+    source, partition = _open(settings, split)
+    dataset = DomainDataset(source, partition.domains[domain_id][split], domain_id, settings.SEED)
+    return _read_all(dataset, settings, f'domain {domain_id} ({domain_name(domain_id)}), {split}')
+
+
+def load_clean(settings: Settings, split: str) -> ImageSet:
+    """All images of a split, of all domains together and uncorrupted: what the base model is trained on."""
+    source, partition = _open(settings, split)
+    return _read_all(DomainDataset(source, partition.pools[split], None, settings.SEED), settings, f'clean, {split}')
+
+
+def _open(settings: Settings, split: str):
+    if split not in SPLITS:
+        raise ValueError(f'split {split!r} is none of {SPLITS}')
+    source = open_source(settings)
+    return source, load_partition(source, settings)
+
+
+def _read_all(dataset: DomainDataset, settings: Settings, what: str) -> ImageSet:
+    """The whole dataset in memory, in order. The loader gets a generator of its own: it would draw from torch's."""
+    loader = DataLoader(dataset, batch_size=LOADER_BATCH, num_workers=settings.NUM_WORKERS, generator=torch.Generator())
+    images, labels = zip(*tqdm(loader, what, delay=3, leave=False, disable=None))
+    return ImageSet(torch.cat(images), torch.cat(labels))
