@@ -71,7 +71,8 @@ def find_readable(source: ImageSource, num_workers: int = 0) -> Tuple[Indices, L
     from torch.utils.data import DataLoader
     from tqdm import tqdm
     loader = DataLoader(_Decodes(source), batch_size=64, num_workers=num_workers)
-    readable = np.concatenate([part.numpy() for part in tqdm(loader, 'checking images', delay=3, leave=False, disable=None)])
+    progress = tqdm(loader, 'checking images', delay=3, leave=False, disable=None)
+    readable = np.concatenate([part.numpy() for part in progress])
     skipped = [source.describe(index) for index in np.flatnonzero(~readable)]
     if skipped:
         more = f' and {len(skipped) - NAMES_SHOWN} more' if len(skipped) > NAMES_SHOWN else ''
