@@ -8,17 +8,20 @@ entries alike. benchmarks/lut_fidelity.py holds the sums of entries against whol
 """
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from typing import Callable, Iterator, List, Optional, Sequence
 
 import numpy as np
 import torch
-from torch.utils import benchmark
 
 from gamma_configurator import GAMMAS, N_GAMMA
 from hyper_repvgg import DeployedNetwork, HyperRepVGG, deploy
 from repvgg import BRANCHES
+
+logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)  # it warns where there is nvcc but no GPU
+from torch.utils import benchmark  # noqa: E402
 
 PASSES = 3  # timed forward passes a visit, after torch.utils.benchmark's own warm-up
 

@@ -48,7 +48,8 @@ def read_checkpoint(path: str) -> Dict[str, torch.Tensor]:
     except Exception as error:  # whatever a damaged or hostile file provokes in the unpickler
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         hostile = 'weights_only' in str(error) or 'Unsupported' in str(error)
-        what = 'holds more than tensors, and loading it could execute code' if hostile else 'is not a readable checkpoint'
+        what = ('holds more than tensors, and loading it could execute code' if hostile else
+                'is not a readable checkpoint')
         raise UserError(f'{path}: {what}; save it again as a plain state dict ({reason})') from None
     for wrapper in ('state_dict', 'model'):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):

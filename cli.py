@@ -16,7 +16,7 @@ import os
 import sys
 import time
 from contextlib import contextmanager
-from typing import Callable, Iterator, Optional, Sequence, Tuple
+from typing import Callable, Iterator, List, Optional, Sequence, Tuple
 
 import config
 from config import UserError
@@ -73,3 +73,17 @@ def step(what: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     say(f'{what}: {time.perf_counter() - start:.1f} s')
+
+
+def domains(text: Optional[str], settings: config.Settings) -> List[int]:
+    """'0,3,7' -> [0, 3, 7]; None: all of NUM_DOMAINS. Raises `UserError` for anything else."""
+    if text is None:
+        return list(range(settings.NUM_DOMAINS))
+    try:
+        found = sorted({int(part) for part in text.split(',')})
+    except ValueError:
+        raise UserError(f'domains {text!r}: write them as 0,3,7') from None
+    for domain in found:
+        if not 0 <= domain < settings.NUM_DOMAINS:
+            raise UserError(f'domain {domain}: there are domains 0 to {settings.NUM_DOMAINS - 1}')
+    return found

@@ -54,7 +54,8 @@ class Settings:
     NORM_STD: Tuple[float, ...] = _setting((0.5, 0.5, 0.5), 'data')
     BATCH_SIZE: int = _setting(64, 'alpha')  # images; α training and evaluation
     NUM_WORKERS: int = _setting(0, 'none')  # data loading processes; does not change a pixel
-    TORCH_THREADS: int = _setting(0, 'none')  # threads for training and evaluation; 0: all cores
+    TORCH_THREADS: int = _setting(1, 'alpha')  # threads of training and evaluation; 1: same sums everywhere, and
+    #                                               run_pipeline.sh runs a domain on each core; 0: all cores
 
     # --- α for each domain (code1) and its importance (code2) -----------------------------------
     ALPHA_EPOCHS: int = _setting(4, 'alpha')  # passes over a domain's training split
@@ -92,7 +93,9 @@ class Settings:
     KAPPA: float = _setting(100.0, 'joint')  # price of violating it
     MU: float = _setting(1.0, 'joint')  # reward of accuracy
     MAX_PRUNING_ROUNDS: int = _setting(30, 'joint')  # accepted changes at most
-    CANDIDATES_PER_ROUND: int = _setting(4, 'joint')  # candidates that get a recovery and a judgement, a round
+    LOOKS_PER_ROUND: int = _setting(24, 'joint')  # candidates whose accuracy is measured without recovery, a round
+    CANDIDATES_PER_ROUND: int = _setting(3, 'joint')  # of these, how many get a recovery and a judgement
+    ACTIVATION_CACHE_MB: int = _setting(512, 'none')  # memory for validation activations, MiB
     PRUNING_THRESHOLD: float = _setting(0.02, 'joint')  # a branch whose |α| is below is offered for pruning for
     #                                                    accuracy's sake even when it saves no time
     RECOVERY_STEPS: int = _setting(12, 'joint')  # α steps (batches) after a candidate change
@@ -152,13 +155,13 @@ _RULES = {
     'LAMBDA_MAX': (lambda v: v is None or v >= 0, '0 or more, or none'),
     **{name: _positive for name in (
         'NUM_CLASSES', 'INPUT_SIZE', 'DIRICHLET_BETA', 'BATCH_SIZE', 'ALPHA_LR', 'EDGE_CPU_SLOWDOWN',
-        'LUT_ROUNDS', 'BANDWIDTH_MBPS', 'SIGMA', 'THROUGHPUT_OPTIM_LR', 'CANDIDATES_PER_ROUND',
+        'LUT_ROUNDS', 'BANDWIDTH_MBPS', 'SIGMA', 'THROUGHPUT_OPTIM_LR', 'CANDIDATES_PER_ROUND', 'LOOKS_PER_ROUND',
         'RECOVERY_LR')},
     **{name: _not_negative for name in (
         'SEED', 'IMAGES_PER_SPLIT', 'NUM_WORKERS', 'TORCH_THREADS', 'ALPHA_EPOCHS', 'SERVER_THREADS',
         'CLIENT_THREADS', 'RTT_MS', 'LAMBDA_MIN', 'ROOFLINE_BETA', 'ROOFLINE_LAMBDA', 'ROOFLINE_RHO',
         'THROUGHPUT_OPTIM_STEPS', 'KAPPA', 'MU', 'MAX_PRUNING_ROUNDS', 'PRUNING_THRESHOLD', 'RECOVERY_STEPS',
-        'L1_WEIGHT')},
+        'L1_WEIGHT', 'ACTIVATION_CACHE_MB')},
 }
 _TYPES = get_type_hints(Settings)
 

@@ -167,3 +167,10 @@ def roofline_loss_ms(flops: Any, n_bytes: Any, roofline: Roofline, scale: float,
     scale · (relu(I* - I) + ρ·(F/P + B/W)), with F/P and B/W in ms, like every time here."""
     ideal_ms = flops / (roofline.peak_gflops * 1e6) + n_bytes / (roofline.bandwidth_gbs * 1e6)
     return scale * (relu(roofline.i_knee - flops / n_bytes) + rho * ideal_ms)
+
+
+def goal(T_eff_ms: float, T_eff_ref_ms: float, accuracy: float, reference: float, epsilon: float, kappa: float,
+         mu: float) -> Tuple[float, float]:
+    """Goal programming (section 5): (J, ξ_A) with ξ_A = max(0, A_ref - ε - A), its optimum. Accuracies as fractions."""
+    xi = max(0.0, reference - epsilon - accuracy)
+    return T_eff_ms / T_eff_ref_ms + kappa * xi - mu * accuracy, xi

@@ -23,39 +23,53 @@ MAX_FILE_BYTES = 256 << 20  # a larger file is not one of ours
 
 
 class FileKind(NamedTuple):
-    """Path (a format of RESULTS_DIR, MODEL_NAME, domain) and the command that makes the file."""
-    path: str
+    """One kind of file: where it is, what makes it, and what it is made from. Together the rows of KINDS are the
+    pipeline's graph of dependencies."""
+    path: str  # a format of RESULTS_DIR, MODEL_NAME, PARTITION_FILE and a domain
     made_by: str
+    groups: Sequence[str]  # the groups of settings that shape it
+    inputs: Sequence[str] = ()  # kinds that it is made from
+    files: Sequence[str] = ()  # settings that name further files it is made from
 
+
+_TASK1, _TASK2 = 'task1_trained_weights_{model}/', 'task2_importance_rankings_{model}/'
+_CODE1, _CODE2 = 'python code1_train_and_record_weights.py', 'python code2_calculate_flops_importance.py'
+_STEP1 = 'python step1_measure_lut.py --mode '
+_STEP3 = 'python step_3_joint.py --domain_id {domain} --mode pseudo'
+_TRAINED = ('model', 'weights', 'data', 'alpha')
+_TABLE = ('model', 'lut', 'server', 'client', 'link')
+_JOINT = FileKind('{results}/joint_optimization/domain_{domain}_joint.json', _STEP3,
+                  (*_TRAINED, 'link', 'objective', 'joint'), ('lut', 'alpha', 'importance_rankings', 'partition'),
+                  ('WEIGHT_PATH_SERVER',))
 
 KINDS: Dict[str, FileKind] = {
-    'alpha': FileKind('task1_trained_weights_{model}/trained_hyper_weights.json',
-                      'python code1_train_and_record_weights.py'),
-    'alpha_training': FileKind('task1_trained_weights_{model}/training_results.json',
-                               'python code1_train_and_record_weights.py'),
-    'importance_rankings': FileKind('task2_importance_rankings_{model}/importance_rankings.json',
-                                    'python code2_calculate_flops_importance.py'),
-    'importance_scores': FileKind('task2_importance_rankings_{model}/importance_scores.json',
-                                  'python code2_calculate_flops_importance.py'),
-    'branch_flops': FileKind('task2_importance_rankings_{model}/branch_flops.json',
-                             'python code2_calculate_flops_importance.py'),
-    'roofline_server': FileKind('{results}/roofline_server.json', 'python roofline_measure.py --tier server'),
-    'roofline_client': FileKind('{results}/roofline_client.json', 'python roofline_measure.py --tier client'),
-    'lut_server': FileKind('{results}/lut_server.json', 'python step1_measure_lut.py --mode server'),
-    'lut_client': FileKind('{results}/lut_client.json', 'python step1_measure_lut.py --mode client'),
-    'lut': FileKind('{results}/hardware_lut_complete.json', 'python step1_measure_lut.py --mode merge'),
+    'partition': FileKind('{partition}', 'python create_noniid_partition.py', ('data',)),
+    'alpha': FileKind(_TASK1 + 'trained_hyper_weights.json', _CODE1, _TRAINED, ('partition',), ('WEIGHT_PATH_SERVER',)),
+    'alpha_training': FileKind(_TASK1 + 'training_results.json', _CODE1, _TRAINED, ('partition',),
+                               ('WEIGHT_PATH_SERVER',)),
+    'branch_flops': FileKind(_TASK2 + 'branch_flops.json', _CODE2, ('model',), ('alpha',)),
+    'importance_scores': FileKind(_TASK2 + 'importance_scores.json', _CODE2, ('model',), ('alpha',)),
+    'importance_rankings': FileKind(_TASK2 + 'importance_rankings.json', _CODE2, ('model',), ('alpha',)),
+    'roofline_server': FileKind('{results}/roofline_server.json', 'python roofline_measure.py --tier server',
+                                ('server',)),
+    'roofline_client': FileKind('{results}/roofline_client.json', 'python roofline_measure.py --tier client',
+                                ('client',), (), ('DEVICE_PROFILE',)),
+    'lut_server': FileKind('{results}/lut_server.json', _STEP1 + 'server', ('model', 'lut', 'server')),
+    'lut_client': FileKind('{results}/lut_client.json', _STEP1 + 'client', ('model', 'lut', 'client'), (),
+                           ('DEVICE_PROFILE',)),
+    'lut': FileKind('{results}/hardware_lut_complete.json', _STEP1 + 'merge', _TABLE, ('lut_server', 'lut_client')),
     'step2': FileKind('{results}/initial_throughput_config.json',
-                      'python step2_initial_throughput_opt.py --lut_file {results}/hardware_lut_complete.json'),
-    'joint': FileKind('{results}/joint_optimization/domain_{domain}_joint.json',
-                      'python step_3_joint.py --domain_id {domain} --mode pseudo'),
-    'joint_state': FileKind('{results}/joint_optimization/domain_{domain}_state.json',
-                            'python step_3_joint.py --domain_id {domain} --mode pseudo'),
+                      'python step2_initial_throughput_opt.py --lut_file {results}/hardware_lut_complete.json',
+                      ('model', 'link', 'objective', 'gradient'), ('lut',)),
+    'joint': _JOINT,
+    'joint_state': _JOINT._replace(path='{results}/joint_optimization/domain_{domain}_state.json'),
 }
 
 
 def path_of(kind: str, settings: Settings, domain: Optional[int] = None) -> str:
     """Where a kind of file lies under these settings."""
-    return KINDS[kind].path.format(results=settings.RESULTS_DIR, model=settings.MODEL_NAME, domain=domain)
+    return KINDS[kind].path.format(results=settings.RESULTS_DIR, model=settings.MODEL_NAME, domain=domain,
+                                   partition=settings.PARTITION_FILE)
 
 
 def command_for(kind: str, settings: Settings, domain: Optional[int] = None) -> str:
@@ -119,15 +133,13 @@ def write(path: str, content: Dict[str, Any], metadata: Dict[str, Any]) -> None:
             stream.write(text + '\n')
 
 
-def make_metadata(settings: Settings, groups: Sequence[str], inputs: str = '') -> Dict[str, Any]:
-    """The metadata of a file shaped by these groups of settings; `inputs` is its `fingerprint`."""
-    software = {'python': platform.python_version()}
-    for module in ('torch', 'torchvision', 'numpy'):
-        version = _version(module)
-        if version:
-            software[module] = version
-    return {'model': settings.MODEL_NAME, 'created': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
-            'software': software, 'seed': settings.SEED, 'config': _plain(settings.group(*groups)), 'inputs': inputs}
+def make_metadata(settings: Settings, kind: str, inputs: str) -> Dict[str, Any]:
+    """The metadata of a file of this kind; `inputs` is its `inputs_of`."""
+    versions = {module: _version(module) for module in ('torch', 'torchvision', 'numpy')}
+    return {'model': settings.MODEL_NAME,
+            'created': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
+            'software': {'python': platform.python_version(), **{k: v for k, v in versions.items() if v}},
+            'seed': settings.SEED, 'config': _plain(settings.group(*KINDS[kind].groups)), 'inputs': inputs}
 
 
 def _version(package: str) -> Optional[str]:
@@ -151,14 +163,24 @@ def numbers_or_none(values: Iterable[float]) -> List[Optional[float]]:
 
 # --- is an output still current? -------------------------------------------------------------------
 
-def fingerprint(settings: Settings, groups: Sequence[str], files: Sequence[str]) -> str:
-    """A hash of the settings in these groups and of these files' contents (our own JSON files
-    count without their metadata). A missing file counts as missing."""
-    digest = hashlib.sha256(json.dumps(_plain(settings.group(*groups)), sort_keys=True).encode())
+def inputs_of(kind: str, settings: Settings, domain: Optional[int] = None, **replaced: str) -> str:
+    """A hash of everything that shapes a file of this kind: its settings and the content of its input files (our own
+    JSON files count without their metadata, a missing file counts as missing). `replaced` gives another path for
+    an input, as in `inputs_of('step2', settings, lut='table.json')`."""
+    spec = KINDS[kind]
+    files = [replaced.get(name) or path_of(name, settings) for name in spec.inputs]
+    files += [_named_file(getattr(settings, name)) for name in spec.files]
+    digest = hashlib.sha256(json.dumps(_plain(settings.group(*spec.groups)), sort_keys=True).encode())
+    digest.update(f'\n{domain}'.encode())
     for path in files:
-        digest.update(f'\n{os.path.basename(path)}:'.encode())
-        digest.update(content_hash(path).encode())
+        digest.update(f'\n{os.path.basename(path)}:{content_hash(path)}'.encode())
     return digest.hexdigest()
+
+
+def _named_file(value: str) -> str:
+    """The file that a setting means: a path, or the name of a built-in device profile."""
+    built_in = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data', 'device_profiles', f'{value}.json')
+    return built_in if os.path.isfile(built_in) else value
 
 
 def content_hash(path: str) -> str:
@@ -230,7 +252,14 @@ class Document:
             words = {dict: 'an object', list: 'a list', str: 'text', float: 'a number', int: 'a whole number',
                      bool: 'true or false'}
             raise self.refuse(f"field '{_label(field)}' is {json.dumps(value)[:40]}, not {words[kind]}")
-        return float(value) if kind is float else value
+        if kind is float:
+            try:
+                value = float(value)
+            except OverflowError:  # a whole number of more than 308 digits
+                value = math.inf
+            if not math.isfinite(value):
+                raise self.refuse(f"field '{_label(field)}' is not a finite number")
+        return value
 
     def number(self, field: Field, lowest: float = -math.inf) -> float:
         """One number, at least `lowest`."""
@@ -242,8 +271,8 @@ class Document:
         if len(values) != length:
             raise self.refuse(f"field '{_label(field)}' has {len(values)} entries, not {length}")
         return [math.nan if value is None and none_allowed else
-                self._at_least(self.check(value, f'{_label(field)}[{index}]', float), f'{_label(field)}[{index}]', lowest)
-                for index, value in enumerate(values)]
+                self._at_least(self.check(value, f'{_label(field)}[{index}]', float), f'{_label(field)}[{index}]',
+                               lowest) for index, value in enumerate(values)]
 
     def _at_least(self, value: float, field: Field, lowest: float) -> float:
         if value < lowest:

@@ -12,8 +12,6 @@ import cli
 import json_files
 from config import Settings
 
-GROUPS = ('model', 'lut', 'server', 'client', 'link', 'objective', 'gradient')
-
 
 def optimise(table: Any, settings: Settings) -> Dict[str, Any]:
     """Everything that the output file holds, from a table."""
@@ -47,7 +45,8 @@ def summary(result: Dict[str, Any]) -> str:
     """A table for people: the answers beside the baselines, and whether splitting pays."""
     rows = [('exact', result['exact']), ('gradient', result['gradient'])]
     rows += [(name.replace('_', ' '), entry) for name, entry in result['baselines'].items()]
-    lines = [f"{'':12} {'λ':>3} {'client':>8} {'link':>8} {'server':>8} {'T_lat':>8} {'T_cyc':>8} {'T_eff':>8} {'fps':>8}"]
+    lines = [f"{'':12} {'λ':>3} " + ' '.join(f'{word:>8}' for word in ('client', 'link', 'server', 'T_lat', 'T_cyc',
+                                                                       'T_eff', 'fps'))]
     for name, entry in rows:
         lines.append(f"{name:12} {entry['lambda']:>3} " + ' '.join(
             f'{entry[key]:8.2f}' for key in ('T_client_ms', 'T_com_ms', 'T_server_ms', 'T_lat_ms', 'T_cyc_ms',
@@ -74,7 +73,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
     parser.add_argument('--lut_file', metavar='FILE', help='the complete table (default: the one in RESULTS_DIR)')
     args, settings = cli.parse(parser, argv)
     path, lut_file = json_files.path_of('step2', settings), args.lut_file or json_files.path_of('lut', settings)
-    inputs = json_files.fingerprint(settings, GROUPS, [lut_file])
+    inputs = json_files.inputs_of('step2', settings, lut=lut_file)
     if args.if_changed and json_files.is_current([path], inputs):
         cli.say(f'{path} is up to date')
         return
@@ -82,7 +81,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
     table = lut_manager.load(lut_file, settings)
     json_files.check_writable(path)
     result = optimise(table, settings)
-    json_files.write(path, result, json_files.make_metadata(settings, GROUPS, inputs))
+    json_files.write(path, result, json_files.make_metadata(settings, 'step2', inputs))
     print(summary(result))
     print(f'-> {path}')
 

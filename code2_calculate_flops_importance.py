@@ -1,0 +1,157 @@
+"""Task 2: FLOPs of every branch, and its importance |α| / GFLOPs in every domain.
+
+    python code2_calculate_flops_importance.py
+
+Reads task 1's α. Writes branch_flops.json (convolutions checked against torch.utils.flop_counter),
+importance_scores.json, importance_rankings.json (low to high) and importance_heatmap.png to
+task2_importance_rankings_{MODEL_NAME}/. FLOPs are for one image, 2 per multiply-add, BatchNorm 4 an element.
+"""
+from __future__ import annotations
+
+import os
+from typing import Any, Dict, List, Optional, Sequence
+
+import cli
+import json_files
+from config import Settings
+
+KINDS = ('branch_flops', 'importance_scores', 'importance_rankings')
+
+
+def model_branch_flops(settings: Settings) -> Any:
+    """FLOPs [N, 3] of the model's branches for one image; NaN without identity."""
+    import numpy as np
+
+    from block_work import branch_flops
+    from repvgg import architecture, block_shapes
+    _, shapes = block_shapes(architecture(settings.MODEL_NAME), settings.INPUT_SIZE)
+    rows = [branch_flops(shape) for shape in shapes]
+    return np.array(rows, dtype=float)
+
+
+def counted_conv_flops(settings: Settings) -> Any:
+    """FLOPs [N, 2] of the 3x3 and 1x1 convolutions as PyTorch counts them; runs on shapes alone ('meta' device)."""
+    import numpy as np
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from repvgg import RepVGG, architecture, block_shapes
+    _, shapes = block_shapes(architecture(settings.MODEL_NAME), settings.INPUT_SIZE)
+    with torch.device('meta'):
+        model = RepVGG(settings.MODEL_NAME, settings.NUM_CLASSES)
+    counted = np.zeros((len(shapes), 2))
+    for k, (block, shape) in enumerate(zip(model.blocks, shapes)):
+        x = torch.empty(1, shape.in_channels, shape.in_size, shape.in_size, device='meta')
+        for b, branch in enumerate((block.rbr_dense, block.rbr_1x1)):
+            with FlopCounterMode(display=False) as counter:
+                branch.conv(x)
+            counted[k, b] = counter.get_total_flops()
+    return counted
+
+
+def check_flops(flops: Any, settings: Settings) -> float:
+    """Largest relative difference between our convolution FLOPs and PyTorch's."""
+    import numpy as np
+
+    from block_work import BN_FLOPS, out_elements
+    from repvgg import architecture, block_shapes
+    _, shapes = block_shapes(architecture(settings.MODEL_NAME), settings.INPUT_SIZE)
+    bn = np.array([BN_FLOPS * out_elements(shape) for shape in shapes])[:, None]
+    counted = counted_conv_flops(settings)
+    return float(np.max(np.abs(flops[:, :2] - bn - counted) / counted))
+
+
+def importance_of(alpha: Any, flops: Any) -> Any:
+    """|α| / (FLOPs / 1e9), [N, 3]; NaN where there is no branch, or one of zero FLOPs."""
+    import numpy as np
+    return np.abs(alpha) / np.where(flops > 0, flops / 1e9, np.nan)
+
+
+def ranking(scores: Any, names: Sequence[str]) -> List[str]:
+    """['stage1.0.dense', ...] from least to most important; branches without a score are left out."""
+    import numpy as np
+
+    from repvgg import BRANCHES
+    flat = scores.ravel()
+    order = [i for i in np.argsort(flat, kind='stable') if not np.isnan(flat[i])]
+    return [f'{names[i // len(BRANCHES)]}.{BRANCHES[i % len(BRANCHES)]}' for i in order]
+
+
+def load_alphas(settings: Settings) -> Dict[str, Dict[str, Any]]:
+    """Task 1's α: {domain: {'domain_name', 'alpha' [N, 3]}}; `UserError` when missing or damaged."""
+    import numpy as np
+
+    from hyper_repvgg import alpha_from_blocks, unpruned_alpha
+    from lut_manager import blocks_of
+    names, has_identity = blocks_of(settings)
+    document = json_files.read_kind('alpha', settings)
+    result = {}
+    for domain, entry in document.get('domains').items():
+        try:
+            alpha = alpha_from_blocks(entry['alpha'], names)
+            domain_name = entry['domain_name']
+        except (KeyError, TypeError, ValueError):
+            raise document.refuse(f'domain {domain} does not hold the α of {settings.MODEL_NAME}') from None
+        if (np.isnan(alpha) != np.isnan(unpruned_alpha(has_identity))).any():
+            raise document.refuse(f'domain {domain}: α must be null exactly where a block has no identity')
+        result[domain] = {'domain_name': domain_name, 'alpha': alpha}
+    return result
+
+
+def draw(path: str, scores: Dict[str, Any], domain_names: Dict[str, str], names: Sequence[str]) -> None:
+    """log10 importance of every branch (rows) in every domain (columns)."""
+    import numpy as np
+
+    import figures
+    from repvgg import BRANCHES
+    order = sorted(scores, key=int)
+    values = np.log10(np.maximum(np.stack([scores[d] for d in order]), 1e-12))  # (domains, N, 3)
+    low, high = np.nanmin(values), np.nanmax(values)
+    figure, axes = figures.subplots(1, 3, size=(6 + 0.55 * len(names), 2.6 + 0.3 * len(order)), sharey=True)
+    for b, branch in enumerate(BRANCHES):
+        figures.draw_heatmap(axes[b], values[:, :, b], [domain_names[d] for d in order], names,
+                             'log10 importance (1/GFLOP)', limits=(low, high))
+        axes[b].set_title({'dense': '3x3', '1x1': '1x1', 'identity': 'identity'}[branch])
+        axes[b].set_xlabel('block')
+    figure.suptitle('Importance |α| / GFLOPs: dark branches cost most for what they weigh, grey: no such branch')
+    figures.save(figure, path)
+
+
+def main(argv: Optional[Sequence[str]]) -> None:
+    """The command line."""
+    parser = cli.parser(__doc__)
+    cli.add_if_changed(parser)
+    args, settings = cli.parse(parser, argv)
+    inputs = json_files.inputs_of('branch_flops', settings)
+    paths = {kind: json_files.path_of(kind, settings) for kind in KINDS}
+    folder = os.path.dirname(paths['branch_flops'])
+    picture = os.path.join(folder, 'importance_heatmap.png')
+    if args.if_changed and json_files.is_current([*paths.values(), picture], inputs):
+        cli.say(f'{folder} is up to date')
+        return
+    alphas = load_alphas(settings)
+    for path in paths.values():
+        json_files.check_writable(path)
+    from hyper_repvgg import alpha_by_block
+    from lut_manager import blocks_of
+    names, _ = blocks_of(settings)
+    flops = model_branch_flops(settings)
+    difference = check_flops(flops, settings)
+    scores = {domain: importance_of(entry['alpha'], flops) for domain, entry in alphas.items()}
+    domain_names = {domain: entry['domain_name'] for domain, entry in alphas.items()}
+    metadata = json_files.make_metadata(settings, 'branch_flops', inputs)
+    json_files.write(paths['branch_flops'], {'flops': alpha_by_block(flops, names),
+                                             'largest_difference_from_flop_counter': difference}, metadata)
+    json_files.write(paths['importance_scores'], {'domains': {
+        d: {'domain_name': domain_names[d], 'scores': alpha_by_block(scores[d], names)} for d in scores}}, metadata)
+    json_files.write(paths['importance_rankings'], {'domains': {
+        d: {'domain_name': domain_names[d], 'ranking': ranking(scores[d], names)} for d in scores}}, metadata)
+    draw(picture, scores, domain_names, names)
+    first = min(scores, key=int)
+    print(f'convolution FLOPs differ from torch.utils.flop_counter by at most {difference:.2e} (relative)')
+    print(f'domain {first}, least important first: {", ".join(ranking(scores[first], names)[:5])}, ...')
+    print(f'-> {folder}')
+
+
+if __name__ == '__main__':
+    cli.run(main)

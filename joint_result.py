@@ -1,0 +1,181 @@
+"""The result of step 3 for one domain, and the state of a search under way, as data and as JSON (design section 9)."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Dict, List, Optional, Tuple
+
+import numpy as np
+
+import json_files
+from config import Settings
+from cost_model import Configuration, HardwareTable, Times
+from gamma_configurator import gamma_by_id
+from gamma_mask_builder import build_gamma_mask
+from hyper_repvgg import alpha_by_block, alpha_from_blocks, surviving_branches, unpruned_alpha
+from json_files import Document
+from progressive_pruning import CurvePoint, SearchState
+from repvgg import BRANCHES
+
+
+@dataclass(frozen=True)
+class AccuracyReport:
+    """Accuracies as fractions of 1; test figures unless their name says validation."""
+    original: float  # α = 1
+    reference: float  # the network behind A_ref
+    final: float
+    n_test: int
+    ci95: Tuple[float, float]  # of final
+    val_reference: float  # A_ref
+    val_final: float
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A configuration to compare with."""
+    accuracy: float  # test
+    times: Times
+
+
+@dataclass(frozen=True)
+class JointResult:
+    """What step 3 found for one domain."""
+    domain_id: int
+    domain_name: str
+    mode: str  # 'pseudo' or 'real'
+    block_names: Tuple[str, ...]
+    configuration: Configuration
+    accuracy: AccuracyReport
+    epsilon: float
+    xi_A: float
+    J: float
+    times: Times
+    baselines: Dict[str, Baseline]
+    curve: List[CurvePoint]
+    measured: Optional[Dict[str, Any]]
+    seed: int
+    wall_s: float
+
+    @property
+    def pruned(self) -> List[str]:
+        """['stage1.0.dense', ...]: branches with α = 0."""
+        return [f'{name}.{branch}' for name, row in zip(self.block_names, self.configuration.alpha)
+                for branch, value in zip(BRANCHES, row) if value == 0]
+
+
+def save(result: JointResult, settings: Settings, inputs: str, block_evaluations: int) -> str:
+    """Write domain_D_joint.json; returns its path."""
+    path = json_files.path_of('joint', settings, result.domain_id)
+    choice, accuracy = result.configuration, result.accuracy
+    content = {
+        'domain_id': result.domain_id, 'domain_name': result.domain_name, 'mode': result.mode,
+        'alpha': alpha_by_block(choice.alpha, result.block_names), 'pruned': result.pruned,
+        'gamma': dict(zip(result.block_names, choice.gamma)), 'lambda': choice.split, 'wire': choice.wire,
+        'accuracy': {**vars(accuracy), 'ci95': list(accuracy.ci95)},
+        'epsilon': result.epsilon, 'xi_A': result.xi_A, 'J': result.J, **result.times.as_dict(),
+        'baselines': {name: {'accuracy': baseline.accuracy, **baseline.times.as_dict()}
+                      for name, baseline in result.baselines.items()},
+        'curve': [vars(point) for point in result.curve], 'measured': result.measured,
+        'block_evaluations': block_evaluations, 'seed': result.seed, 'wall_s': result.wall_s}
+    json_files.write(path, content, json_files.make_metadata(settings, 'joint', inputs))
+    return path
+
+
+def load(domain: int, table: HardwareTable, settings: Settings) -> JointResult:
+    """Read and check domain_D_joint.json; `UserError` when it is missing, damaged or of another model."""
+    document = json_files.read_kind('joint', settings, domain)
+    if document.get('domain_id', int) != domain:
+        raise document.refuse(f"is of domain {document.get('domain_id', int)}")
+    accuracy = {name: document.number(f'accuracy.{name}', 0) for name in
+                ('original', 'reference', 'final', 'val_reference', 'val_final')}
+    low, high = document.numbers('accuracy.ci95', 2, lowest=0)
+    measured = document.find('measured')
+    return JointResult(
+        domain, document.get('domain_name', str), document.get('mode', str), table.block_names,
+        configuration_from_json(document, table),
+        AccuracyReport(**accuracy, n_test=document.get('accuracy.n_test', int), ci95=(low, high)),
+        document.number('epsilon', 0), document.number('xi_A', 0), document.number('J'),
+        times_from_json(document, ()),
+        {name: Baseline(document.number(('baselines', name, 'accuracy'), 0),
+                        times_from_json(document, ('baselines', name))) for name in document.get('baselines')},
+        curve_from_json(document), None if measured is None else document.get('measured'),
+        document.get('seed', int), document.number('wall_s', 0))
+
+
+def times_from_json(document: Document, where: Tuple[str, ...]) -> Times:
+    """The six times of section 9 in the object at `where`."""
+    return Times(**{name: document.number((*where, name), 0) for name in Times.__dataclass_fields__})
+
+
+def curve_from_json(document: Document) -> List[CurvePoint]:
+    """The accepted changes."""
+    points = []
+    for index, entry in enumerate(document.get('curve', list)):
+        point = Document(document.path, {f'curve[{index}]': entry}, document.made_by)
+        values = {name: point.number((f'curve[{index}]', name), 0) for name in
+                  ('accuracy', 'T_eff_ms', 'throughput_fps')}
+        points.append(CurvePoint(n_pruned=point.get((f'curve[{index}]', 'n_pruned'), int), **values))
+    return points
+
+
+def alpha_from_json(document: Document, table: HardwareTable) -> np.ndarray:
+    """α [N, 3], null exactly where a block has no identity, every block with at least one branch."""
+    expected = unpruned_alpha(table.has_identity)
+    by_block: Dict[str, Dict[str, Optional[float]]] = {}
+    for name, row in zip(table.block_names, expected):
+        by_block[name] = {}
+        for branch, present in zip(BRANCHES, ~np.isnan(row)):
+            where = ('alpha', name, branch)
+            if not present and document.find(where) is not None:
+                raise document.refuse(f"field '{'.'.join(where)}' must be null: the block has no identity branch")
+            by_block[name][branch] = document.number(where) if present else None
+    alpha = alpha_from_blocks(by_block, table.block_names)
+    for name, alive in zip(table.block_names, surviving_branches(alpha)):
+        if not alive.any():
+            raise document.refuse(f'block {name} has no branch left')
+    return alpha
+
+
+def configuration_from_json(document: Document, table: HardwareTable) -> Configuration:
+    """α, γ, λ and wire format, checked against each other and the table."""
+    alpha = alpha_from_json(document, table)
+    valid = build_gamma_mask(surviving_branches(alpha))
+    gamma = []
+    for k, name in enumerate(table.block_names):
+        value = gamma_by_id(document.get(('gamma', name), int), f'{document.path}: block {name}').id
+        if not valid[k, value]:
+            raise document.refuse(f'block {name}: γ {value} does not run exactly the surviving branches')
+        gamma.append(value)
+    split, wire = document.get('lambda', int), document.get('wire', str)
+    if not 0 <= split <= table.n_blocks:
+        raise document.refuse(f'lambda is {split}, not between 0 and {table.n_blocks}')
+    if wire not in table.block_bytes:
+        raise document.refuse(f'unknown wire format {wire!r}')
+    return Configuration(alpha, tuple(gamma), split, wire)
+
+
+# --- a search under way ----------------------------------------------------------------------------
+
+def save_state(state: SearchState, domain: int, table: HardwareTable, settings: Settings, inputs: str,
+               wall_s: float) -> None:
+    """Write domain_D_state.json: what a killed search goes on from."""
+    json_files.write(json_files.path_of('joint_state', settings, domain), {
+        'alpha': alpha_by_block(state.alpha, table.block_names), 'accuracy': state.accuracy,
+        'curve': [vars(point) for point in state.curve],
+        'rejected': [[block, list(keep)] for block, keep in sorted(state.rejected)], 'rounds': state.rounds,
+        'polished': state.polished, 'finished': state.finished, 'block_evaluations': state.block_evaluations,
+        'wall_s': wall_s}, json_files.make_metadata(settings, 'joint', inputs))
+
+
+def load_state(domain: int, table: HardwareTable, settings: Settings, inputs: str,
+               ) -> Optional[Tuple[SearchState, float]]:
+    """A search that was interrupted, and the seconds it had taken; None when there is none of these inputs."""
+    path = json_files.path_of('joint_state', settings, domain)
+    if not json_files.is_current([path], inputs):
+        return None
+    document = json_files.read(path, '')
+    state = SearchState(alpha_from_json(document, table), document.number('accuracy', 0), curve_from_json(document))
+    state.rejected = {(int(block), tuple(bool(b) for b in keep)) for block, keep in document.get('rejected', list)}
+    state.rounds = document.get('rounds', int)
+    state.polished, state.finished = document.get('polished', bool), document.get('finished', bool)
+    state.block_evaluations = document.get('block_evaluations', int)
+    return state, document.number('wall_s', 0)

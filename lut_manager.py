@@ -1,0 +1,297 @@
+"""The hardware table: measure or simulate a tier, save, merge, load and check.
+
+One tier's costs are a `TierCosts`; two of them and the link make a `cost_model.HardwareTable`, whose file is
+`results/hardware_lut_complete.json` (design section 9).
+"""
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
+
+import numpy as np
+
+import json_files
+from config import Settings, UserError
+from cost_model import FLOAT32, TIERS, EndCosts, HardwareTable, Link, Roofline
+from device_profile import (DeviceProfile, load_profile, predict_block_ms, predict_classifier_ms, predict_stem_ms)
+from json_files import Document, numbers_or_none
+from wire_formats import WIRE_BYTES_PER_ELEMENT
+
+if TYPE_CHECKING:
+    import torch
+
+BATCH_SIZE = 1  # images a forward pass: a camera delivers one frame at a time
+
+
+@dataclass(frozen=True)
+class TierCosts:
+    """One tier's times, ms for one image; NaN where a block cannot run a γ."""
+    tier: str
+    info: Dict[str, Any]  # name, simulated, threads, ...
+    block_ms: np.ndarray  # [N, 14]
+    block_iqr_ms: np.ndarray  # [N, 14]; zero where simulated by a formula
+    stem_ms: float
+    classifier_ms: float
+    roofline: Roofline
+
+
+# --- measuring and simulating -----------------------------------------------------------------------
+
+def device_of(name: str) -> 'torch.device':
+    """'auto' is the first CUDA device if there is one, else the CPU; `UserError` for one that is not there."""
+    import torch
+    if name == 'auto':
+        name = 'cuda' if torch.cuda.is_available() else 'cpu'
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f'device {name!r} cannot be used: {str(error).splitlines()[0]}') from None
+    if device.type not in ('cpu', 'cuda'):
+        raise UserError(f"device {name!r}: only 'cpu' and 'cuda' are supported")
+    return device
+
+
+def measure_tier(tier: str, settings: Settings, roofline: Roofline,
+                 progress: Optional[Callable[[int, int], None]] = None) -> TierCosts:
+    """Measure this machine as a tier."""
+    name, threads = ((settings.SERVER_DEVICE, settings.SERVER_THREADS) if tier == 'server' else
+                     (settings.CLIENT_DEVICE, settings.CLIENT_THREADS))
+    return _measured(tier, settings, device_of(name), settings.threads(threads), 1.0, {}, roofline, progress)
+
+
+def simulate_client(settings: Settings, roofline: Roofline,
+                    progress: Optional[Callable[[int, int], None]] = None) -> TierCosts:
+    """The client tier by DEVICE_PROFILE: this machine slowed down, or the profile's kernel model."""
+    import torch
+    from repvgg import architecture, block_shapes
+    profile = load_profile(settings.DEVICE_PROFILE)
+    if profile.kind == 'measured':
+        return _measured('client', settings, torch.device('cpu'), profile.threads, slowdown_of(profile, settings),
+                         {'profile': profile.name}, roofline, progress)
+    arch = architecture(settings.MODEL_NAME)
+    stem, shapes = block_shapes(arch, settings.INPUT_SIZE)
+    block_ms = np.stack([predict_block_ms(profile, shape) for shape in shapes])
+    return TierCosts('client', {'name': profile.name, 'simulated': True, 'profile': profile.name,
+                                'source': profile.source},
+                     block_ms, np.where(np.isnan(block_ms), np.nan, 0.0), predict_stem_ms(profile, stem),
+                     predict_classifier_ms(profile, arch.channels[4], settings.NUM_CLASSES, shapes[-1].out_size),
+                     roofline)
+
+
+def slowdown_of(profile: DeviceProfile, settings: Settings) -> float:
+    """A measured profile's factor: EDGE_CPU_SLOWDOWN for the built-in one, the file's own otherwise."""
+    return settings.EDGE_CPU_SLOWDOWN if profile.name == 'edge-cpu' else profile.slowdown
+
+
+def _measured(tier: str, settings: Settings, device: 'torch.device', threads: int, slowdown: float,
+              extra: Dict[str, Any], roofline: Roofline, progress: Optional[Callable[[int, int], None]]) -> TierCosts:
+    import torch
+
+    from block_timing import time_network
+    from hyper_repvgg import create_hyper_repvgg
+    torch.manual_seed(settings.SEED)  # random weights: times do not depend on their values
+    model = create_hyper_repvgg(None, settings.MODEL_NAME, settings.NUM_CLASSES).to(device)
+    image = torch.rand(BATCH_SIZE, 3, settings.INPUT_SIZE, settings.INPUT_SIZE, device=device)
+    timing = time_network(model, image, threads, settings.LUT_ROUNDS, progress)
+    info = {'name': device_name(device), 'device': device.type, 'threads': threads, 'simulated': slowdown != 1.0 or
+            bool(extra), 'slowdown': slowdown, 'samples_per_entry': timing.n_samples, **extra}
+    return TierCosts(tier, info, slowdown * timing.block_ms, slowdown * timing.block_iqr_ms,
+                     slowdown * timing.stem_ms, slowdown * timing.classifier_ms, roofline)
+
+
+def device_name(device: 'torch.device') -> str:
+    """What a reader of the table should see: the GPU's or the processor's name."""
+    import torch
+    if device.type == 'cuda':
+        return torch.cuda.get_device_name(device)
+    try:
+        with open('/proc/cpuinfo', encoding='utf-8') as stream:
+            names = [line.partition(':')[2].strip() for line in stream if line.startswith('model name')]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+# --- one tier's file ----------------------------------------------------------------------------
+
+def save_tier(costs: TierCosts, settings: Settings) -> str:
+    """Write results/lut_{tier}.json; returns its path."""
+    names, has_identity = blocks_of(settings)
+    kind = f'lut_{costs.tier}'
+    path = json_files.path_of(kind, settings)
+    metadata = {**json_files.make_metadata(settings, kind, json_files.inputs_of(kind, settings)),
+                **shape_metadata(settings), costs.tier: costs.info}
+    key = f'T_{costs.tier}'
+    json_files.write(path, {
+        'tier': costs.tier, 'block_names': names, 'has_identity': dict(zip(names, has_identity)),
+        key: rows_to_json(names, costs.block_ms), 'IQR': rows_to_json(names, costs.block_iqr_ms),
+        'stem': {key: costs.stem_ms}, 'classifier': {key: costs.classifier_ms},
+        'roofline': roofline_to_json(costs.roofline)}, metadata)
+    return path
+
+
+def load_tier(tier: str, settings: Settings, path: Optional[str] = None) -> TierCosts:
+    """Read a tier's file (the client's may have been copied from the device); `UserError` if it does not fit."""
+    path = path or json_files.path_of(f'lut_{tier}', settings)
+    document = json_files.read(path, json_files.command_for(f'lut_{tier}', settings))
+    check_shape(document, settings)
+    key = f'T_{tier}'
+    _, has_identity = blocks_of(settings)
+    return TierCosts(tier, document.get(f'metadata.{tier}'), rows_from_json(document, key, has_identity, settings),
+                     rows_from_json(document, 'IQR', has_identity, settings),
+                     document.number(f'stem.{key}', 0), document.number(f'classifier.{key}', 0),
+                     roofline_from_json(document, 'roofline'))
+
+
+def blocks_of(settings: Settings) -> Tuple[List[str], List[bool]]:
+    """Block names and which have an identity branch, by the model's architecture."""
+    from repvgg import architecture, block_names, block_shapes
+    arch = architecture(settings.MODEL_NAME)
+    return block_names(arch), [shape.has_identity for shape in block_shapes(arch, settings.INPUT_SIZE)[1]]
+
+
+def shape_metadata(settings: Settings) -> Dict[str, Any]:
+    """What a table must agree on with the settings that read it."""
+    return {'num_classes': settings.NUM_CLASSES, 'input_shape': [3, settings.INPUT_SIZE, settings.INPUT_SIZE],
+            'batch_size': BATCH_SIZE}
+
+
+def check_shape(document: Document, settings: Settings) -> None:
+    """Refuse a table of another model, shape or block list."""
+    document.require_model(settings)
+    for name, wanted in shape_metadata(settings).items():
+        found = document.get(f'metadata.{name}', type(wanted))
+        if found != wanted:
+            raise document.refuse(f'was made for {name} {found}, the settings say {wanted}')
+    names, has_identity = blocks_of(settings)
+    if document.get('block_names', list) != names:
+        raise document.refuse(f'its block names are not those of {settings.MODEL_NAME}')
+    if document.get('has_identity') != dict(zip(names, has_identity)):
+        raise document.refuse(f'has_identity does not fit {settings.MODEL_NAME}')
+
+
+def rows_to_json(names: List[str], values: np.ndarray) -> Dict[str, List[Optional[float]]]:
+    """[N, 14] with NaN -> {block: [14 numbers or None]}."""
+    return {name: numbers_or_none(row) for name, row in zip(names, values)}
+
+
+def rows_from_json(document: Document, key: str, has_identity: List[bool], settings: Settings) -> np.ndarray:
+    """{block: [14]} -> [N, 14]; a number exactly where the block can run the γ."""
+    from gamma_configurator import N_GAMMA
+    from gamma_mask_builder import runnable_gammas
+    names, _ = blocks_of(settings)
+    values = np.array([document.numbers((key, name), N_GAMMA, none_allowed=True, lowest=0) for name in names])
+    wrong = np.isnan(values) == runnable_gammas(np.array(has_identity))
+    if wrong.any():
+        block, gamma = (int(i) for i in np.argwhere(wrong)[0])
+        raise document.refuse(f"field '{key}.{names[block]}[{gamma}]' must be "
+                              f"{'null' if not np.isnan(values[block, gamma]) else 'a number'}")
+    return values
+
+
+def roofline_to_json(roofline: Roofline) -> Dict[str, float]:
+    """{peak_gflops, bandwidth_gbs, i_knee}."""
+    return {'peak_gflops': roofline.peak_gflops, 'bandwidth_gbs': roofline.bandwidth_gbs, 'i_knee': roofline.i_knee}
+
+
+def roofline_from_json(document: Document, field: str) -> Roofline:
+    """The inverse; the knee follows from the other two."""
+    return Roofline(document.number(f'{field}.peak_gflops', 1e-9), document.number(f'{field}.bandwidth_gbs', 1e-9))
+
+
+# --- the complete table ---------------------------------------------------------------------------
+
+def merge(server: TierCosts, client: TierCosts, settings: Settings, link: Optional[Link] = None) -> HardwareTable:
+    """Two tiers and a link (None: the settings') make the complete table."""
+    from block_work import block_work, classifier_work, out_elements, work_table
+    from gamma_configurator import fused_gamma
+    from repvgg import architecture, block_shapes
+    arch = architecture(settings.MODEL_NAME)
+    stem, shapes = block_shapes(arch, settings.INPUT_SIZE)
+    flops, bytes_moved = work_table(shapes)
+    stem_work = block_work(stem, fused_gamma((True, True, stem.has_identity)))
+    last = classifier_work(arch.channels[4], settings.NUM_CLASSES, shapes[-1].out_size)
+    names, has_identity = blocks_of(settings)
+    elements = np.array([out_elements(shape) for shape in shapes])
+    return HardwareTable(
+        model=settings.MODEL_NAME, num_classes=settings.NUM_CLASSES,
+        input_shape=(3, settings.INPUT_SIZE, settings.INPUT_SIZE), batch_size=BATCH_SIZE,
+        tier_info={'server': server.info, 'client': client.info},
+        block_names=tuple(names), has_identity=np.array(has_identity),
+        T_ms={'server': server.block_ms, 'client': client.block_ms}, flops=flops, bytes_moved=bytes_moved,
+        stem=EndCosts({'server': server.stem_ms, 'client': client.stem_ms}, *stem_work),
+        classifier=EndCosts({'server': server.classifier_ms, 'client': client.classifier_ms}, *last),
+        input_bytes=3 * settings.INPUT_SIZE ** 2,
+        block_bytes={wire: np.ceil(size * elements).astype(np.int64) for wire, size in WIRE_BYTES_PER_ELEMENT.items()},
+        logits_bytes=4 * settings.NUM_CLASSES,
+        link=link or Link(settings.BANDWIDTH_MBPS, settings.RTT_MS, measured=False),
+        roofline={'server': server.roofline, 'client': client.roofline})
+
+
+def save(table: HardwareTable, settings: Settings) -> str:
+    """Write results/hardware_lut_complete.json; returns its path."""
+    from gamma_configurator import GAMMAS
+    names = list(table.block_names)
+    path = json_files.path_of('lut', settings)
+
+    def end(costs: EndCosts) -> Dict[str, float]:
+        return {'T_server': costs.T_ms['server'], 'T_client': costs.T_ms['client'], 'FLOPs': costs.flops,
+                'Bytes': costs.bytes_moved}
+
+    json_files.write(path, {
+        'block_names': names, 'has_identity': dict(zip(names, table.has_identity.tolist())),
+        'T_server': rows_to_json(names, table.T_ms['server']), 'T_client': rows_to_json(names, table.T_ms['client']),
+        'FLOPs': rows_to_json(names, table.flops), 'Bytes': rows_to_json(names, table.bytes_moved),
+        'Intensity': rows_to_json(names, table.flops / table.bytes_moved),
+        'stem': end(table.stem), 'classifier': end(table.classifier), 'N_stream': [g.n_streams for g in GAMMAS],
+        'Comm_size': {'input': {'uint8': table.input_bytes},
+                      **{name: {wire: int(sizes[k]) for wire, sizes in table.block_bytes.items()}
+                         for k, name in enumerate(names)},
+                      'logits': {FLOAT32: table.logits_bytes}},
+        'bandwidth': {'bandwidth_mbps': table.link.bandwidth_mbps, 'rtt_ms': table.link.rtt_ms,
+                      'measured': table.link.measured},
+        'roofline': {tier: roofline_to_json(table.roofline[tier]) for tier in TIERS},
+    }, {**json_files.make_metadata(settings, 'lut', json_files.inputs_of('lut', settings)), **shape_metadata(settings),
+        **{tier: table.tier_info[tier] for tier in TIERS}})
+    return path
+
+
+def load(path: str, settings: Settings) -> HardwareTable:
+    """Read a complete table; `UserError` when it is damaged or of another model, shape, link format or version."""
+    from gamma_configurator import GAMMAS
+    document = json_files.read(path, json_files.command_for('lut', settings))
+    check_shape(document, settings)
+    names, has_identity = blocks_of(settings)
+    if document.get('N_stream', list) != [g.n_streams for g in GAMMAS]:
+        raise document.refuse("field 'N_stream' is not that of the 14 γ configurations")
+    rows = {key: rows_from_json(document, key, has_identity, settings)
+            for key in ('T_server', 'T_client', 'FLOPs', 'Bytes')}
+    wires = [wire for wire in WIRE_BYTES_PER_ELEMENT if wire in document.get(('Comm_size', names[0]))]
+    missing = [wire for wire in settings.WIRE_FORMATS if wire not in wires]
+    if missing:
+        raise document.refuse(f'has no sizes for wire format {missing[0]!r}, only for {", ".join(wires)}')
+    def end(part: str) -> EndCosts:
+        return EndCosts({tier: document.number(f'{part}.T_{tier}', 0) for tier in TIERS},
+                        document.number(f'{part}.FLOPs', 0), document.number(f'{part}.Bytes', 0))
+
+    return HardwareTable(
+        model=settings.MODEL_NAME, num_classes=settings.NUM_CLASSES,
+        input_shape=(3, settings.INPUT_SIZE, settings.INPUT_SIZE), batch_size=BATCH_SIZE,
+        tier_info={tier: document.get(f'metadata.{tier}') for tier in TIERS},
+        block_names=tuple(names), has_identity=np.array(has_identity),
+        T_ms={'server': rows['T_server'], 'client': rows['T_client']},
+        flops=rows['FLOPs'], bytes_moved=rows['Bytes'], stem=end('stem'), classifier=end('classifier'),
+        input_bytes=int(document.number('Comm_size.input.uint8', 1)),
+        block_bytes={wire: np.array([document.number(('Comm_size', name, wire), 1) for name in names])
+                     for wire in wires},
+        logits_bytes=int(document.number(('Comm_size', 'logits', FLOAT32), 1)),
+        link=Link(document.number('bandwidth.bandwidth_mbps', 1e-9), document.number('bandwidth.rtt_ms', 0),
+                  document.get('bandwidth.measured', bool)),
+        roofline={tier: roofline_from_json(document, f'roofline.{tier}') for tier in TIERS})
+
+
+def with_link(table: HardwareTable, link: Link) -> HardwareTable:
+    """The same table on another link."""
+    return replace(table, link=link)
