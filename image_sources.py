@@ -182,7 +182,9 @@ class TorchvisionImages(ImageSource):
 def open_torchvision(settings: Settings) -> TorchvisionImages:
     """A torchvision classification dataset by name, whatever its case. Raises `UserError`."""
     from torchvision import datasets
-    known = {name.lower(): name for name in datasets.__all__ if inspect.isclass(getattr(datasets, name))}
+    general = ('ImageFolder', 'DatasetFolder', 'VisionDataset')  # no data of their own
+    known = {name.lower(): name for name in datasets.__all__
+             if inspect.isclass(getattr(datasets, name)) and name not in general}
     name = known.get(settings.DATASET.lower())
     if name is None:
         near = difflib.get_close_matches(settings.DATASET.lower(), ['mnist5k', 'imagefolder', *known], n=1, cutoff=0.5)
