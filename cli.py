@@ -87,3 +87,15 @@ def domains(text: Optional[str], settings: config.Settings) -> List[int]:
         if not 0 <= domain < settings.NUM_DOMAINS:
             raise UserError(f'domain {domain}: there are domains 0 to {settings.NUM_DOMAINS - 1}')
     return found
+
+
+def _print_domains(argv: Optional[Sequence[str]]) -> None:
+    """Check the settings and print the chosen domain ids: run_pipeline.sh's first step."""
+    checker = parser('Check settings and print the chosen domains.')
+    checker.add_argument('--domains', metavar='0,3,7')
+    args, settings = parse(checker, argv)
+    print(*domains(args.domains, settings))
+
+
+if __name__ == '__main__':
+    run(_print_domains)

@@ -93,6 +93,7 @@ class Settings:
     KAPPA: float = _setting(100.0, 'joint')  # price of violating it
     MU: float = _setting(1.0, 'joint')  # reward of accuracy
     MAX_PRUNING_ROUNDS: int = _setting(30, 'joint')  # accepted changes at most
+    MIN_SAVING: float = _setting(0.002, 'joint')  # of the unpruned T_eff; what saves less is within the table's noise
     LOOKS_PER_ROUND: int = _setting(24, 'joint')  # candidates whose accuracy is measured without recovery, a round
     CANDIDATES_PER_ROUND: int = _setting(3, 'joint')  # of these, how many get a recovery and a judgement
     ACTIVATION_CACHE_MB: int = _setting(512, 'none')  # memory for validation activations, MiB
@@ -151,7 +152,7 @@ _RULES = {
     'NORM_MEAN': (lambda v: len(v) == 3, 'three numbers'),
     'NORM_STD': (lambda v: len(v) == 3 and min(v) > 0, 'three numbers above 0'),
     'WIRE_FORMATS': (lambda v: len(v) > 0, 'at least one format'),
-    'PORT_MAIN': _port, 'PORT_CONTROL': _port, 'OMEGA': _fraction, 'EPSILON': _fraction,
+    'PORT_MAIN': _port, 'PORT_CONTROL': _port, 'OMEGA': _fraction, 'EPSILON': _fraction, 'MIN_SAVING': _fraction,
     'LAMBDA_MAX': (lambda v: v is None or v >= 0, '0 or more, or none'),
     **{name: _positive for name in (
         'NUM_CLASSES', 'INPUT_SIZE', 'DIRICHLET_BETA', 'BATCH_SIZE', 'ALPHA_LR', 'EDGE_CPU_SLOWDOWN',

@@ -138,25 +138,28 @@ class JointSearch:
     # --- candidates ---
 
     def candidates(self, state: SearchState) -> List[Candidate]:
-        """Changes not yet rejected, most time saved first: those that save time, and single branches whose |α| is
-        below PRUNING_THRESHOLD."""
+        """Changes not yet rejected, most time saved first: those that save MIN_SAVING, and single branches whose |α|
+        is below PRUNING_THRESHOLD. Of one block's changes only those that save MIN_SAVING more than another that
+        keeps all their branches and more."""
         surviving = surviving_branches(state.alpha)
-        now = solve_exact(self.table, surviving, self.settings).times.T_eff_ms
+        least_ms = self.settings.MIN_SAVING * self.T_eff_ref_ms
+        now = self.solve(state.alpha).times.T_eff_ms
         found = []
         for block, row in enumerate(surviving):
-            for keep in smaller_sets(tuple(row)):
-                if (block, keep) in state.rejected:
-                    continue
+            T_eff_ms = {tuple(row): now}
+            for keep in reversed(smaller_sets(tuple(row))):  # larger sets first
                 changed = surviving.copy()
                 changed[block] = keep
-                T_eff_ms = solve_exact(self.table, changed, self.settings).times.T_eff_ms
+                T_eff_ms[keep] = solve_exact(self.table, changed, self.settings).times.T_eff_ms
+            for keep, value in T_eff_ms.items():
+                worthwhile = all(value <= other - least_ms for larger, other in T_eff_ms.items()
+                                 if larger != keep and all(a or not b for a, b in zip(larger, keep)))
                 dropped = row & ~np.array(keep)
-                vanished = (dropped.sum() == 1 and
-                            abs(state.alpha[block][dropped][0]) < self.settings.PRUNING_THRESHOLD)
-                if T_eff_ms < now * (1 - 1e-6) or vanished:
-                    found.append(Candidate(block, keep, T_eff_ms))
-        # Of two changes that save the same the one that keeps more branches comes first: it can only be as accurate.
-        return sorted(found, key=lambda c: (round(c.T_eff_ms, 9), -sum(c.keep), c.block, c.keep))
+                vanished = dropped.sum() == 1 and (abs(state.alpha[block][dropped][0]) <
+                                                   self.settings.PRUNING_THRESHOLD)
+                if dropped.any() and (worthwhile or vanished) and (block, keep) not in state.rejected:
+                    found.append(Candidate(block, keep, value))
+        return sorted(found, key=lambda c: (c.T_eff_ms, c.block, c.keep))
 
     def shortlist(self, candidates: List[Candidate]) -> List[Candidate]:
         """At most LOOKS_PER_ROUND of them, taken in turn from the ranking by time and the ranking by importance."""

@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# The whole pipeline in pseudo mode: from the dataset to optimised configurations and pictures.
+#
+#     bash run_pipeline.sh                                   # all ten domains, built-in example
+#     bash run_pipeline.sh --domains 0,3,7 --jobs 1
+#     bash run_pipeline.sh --set BANDWIDTH_MBPS=20 EPSILON=0.01
+#     PROFILE=imagenet DATA_PATH=/data/imagenet/val bash run_pipeline.sh
+#
+#   --domains 0,3,7      only these domains
+#   --jobs N             domains searched at the same time (default: the number of cores)
+#   --force              run every step, also those whose output is up to date
+#   --set NAME=VALUE...  override settings of config.py in every step
+#
+# A step runs only when what it is made from has changed since its output was written.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+fail() { echo "run_pipeline.sh: error: $1" >&2; exit 2; }
+
+domains=() overrides=() if_changed=(--if_changed) jobs=''
+while [ $# -gt 0 ]; do
+    case $1 in
+        --domains) [ $# -ge 2 ] || fail "--domains needs a list such as 0,3,7"; domains=(--domains "$2"); shift 2 ;;
+        --domains=*) domains=(--domains "${1#*=}"); shift ;;
+        --jobs) [ $# -ge 2 ] || fail "--jobs needs a number"; jobs=$2; shift 2 ;;
+        --force) if_changed=(); shift ;;
+        --set) shift; while [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; do overrides+=(--set "$1"); shift; done ;;
+        -h|--help) sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p;}' "$0"; exit 0 ;;
+        *) fail "unknown argument '$1'; see --help" ;;
+    esac
+done
+if [ -n "$jobs" ]; then
+    case $jobs in *[!0-9]*|0) fail "--jobs '$jobs': must be a whole number above 0" ;; esac
+fi
+
+. ./setup_environment.sh
+setup_environment requirements.txt
+
+# Settings are checked once, before any work; `chosen` is the list of domain ids.
+chosen=$(python cli.py "${overrides[@]+"${overrides[@]}"}" "${domains[@]+"${domains[@]}"}") || exit $?
+[ -n "$jobs" ] || jobs=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+
+started=$SECONDS
+step() {  # title, script, arguments
+    local title=$1 start=$SECONDS; shift
+    echo "== $title" >&2
+    python "$@" "${if_changed[@]+"${if_changed[@]}"}" "${overrides[@]+"${overrides[@]}"}"
+    echo "   took $((SECONDS - start)) s" >&2
+}
+
+step 'domains: non-IID partition'           create_noniid_partition.py
+step 'task 1: α of every domain'            code1_train_and_record_weights.py "${domains[@]+"${domains[@]}"}"
+step 'task 2: FLOPs and importance'         code2_calculate_flops_importance.py
+step 'roofline of the server'               roofline_measure.py --tier server
+step 'roofline of the client'               roofline_measure.py --tier client
+step 'step 1: table of the server'          step1_measure_lut.py --mode server
+step 'step 1: table of the client'          step1_measure_lut.py --mode client
+step 'step 1: complete table'               step1_measure_lut.py --mode merge
+step 'step 2: γ and λ without pruning'      step2_initial_throughput_opt.py
+
+echo "== step 3: α, γ and λ together, domains $chosen ($jobs at a time)" >&2
+start=$SECONDS failed=0
+printf '%s\n' $chosen | xargs -P "$jobs" -I{} python step_3_joint.py --domain_id {} --mode pseudo \
+    "${if_changed[@]+"${if_changed[@]}"}" "${overrides[@]+"${overrides[@]}"}" || failed=1
+echo "   took $((SECONDS - start)) s" >&2
+
+step 'step 5: pictures'                     step5_visualize_results.py
+echo "== done in $((SECONDS - started)) s" >&2
+if [ "$failed" -ne 0 ]; then
+    fail "step 3 failed for at least one domain, see above; the same command goes on with what is missing"
+fi
