@@ -1,0 +1,136 @@
+"""The specification written down plainly, for tests to hold the fast code against: section 3's table, section 4's
+block and section 5's times, each without a look at how the modules do it."""
+from __future__ import annotations
+
+import itertools
+from typing import Dict, List, NamedTuple, Sequence, Tuple
+
+import numpy as np
+
+BRANCH_NAMES = ('dense', '1x1', 'identity')
+
+# id: (name, what is fused into one operator, one entry a stream)
+GAMMA_TABLE: Dict[int, Tuple[str, Tuple[Tuple[str, ...], ...]]] = {
+    0: ('SOLO_K3', (('dense',),)),
+    1: ('SOLO_K1', (('1x1',),)),
+    2: ('SOLO_ID', (('identity',),)),
+    3: ('PARA_3_1', (('dense',), ('1x1',))),
+    4: ('FUSED_3_1', (('dense', '1x1'),)),
+    5: ('PARA_3_I', (('dense',), ('identity',))),
+    6: ('FUSED_3_I', (('dense', 'identity'),)),
+    7: ('PARA_1_I', (('1x1',), ('identity',))),
+    8: ('FUSED_1_I', (('1x1', 'identity'),)),
+    9: ('PARA_ALL', (('dense',), ('1x1',), ('identity',))),
+    10: ('PART_31_I', (('dense', '1x1'), ('identity',))),
+    11: ('PART_3I_1', (('dense', 'identity'), ('1x1',))),
+    12: ('PART_1I_3', (('1x1', 'identity'), ('dense',))),
+    13: ('FUSED_ALL', (('dense', '1x1', 'identity'),)),
+}
+
+
+def valid_gammas(surviving: Sequence[bool]) -> List[int]:
+    """γ whose branches are exactly the surviving ones (flags in the order of BRANCH_NAMES)."""
+    alive = {name for name, survives in zip(BRANCH_NAMES, surviving) if survives}
+    return [gamma for gamma, (_, paths) in GAMMA_TABLE.items() if set(itertools.chain(*paths)) == alive]
+
+
+# --- section 4: a block, in numpy, float64 ----------------------------------------------------------
+
+def array(tensor) -> np.ndarray:
+    """A tensor's values as float64."""
+    return tensor.detach().cpu().numpy().astype(np.float64)
+
+
+def convolve(x: np.ndarray, kernel: np.ndarray, stride: int, groups: int) -> np.ndarray:
+    """x [B, C, h, w], kernel [out, C/groups, k, k], zero padding k // 2 -> [B, out, h', w'], tap by tap."""
+    size = kernel.shape[-1]
+    margin = size // 2
+    padded = np.pad(x, ((0, 0), (0, 0), (margin, margin), (margin, margin)))
+    height, width = ((side + 2 * margin - size) // stride + 1 for side in x.shape[2:])
+    n_in, n_out = kernel.shape[1], kernel.shape[0] // groups
+    y = np.zeros((x.shape[0], kernel.shape[0], height, width))
+    for group, row, column in itertools.product(range(groups), range(size), range(size)):
+        seen = padded[:, group * n_in:(group + 1) * n_in, row:row + stride * height:stride,
+                      column:column + stride * width:stride]
+        out = slice(group * n_out, (group + 1) * n_out)
+        y[:, out] += np.einsum('bchw,oc->bohw', seen, kernel[out, :, row, column])
+    return y
+
+
+def batch_norm(x: np.ndarray, bn) -> np.ndarray:
+    """BatchNorm in evaluation mode."""
+    mean, var, weight, bias = (array(values)[:, None, None]
+                               for values in (bn.running_mean, bn.running_var, bn.weight, bn.bias))
+    return (x - mean) / np.sqrt(var + bn.eps) * weight + bias
+
+
+def squeeze_and_excite(y: np.ndarray, se) -> np.ndarray:
+    """y scaled by sigmoid(up(relu(down(mean(y)))))."""
+    mean = y.mean(axis=(2, 3))
+    down = np.maximum(mean @ array(se.down.weight)[:, :, 0, 0].T + array(se.down.bias), 0)
+    up = down @ array(se.up.weight)[:, :, 0, 0].T + array(se.up.bias)
+    return y / (1 + np.exp(-up))[:, :, None, None]
+
+
+def block_before_relu(block, alpha: Sequence[float], x: np.ndarray) -> np.ndarray:
+    """SE(α_dense·BN(conv3x3(x)) + α_1x1·BN(conv1x1(x)) + α_identity·BN(x))."""
+    stride, groups = block.shape.stride, block.shape.groups
+    branches = [batch_norm(convolve(x, array(conv_bn.conv.weight), stride, groups), conv_bn.bn)
+                for conv_bn in (block.rbr_dense, block.rbr_1x1)]
+    if block.rbr_identity is not None:
+        branches.append(batch_norm(x, block.rbr_identity))
+    y = sum(scale * branch for scale, branch in zip(alpha, branches))
+    return squeeze_and_excite(y, block.se) if hasattr(block.se, 'down') else y
+
+
+# --- section 5: times, one configuration at a time ------------------------------------------------------
+
+class NaiveTimes(NamedTuple):
+    """The times of section 5, ms."""
+    T_client_ms: float
+    T_server_ms: float
+    T_com_ms: float
+    T_lat_ms: float
+    T_cyc_ms: float
+    T_eff_ms: float
+
+
+def naive_times(table, gamma: Sequence[int], split: int, wire: str, head_tier: str, omega: float) -> NaiveTimes:
+    """Walk through the network piece by piece, putting each on its tier (sections 2 and 5)."""
+    n = len(table.block_names)
+    tail_tier = 'server' if head_tier == 'client' else 'client'
+    spent = {'client': 0.0, 'server': 0.0}
+    spent[tail_tier if split == 0 else head_tier] += table.stem.T_ms[tail_tier if split == 0 else head_tier]
+    for k in range(n):
+        tier = head_tier if k < split else tail_tier
+        spent[tier] += float(table.T_ms[tier][k][gamma[k]])
+    classifier_tier = head_tier if split == n else tail_tier
+    spent[classifier_tier] += table.classifier.T_ms[classifier_tier]
+    if split == 0:
+        n_bytes = table.input_bytes
+    elif split == n:
+        n_bytes = table.logits_bytes
+    else:
+        n_bytes = float(table.block_bytes[wire][split - 1])
+    com = 8 * n_bytes / (table.link.bandwidth_mbps * 1000)
+    latency = spent['client'] + com + spent['server'] + table.link.rtt_ms
+    cycle = max(spent['client'], com, spent['server'])
+    return NaiveTimes(spent['client'], spent['server'], com, latency, cycle, omega * latency + (1 - omega) * cycle)
+
+
+def all_choices(table, surviving: np.ndarray, splits: Sequence[int], wires: Sequence[str], head_tier: str,
+                omega: float):
+    """Every (γ, λ, wire format) with its times: the brute force that the exact method is held against."""
+    per_block = [valid_gammas(row) for row in surviving]
+    for gamma in itertools.product(*per_block):
+        for split in splits:
+            for wire in wires:
+                yield gamma, split, wire, naive_times(table, gamma, split, wire, head_tier, omega)
+
+
+def naive_roofline_loss_ms(flops: float, n_bytes: float, peak_gflops: float, bandwidth_gbs: float, scale: float,
+                           rho: float) -> float:
+    """λ_I·(relu(I* - I) + ρ·(F/P + B/W)), seconds turned into ms."""
+    knee, intensity = peak_gflops / bandwidth_gbs, flops / n_bytes
+    seconds = flops / (peak_gflops * 1e9) + n_bytes / (bandwidth_gbs * 1e9)
+    return scale * (max(0.0, knee - intensity) + rho * seconds * 1000)
