@@ -77,27 +77,6 @@ def ranking(scores: Any, names: Sequence[str]) -> List[str]:
     return [f'{names[i // len(BRANCHES)]}.{BRANCHES[i % len(BRANCHES)]}' for i in order]
 
 
-def load_alphas(settings: Settings) -> Dict[str, Dict[str, Any]]:
-    """Task 1's α: {domain: {'domain_name', 'alpha' [N, 3]}}; `UserError` when missing or damaged."""
-    import numpy as np
-
-    from hyper_repvgg import alpha_from_blocks, unpruned_alpha
-    from lut_manager import blocks_of
-    names, has_identity = blocks_of(settings)
-    document = json_files.read_kind('alpha', settings)
-    result = {}
-    for domain, entry in document.get('domains').items():
-        try:
-            alpha = alpha_from_blocks(entry['alpha'], names)
-            domain_name = entry['domain_name']
-        except (KeyError, TypeError, ValueError):
-            raise document.refuse(f'domain {domain} does not hold the α of {settings.MODEL_NAME}') from None
-        if (np.isnan(alpha) != np.isnan(unpruned_alpha(has_identity))).any():
-            raise document.refuse(f'domain {domain}: α must be null exactly where a block has no identity')
-        result[domain] = {'domain_name': domain_name, 'alpha': alpha}
-    return result
-
-
 def draw(path: str, scores: Dict[str, Any], domain_names: Dict[str, str], names: Sequence[str]) -> None:
     """log10 importance of every branch (rows) in every domain (columns)."""
     import numpy as np
@@ -129,6 +108,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
     if args.if_changed and json_files.is_current([*paths.values(), picture], inputs):
         cli.say(f'{folder} is up to date')
         return
+    from domain_search import load_alphas
     alphas = load_alphas(settings)
     for path in paths.values():
         json_files.check_writable(path)
@@ -137,8 +117,8 @@ def main(argv: Optional[Sequence[str]]) -> None:
     names, _ = blocks_of(settings)
     flops = model_branch_flops(settings)
     difference = check_flops(flops, settings)
-    scores = {domain: importance_of(entry['alpha'], flops) for domain, entry in alphas.items()}
-    domain_names = {domain: entry['domain_name'] for domain, entry in alphas.items()}
+    scores = {domain: importance_of(entry.alpha, flops) for domain, entry in alphas.items()}
+    domain_names = {domain: entry.domain_name for domain, entry in alphas.items()}
     metadata = json_files.make_metadata(settings, 'branch_flops', inputs)
     json_files.write(paths['branch_flops'], {'flops': alpha_by_block(flops, names),
                                              'largest_difference_from_flop_counter': difference}, metadata)

@@ -1,6 +1,7 @@
 """The result of step 3 for one domain, and the state of a search under way, as data and as JSON (design section 9)."""
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -35,6 +36,10 @@ class Baseline:
     accuracy: float  # test
     times: Times
 
+    def as_dict(self) -> Dict[str, float]:
+        """The fields of design section 9."""
+        return {'accuracy': self.accuracy, **self.times.as_dict()}
+
 
 @dataclass(frozen=True)
 class JointResult:
@@ -54,6 +59,7 @@ class JointResult:
     measured: Optional[Dict[str, Any]]
     seed: int
     wall_s: float
+    block_evaluations: int  # forward passes of one block on one validation image, in the whole search
 
     @property
     def pruned(self) -> List[str]:
@@ -62,9 +68,9 @@ class JointResult:
                 for branch, value in zip(BRANCHES, row) if value == 0]
 
 
-def save(result: JointResult, settings: Settings, inputs: str, block_evaluations: int) -> str:
-    """Write domain_D_joint.json; returns its path."""
-    path = json_files.path_of('joint', settings, result.domain_id)
+def save(kind: str, result: JointResult, settings: Settings, inputs: str) -> str:
+    """Write a domain's result ('joint', 'sequential', 'sequential_accuracy'); returns its path."""
+    path = json_files.path_of(kind, settings, result.domain_id)
     choice, accuracy = result.configuration, result.accuracy
     content = {
         'domain_id': result.domain_id, 'domain_name': result.domain_name, 'mode': result.mode,
@@ -72,17 +78,16 @@ def save(result: JointResult, settings: Settings, inputs: str, block_evaluations
         'gamma': dict(zip(result.block_names, choice.gamma)), 'lambda': choice.split, 'wire': choice.wire,
         'accuracy': {**vars(accuracy), 'ci95': list(accuracy.ci95)},
         'epsilon': result.epsilon, 'xi_A': result.xi_A, 'J': result.J, **result.times.as_dict(),
-        'baselines': {name: {'accuracy': baseline.accuracy, **baseline.times.as_dict()}
-                      for name, baseline in result.baselines.items()},
+        'baselines': {name: baseline.as_dict() for name, baseline in result.baselines.items()},
         'curve': [vars(point) for point in result.curve], 'measured': result.measured,
-        'block_evaluations': block_evaluations, 'seed': result.seed, 'wall_s': result.wall_s}
-    json_files.write(path, content, json_files.make_metadata(settings, 'joint', inputs))
+        'block_evaluations': result.block_evaluations, 'seed': result.seed, 'wall_s': result.wall_s}
+    json_files.write(path, content, json_files.make_metadata(settings, kind, inputs))
     return path
 
 
-def load(domain: int, table: HardwareTable, settings: Settings) -> JointResult:
-    """Read and check domain_D_joint.json; `UserError` when it is missing, damaged or of another model."""
-    document = json_files.read_kind('joint', settings, domain)
+def load(domain: int, table: HardwareTable, settings: Settings, kind: str = 'joint') -> JointResult:
+    """Read and check a domain's result; `UserError` when it is missing, damaged or of another model."""
+    document = json_files.read_kind(kind, settings, domain)
     if document.get('domain_id', int) != domain:
         raise document.refuse(f"is of domain {document.get('domain_id', int)}")
     accuracy = {name: document.number(f'accuracy.{name}', 0) for name in
@@ -98,7 +103,29 @@ def load(domain: int, table: HardwareTable, settings: Settings) -> JointResult:
         {name: Baseline(document.number(('baselines', name, 'accuracy'), 0),
                         times_from_json(document, ('baselines', name))) for name in document.get('baselines')},
         curve_from_json(document), None if measured is None else document.get('measured'),
-        document.get('seed', int), document.number('wall_s', 0))
+        document.get('seed', int), document.number('wall_s', 0), document.get('block_evaluations', int))
+
+
+def sequential_baseline(domain: int, table: HardwareTable, settings: Settings) -> Optional[Baseline]:
+    """The sequential baseline where it has been run on the same inputs, else None."""
+    path = json_files.path_of('sequential', settings, domain)
+    if not json_files.is_current([path], json_files.inputs_of('sequential', settings, domain)):
+        return None
+    found = load(domain, table, settings, 'sequential')
+    return Baseline(found.accuracy.final, found.times)
+
+
+def add_sequential_baseline(sequential: JointResult, settings: Settings) -> None:
+    """Put the sequential result among the baselines of the joint one, where that exists and is of the same inputs."""
+    domain = sequential.domain_id
+    path = json_files.path_of('joint', settings, domain)
+    if not json_files.is_current([path], json_files.inputs_of('joint', settings, domain)):
+        return
+    content = dict(json_files.read_kind('joint', settings, domain).content)
+    content['baselines'] = {**content['baselines'],
+                            'sequential': Baseline(sequential.accuracy.final, sequential.times).as_dict()}
+    del content['schema_version']
+    json_files.write(path, content, content.pop('metadata'))
 
 
 def times_from_json(document: Document, where: Tuple[str, ...]) -> Times:
@@ -155,21 +182,21 @@ def configuration_from_json(document: Document, table: HardwareTable) -> Configu
 
 # --- a search under way ----------------------------------------------------------------------------
 
-def save_state(state: SearchState, domain: int, table: HardwareTable, settings: Settings, inputs: str,
+def save_state(kind: str, state: SearchState, domain: int, table: HardwareTable, settings: Settings, inputs: str,
                wall_s: float) -> None:
-    """Write domain_D_state.json: what a killed search goes on from."""
-    json_files.write(json_files.path_of('joint_state', settings, domain), {
+    """Write what a killed search goes on from."""
+    json_files.write(json_files.path_of(kind, settings, domain), {
         'alpha': alpha_by_block(state.alpha, table.block_names), 'accuracy': state.accuracy,
         'curve': [vars(point) for point in state.curve],
         'rejected': [[block, list(keep)] for block, keep in sorted(state.rejected)], 'rounds': state.rounds,
         'polished': state.polished, 'finished': state.finished, 'block_evaluations': state.block_evaluations,
-        'wall_s': wall_s}, json_files.make_metadata(settings, 'joint', inputs))
+        'wall_s': wall_s}, json_files.make_metadata(settings, kind, inputs))
 
 
-def load_state(domain: int, table: HardwareTable, settings: Settings, inputs: str,
+def load_state(kind: str, domain: int, table: HardwareTable, settings: Settings, inputs: str,
                ) -> Optional[Tuple[SearchState, float]]:
     """A search that was interrupted, and the seconds it had taken; None when there is none of these inputs."""
-    path = json_files.path_of('joint_state', settings, domain)
+    path = json_files.path_of(kind, settings, domain)
     if not json_files.is_current([path], inputs):
         return None
     document = json_files.read(path, '')
@@ -179,3 +206,10 @@ def load_state(domain: int, table: HardwareTable, settings: Settings, inputs: st
     state.polished, state.finished = document.get('polished', bool), document.get('finished', bool)
     state.block_evaluations = document.get('block_evaluations', int)
     return state, document.number('wall_s', 0)
+
+
+def drop_state(kind: str, domain: int, settings: Settings) -> None:
+    """Remove the state of a search whose result is safely written."""
+    path = json_files.path_of(kind, settings, domain)
+    if os.path.exists(path):
+        os.unlink(path)

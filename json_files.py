@@ -42,6 +42,9 @@ _JOINT = FileKind('{results}/joint_optimization/domain_{domain}_joint.json', _ST
                   (*_TRAINED, 'link', 'objective', 'joint'), ('lut', 'alpha', 'importance_rankings', 'partition'),
                   ('WEIGHT_PATH_SERVER',))
 
+_SEQUENTIAL = _JOINT._replace(path='{results}/sequential/domain_{domain}_sequential.json',
+                              made_by='python step3_accuracy_opt.py --domain_id {domain}')
+
 KINDS: Dict[str, FileKind] = {
     'partition': FileKind('{partition}', 'python create_noniid_partition.py', ('data',)),
     'alpha': FileKind(_TASK1 + 'trained_hyper_weights.json', _CODE1, _TRAINED, ('partition',), ('WEIGHT_PATH_SERVER',)),
@@ -63,6 +66,11 @@ KINDS: Dict[str, FileKind] = {
                       ('model', 'link', 'objective', 'gradient'), ('lut',)),
     'joint': _JOINT,
     'joint_state': _JOINT._replace(path='{results}/joint_optimization/domain_{domain}_state.json'),
+    'sequential_accuracy': _SEQUENTIAL._replace(path='{results}/sequential/domain_{domain}_accuracy.json'),
+    'sequential_accuracy_state': _SEQUENTIAL._replace(path='{results}/sequential/domain_{domain}_state.json'),
+    'sequential': _SEQUENTIAL._replace(made_by='python step4_final_throughput_opt.py --domain_id {domain}',
+                                       inputs=(*_JOINT.inputs, 'sequential_accuracy')),
+    'summary': FileKind('{results}/visualization/summary.json', 'python step5_visualize_results.py', ()),
 }
 
 

@@ -8,6 +8,7 @@
 #
 #   --domains 0,3,7      only these domains
 #   --jobs N             domains searched at the same time (default: the number of cores)
+#   --with_sequential    also run the sequential baseline: prune by importance first, then choose γ and λ
 #   --force              run every step, also those whose output is up to date
 #   --set NAME=VALUE...  override settings of config.py in every step
 #
@@ -17,12 +18,13 @@ cd "$(dirname "$0")"
 
 fail() { echo "run_pipeline.sh: error: $1" >&2; exit 2; }
 
-domains=() overrides=() if_changed=(--if_changed) jobs=''
+domains=() overrides=() if_changed=(--if_changed) jobs='' sequential=0
 while [ $# -gt 0 ]; do
     case $1 in
         --domains) [ $# -ge 2 ] || fail "--domains needs a list such as 0,3,7"; domains=(--domains "$2"); shift 2 ;;
         --domains=*) domains=(--domains "${1#*=}"); shift ;;
         --jobs) [ $# -ge 2 ] || fail "--jobs needs a number"; jobs=$2; shift 2 ;;
+        --with_sequential) sequential=1; shift ;;
         --force) if_changed=(); shift ;;
         --set) shift; while [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; do overrides+=(--set "$1"); shift; done ;;
         -h|--help) sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p;}' "$0"; exit 0 ;;
@@ -58,14 +60,22 @@ step 'step 1: table of the client'          step1_measure_lut.py --mode client
 step 'step 1: complete table'               step1_measure_lut.py --mode merge
 step 'step 2: γ and λ without pruning'      step2_initial_throughput_opt.py
 
-echo "== step 3: α, γ and λ together, domains $chosen ($jobs at a time)" >&2
-start=$SECONDS failed=0
-printf '%s\n' $chosen | xargs -P "$jobs" -I{} python step_3_joint.py --domain_id {} --mode pseudo \
-    "${if_changed[@]+"${if_changed[@]}"}" "${overrides[@]+"${overrides[@]}"}" || failed=1
-echo "   took $((SECONDS - start)) s" >&2
+failed=0
+each_domain() {  # title, script, arguments: all chosen domains, $jobs at a time; one that fails does not stop others
+    local title=$1 start=$SECONDS; shift
+    echo "== $title, domains $chosen ($jobs at a time)" >&2
+    printf '%s\n' $chosen | xargs -P "$jobs" -I{} python "$1" --domain_id {} "${@:2}" \
+        "${if_changed[@]+"${if_changed[@]}"}" "${overrides[@]+"${overrides[@]}"}" || failed=1
+    echo "   took $((SECONDS - start)) s" >&2
+}
 
+if [ "$sequential" -eq 1 ]; then
+    each_domain 'sequential baseline: pruning by importance' step3_accuracy_opt.py
+    each_domain 'sequential baseline: γ and λ'               step4_final_throughput_opt.py
+fi
+each_domain 'step 3: α, γ and λ together' step_3_joint.py --mode pseudo
 step 'step 5: pictures'                     step5_visualize_results.py
 echo "== done in $((SECONDS - started)) s" >&2
 if [ "$failed" -ne 0 ]; then
-    fail "step 3 failed for at least one domain, see above; the same command goes on with what is missing"
+    fail "a domain failed, see above; the same command goes on with what is missing"
 fi

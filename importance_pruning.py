@@ -1,0 +1,50 @@
+"""The sequential baseline's first half: prune progressively by importance alone, blind to time.
+
+The branch with the least |α| / GFLOPs is dropped, α recovers, and the change stays while the accuracy constraint
+holds; otherwise it is undone and the next branch is tried. The same recovery, the same judgement on all validation
+images and the same bound as in the joint search; only time plays no part.
+"""
+from __future__ import annotations
+
+from typing import Optional, Tuple
+
+import numpy as np
+
+from block_work import branch_flops
+from hyper_repvgg import surviving_branches
+from progressive_pruning import Candidate, JointSearch, SearchState
+from repvgg import architecture, block_shapes
+
+
+class ImportanceSearch(JointSearch):
+    """A search whose rounds follow importance; everything else is `JointSearch`."""
+
+    def round(self, state: SearchState) -> bool:
+        """Try the least important branch not tried yet; False when none is left."""
+        found = self.least_important(state)
+        if found is None:
+            return False
+        block, branch = found
+        keep = tuple(bool(alive) and b != branch for b, alive in enumerate(surviving_branches(state.alpha)[block]))
+        accuracy, alpha = self.judge(state, Candidate(block, keep, float('nan')))
+        if accuracy >= self.reference - self.settings.EPSILON:
+            self.accept(state, accuracy, alpha)
+        else:
+            state.rejected.add((block, keep))
+        return True
+
+    def l1_weights(self, alpha: np.ndarray) -> Optional[np.ndarray]:
+        """No pressure: its weights would be times."""
+        return None
+
+    def least_important(self, state: SearchState) -> Optional[Tuple[int, int]]:
+        """(block, branch) of the smallest |α| / GFLOPs among branches that may go and were not tried."""
+        _, shapes = block_shapes(architecture(self.settings.MODEL_NAME), self.settings.INPUT_SIZE)
+        scores = np.abs(state.alpha) / np.array([branch_flops(shape) for shape in shapes])
+        surviving = surviving_branches(state.alpha)
+        for index in np.argsort(np.where(surviving, scores, np.inf), axis=None, kind='stable'):
+            block, branch = divmod(int(index), scores.shape[1])
+            keep = tuple(bool(alive) and b != branch for b, alive in enumerate(surviving[block]))
+            if surviving[block, branch] and any(keep) and (block, keep) not in state.rejected:
+                return block, branch
+        return None

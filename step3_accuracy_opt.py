@@ -1,0 +1,50 @@
+"""The sequential baseline, first half: prune one domain by importance alone, blind to time.
+
+    python step3_accuracy_opt.py --domain_id 3
+
+Reads what step_3_joint.py reads; writes results/sequential/domain_D_accuracy.json (the same fields), in which the
+pruned network runs at the split that step 2 chose for the unpruned one. step4_final_throughput_opt.py then chooses γ
+and λ for it. A killed run goes on from its last round.
+"""
+from __future__ import annotations
+
+from typing import Optional, Sequence
+
+import cli
+import json_files
+
+KIND = 'sequential_accuracy'
+
+
+def main(argv: Optional[Sequence[str]]) -> None:
+    """The command line."""
+    parser = cli.parser(__doc__)
+    cli.add_if_changed(parser)
+    parser.add_argument('--domain_id', type=int, required=True)
+    args, settings = cli.parse(parser, argv)
+    domain = cli.domains(str(args.domain_id), settings)[0]
+    path = json_files.path_of(KIND, settings, domain)
+    inputs = json_files.inputs_of(KIND, settings, domain)
+    if args.if_changed and json_files.is_current([path], inputs):
+        cli.say(f'{path} is up to date')
+        return
+    json_files.check_writable(path)
+    import domain_search
+    import joint_result
+    import lut_manager
+    from hyper_repvgg import surviving_branches
+    from importance_pruning import ImportanceSearch
+    from throughput_optimizer import solve_exact
+    table = lut_manager.load(json_files.path_of('lut', settings), settings)
+    outcome = domain_search.run_search(domain, table, settings, ImportanceSearch, KIND, inputs)
+    split = domain_search.solve_unpruned(table, settings).split
+    chosen = solve_exact(table, surviving_branches(outcome.state.alpha), settings, splits=[split])
+    result = domain_search.assemble(outcome, chosen, 'pseudo')
+    joint_result.save(KIND, result, settings, inputs)
+    joint_result.drop_state(f'{KIND}_state', domain, settings)
+    print(domain_search.summary(result))
+    print(f'  -> {path}')
+
+
+if __name__ == '__main__':
+    cli.run(main)
