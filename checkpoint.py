@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from typing import Any, Dict, List
 
 import torch
@@ -44,19 +45,30 @@ def read_checkpoint(path: str) -> Dict[str, torch.Tensor]:
         raise UserError(f'{path}: PyTorch {torch.__version__} cannot load a file without executing code from it; use '
                         'PyTorch 1.13 or newer here, or leave WEIGHT_PATH_CLIENT empty: the server sends the weights')
     try:
-        content: Any = torch.load(path, map_location='cpu', weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # torch comments on what it then refuses
+            content: Any = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file provokes in the unpickler
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        hostile = 'weights_only' in str(error) or 'Unsupported' in str(error)
-        what = ('holds more than tensors, and loading it could execute code' if hostile else
-                'is not a readable checkpoint')
-        raise UserError(f'{path}: {what}; save it again as a plain state dict ({reason})') from None
+        raise UserError(f'{path}: {_why_unreadable(error)}; save it again as a plain state dict') from None
     for wrapper in ('state_dict', 'model'):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
-    if not isinstance(content, dict) or not all(isinstance(v, torch.Tensor) for v in content.values()):
+    if not isinstance(content, dict) or not all(isinstance(name, str) and isinstance(value, torch.Tensor)
+                                                for name, value in content.items()):
         raise UserError(f'{path}: holds no state dict (names to tensors)')
+    odd = [name for name, value in content.items() if value.layout != torch.strided or value.is_quantized or
+           value.is_complex() or value.device.type != 'cpu']
+    if odd:
+        raise UserError(f'{path}: {odd[0]} is sparse, quantised, complex or without data; save ordinary tensors')
     return content
+
+
+def _why_unreadable(error: Exception) -> str:
+    refused = re.search(r'(?:GLOBAL|Unsupported class) (\S+)', str(error))
+    if refused:
+        return f'holds more than tensors, and loading it could execute code ({refused.group(1)})'
+    reason = re.sub(r'\s+', ' ', str(error)).partition('. ')[0][:120]
+    return f'is not a readable checkpoint ({type(error).__name__}{": " if reason else ""}{reason})'
 
 
 def _can_load_safely() -> bool:
@@ -89,3 +101,6 @@ def refuse_misfit(path: str, state: Dict[str, torch.Tensor], wanted: Dict[str, t
     broken = [name for name in sorted(required) if not torch.isfinite(state[name]).all()]
     if broken:
         raise UserError(f'{path}: NaN or infinity in {", ".join(broken[:_SHOWN])}')
+    negative = [name for name in sorted(required) if name.endswith('running_var') and bool((state[name] < 0).any())]
+    if negative:
+        raise UserError(f'{path}: a variance below 0 in {", ".join(negative[:_SHOWN])}')
