@@ -30,7 +30,7 @@ class HyperRepVGGBlock(RepVGGBlock):
 
     def fold(self) -> None:
         """Fold every branch's BatchNorm once; call again when base weights, dtype or device have changed."""
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # usable in training, wherever the first use was
             self._folded = [fold_branch(branch) for branch in self.branches()]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
