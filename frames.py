@@ -47,6 +47,14 @@ class ProtocolError(NetworkError):
     """The peer broke the rules of docs/protocol.md."""
 
 
+class PeerError(Exception):
+    """The peer answered with ERROR; `code` is one of docs/protocol.md."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
 class VersionMismatch(ProtocolError):
     """The peer speaks another version."""
 
@@ -135,6 +143,11 @@ class Message:
         if not all(isinstance(value, str) for value in values):
             raise self.wrong(name)
         return [printable(value) for value in values]
+
+    def raise_error(self) -> None:
+        """Raise `PeerError` when this is an ERROR."""
+        if self.kind == Kind.ERROR:
+            raise PeerError(self.text('code'), self.text('text'))
 
     def tensor(self, name: str, dtype: Optional[torch.dtype] = None, rank: Optional[int] = None) -> torch.Tensor:
         """A tensor of the payload, of this dtype and rank if given."""
