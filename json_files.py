@@ -25,7 +25,7 @@ MAX_FILE_BYTES = 256 << 20  # a larger file is not one of ours
 class FileKind(NamedTuple):
     """One kind of file: where it is, what makes it, and what it is made from. Together the rows of KINDS are the
     pipeline's graph of dependencies."""
-    path: str  # a format of RESULTS_DIR, MODEL_NAME, PARTITION_FILE and a domain
+    path: str  # a format of RESULTS_DIR, MODEL_NAME, PARTITION_FILE, WEIGHT_PATH_SERVER, a domain
     made_by: str
     groups: Sequence[str]  # the groups of settings that shape it
     inputs: Sequence[str] = ()  # kinds that it is made from
@@ -47,6 +47,7 @@ _SEQUENTIAL = _JOINT._replace(path='{results}/sequential/domain_{domain}_sequent
 
 KINDS: Dict[str, FileKind] = {
     'partition': FileKind('{partition}', 'python create_noniid_partition.py', ('data',)),
+    'base_model': FileKind('{weights}.json', 'python train_base_model.py', ('model', 'data'), ('partition',)),
     'alpha': FileKind(_TASK1 + 'trained_hyper_weights.json', _CODE1, _TRAINED, ('partition',), ('WEIGHT_PATH_SERVER',)),
     'alpha_training': FileKind(_TASK1 + 'training_results.json', _CODE1, _TRAINED, ('partition',),
                                ('WEIGHT_PATH_SERVER',)),
@@ -77,7 +78,8 @@ KINDS: Dict[str, FileKind] = {
 def path_of(kind: str, settings: Settings, domain: Optional[int] = None) -> str:
     """Where a kind of file lies under these settings."""
     return KINDS[kind].path.format(results=settings.RESULTS_DIR, model=settings.MODEL_NAME, domain=domain,
-                                   partition=settings.PARTITION_FILE)
+                                   partition=settings.PARTITION_FILE,
+                                   weights=os.path.splitext(settings.WEIGHT_PATH_SERVER)[0])
 
 
 def command_for(kind: str, settings: Settings, domain: Optional[int] = None) -> str:
