@@ -154,7 +154,7 @@ class DeployedNetwork(nn.Module):
         """What was sent -> logits [B, num_classes]."""
         if split == len(self.blocks):
             return x
-        return self.classify(self.run(self.stem(x) if split == 0 else x, split, len(self.blocks)))
+        return self.classify(self.run(x, split, len(self.blocks)))
 
     def run(self, x: torch.Tensor, first: int, last: int) -> torch.Tensor:
         """Blocks [first, last); the stem goes before block 0 when any block runs."""
