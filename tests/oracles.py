@@ -6,6 +6,8 @@ import itertools
 from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
+import torch
+import torch.nn as nn
 
 BRANCH_NAMES = ('dense', '1x1', 'identity')
 
@@ -81,6 +83,86 @@ def block_before_relu(block, alpha: Sequence[float], x: np.ndarray) -> np.ndarra
         branches.append(batch_norm(x, block.rbr_identity))
     y = sum(scale * branch for scale, branch in zip(alpha, branches))
     return squeeze_and_excite(y, block.se) if hasattr(block.se, 'down') else y
+
+
+# --- the network of the paper, with the names of the authors' checkpoints ----------------------------------
+
+class PaperSE(nn.Module):
+    """Squeeze-and-excitation over the whole feature map."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(channels, channels // 16, 1)
+        self.up = nn.Conv2d(channels // 16, channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(self.up(torch.relu(self.down(x.mean((2, 3), keepdim=True))))) * x
+
+
+class PaperBlock(nn.Module):
+    """Three parallel ways from input to output, summed; the third exists where input and output have one shape."""
+
+    def __init__(self, n_in: int, n_out: int, stride: int, groups: int, use_se: bool) -> None:
+        super().__init__()
+        for name, size in (('rbr_dense', 3), ('rbr_1x1', 1)):
+            way = nn.Sequential()
+            way.add_module('conv', nn.Conv2d(n_in, n_out, size, stride, size // 2, groups=groups, bias=False))
+            way.add_module('bn', nn.BatchNorm2d(n_out))
+            setattr(self, name, way)
+        if n_in == n_out and stride == 1:
+            self.rbr_identity = nn.BatchNorm2d(n_in)
+        if use_se:
+            self.se = PaperSE(n_out)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.rbr_dense(x) + self.rbr_1x1(x)
+        if hasattr(self, 'rbr_identity'):
+            y = y + self.rbr_identity(x)
+        return torch.relu(self.se(y) if hasattr(self, 'se') else y)
+
+
+# depths of stages 1 to 4, width multipliers of stages 1 to 4, groups of every second layer up to the 26th, SE
+PAPER_VARIANTS = {
+    'RepVGG-A0': ((2, 4, 14, 1), (0.75, 0.75, 0.75, 2.5), 1, False),
+    'RepVGG-A1': ((2, 4, 14, 1), (1, 1, 1, 2.5), 1, False),
+    'RepVGG-A2': ((2, 4, 14, 1), (1.5, 1.5, 1.5, 2.75), 1, False),
+    'RepVGG-B0': ((4, 6, 16, 1), (1, 1, 1, 2.5), 1, False),
+    'RepVGG-B1': ((4, 6, 16, 1), (2, 2, 2, 4), 1, False),
+    'RepVGG-B1g2': ((4, 6, 16, 1), (2, 2, 2, 4), 2, False),
+    'RepVGG-B1g4': ((4, 6, 16, 1), (2, 2, 2, 4), 4, False),
+    'RepVGG-B2': ((4, 6, 16, 1), (2.5, 2.5, 2.5, 5), 1, False),
+    'RepVGG-B2g2': ((4, 6, 16, 1), (2.5, 2.5, 2.5, 5), 2, False),
+    'RepVGG-B2g4': ((4, 6, 16, 1), (2.5, 2.5, 2.5, 5), 4, False),
+    'RepVGG-B3': ((4, 6, 16, 1), (3, 3, 3, 5), 1, False),
+    'RepVGG-B3g2': ((4, 6, 16, 1), (3, 3, 3, 5), 2, False),
+    'RepVGG-B3g4': ((4, 6, 16, 1), (3, 3, 3, 5), 4, False),
+    'RepVGG-D2se': ((8, 14, 24, 1), (2.5, 2.5, 2.5, 5), 1, True),
+}
+
+
+class PaperRepVGG(nn.Module):
+    """A variant of the paper in its training form; `thinner` divides all widths, for tests that have to be quick."""
+
+    def __init__(self, name: str, num_classes: int = 1000, thinner: int = 1) -> None:
+        super().__init__()
+        depths, (a, b, c, d), groups, use_se = PAPER_VARIANTS[name]
+        widths = [int(base * multiplier) // thinner for base, multiplier in ((64, a), (128, b), (256, c), (512, d))]
+        width = min(64, int(64 * a)) // thinner
+        self.stage0 = PaperBlock(3, width, 2, 1, use_se)
+        layer = 1
+        for stage in range(4):
+            blocks = []
+            for index in range(depths[stage]):
+                grouped = groups if layer in range(2, 27, 2) else 1
+                blocks.append(PaperBlock(width, widths[stage], 2 if index == 0 else 1, grouped, use_se))
+                width, layer = widths[stage], layer + 1
+            setattr(self, f'stage{stage + 1}', nn.Sequential(*blocks))
+        self.gap = nn.AdaptiveAvgPool2d(1)
+        self.linear = nn.Linear(width, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stage4(self.stage3(self.stage2(self.stage1(self.stage0(x)))))
+        return self.linear(self.gap(x).flatten(1))
 
 
 # --- section 5: times, one configuration at a time ------------------------------------------------------

@@ -1,7 +1,10 @@
 """Random blocks, α, models and tables: the cases that tests do not choose."""
 from __future__ import annotations
 
-from typing import Dict, Sequence, Tuple
+import dataclasses
+from contextlib import contextmanager
+from typing import Dict, Iterator, Sequence, Tuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -12,8 +15,8 @@ import lut_manager
 from config import Settings
 from cost_model import HardwareTable, Link, Roofline
 from gamma_mask_builder import runnable_gammas
-from hyper_repvgg import HyperRepVGGBlock
-from repvgg import BlockShape
+from hyper_repvgg import HyperRepVGG, HyperRepVGGBlock
+from repvgg import ARCHITECTURES, BlockShape
 
 seeds = st.integers(0, 2 ** 32 - 1)
 
@@ -123,3 +126,32 @@ def whole_table(settings: Settings, seed: int = 0) -> HardwareTable:
         tier_costs('server', settings, seed, {'name': 'a server', 'simulated': False}),
         tier_costs('client', settings, seed + 1, {'name': 'a client', 'simulated': True, 'profile': 'edge-cpu'}),
         settings)
+
+
+# --- models -------------------------------------------------------------------------------------------
+
+@contextmanager
+def thin(name: str, thinner: int = 4) -> Iterator[None]:
+    """Within the block the variant `name` is `thinner` times as narrow: same depths, groups and SE, and quick."""
+    arch = ARCHITECTURES[name]
+    narrow = dataclasses.replace(arch, channels=tuple(width // thinner for width in arch.channels))
+    with mock.patch.dict(ARCHITECTURES, {name: narrow}):
+        yield
+
+
+@st.composite
+def pruned_models(draw) -> HyperRepVGG:
+    """A float64 model of one of the families (plain, grouped, SE, built-in) with random weights, α and pruning."""
+    with thin('RepVGG-D2se'), thin('RepVGG-B1g4', 8), thin('RepVGG-A0', 12), thin('RepVGG-Micro'):
+        name = draw(st.sampled_from(['RepVGG-Micro', 'RepVGG-A0', 'RepVGG-B1g4', 'RepVGG-D2se']))
+        model = randomise(HyperRepVGG(name, draw(st.integers(1, 12))).double(), draw(seeds))
+    rng = np.random.default_rng(draw(seeds))
+    alpha = np.full((len(model.blocks), 3), np.nan)
+    share = draw(st.sampled_from([0.0, 0.3, 0.8]))  # of branches pruned
+    for row, block in zip(alpha, model.blocks):
+        values = rng.choice([-1, 1], block.n_branches) * rng.uniform(0.5, 1.5, block.n_branches)
+        gone = rng.random(block.n_branches) < share
+        gone[rng.integers(block.n_branches)] = False  # one stays
+        row[:block.n_branches] = np.where(gone, 0.0, values)
+    model.set_alpha_array(alpha)
+    return model
