@@ -69,23 +69,18 @@ def recorded(settings: Settings, inputs: str) -> Dict[str, Dict[str, Any]]:
 
 
 def draw(path: str, domains: Dict[str, Dict[str, Any]], names: Sequence[str]) -> None:
-    """α of every branch (columns) in every domain (rows)."""
+    """α of every branch, a row a domain and a column a block."""
     import numpy as np
 
     import figures
     from hyper_repvgg import alpha_from_blocks
-    from repvgg import BRANCHES
     order = sorted(domains, key=int)
     values = np.stack([alpha_from_blocks(domains[d]['alpha'], names) for d in order])  # (domains, N, 3)
     spread = max(0.05, float(np.nanmax(np.abs(values - 1))))
-    figure, axes = figures.subplots(1, 3, size=(6 + 0.55 * len(names), 2.6 + 0.3 * len(order)), sharey=True)
-    for b, branch in enumerate(BRANCHES):
-        figures.draw_heatmap(axes[b], values[:, :, b], [domains[d]['domain_name'] for d in order], names, 'α',
-                             colormap='PuOr', limits=(1 - spread, 1 + spread))
-        axes[b].set_title({'dense': '3x3', '1x1': '1x1', 'identity': 'identity'}[branch])
-        axes[b].set_xlabel('block')
-    figure.suptitle('Trained α by domain: above 1 the branch counts for more than before, grey: no such branch')
-    figures.save(figure, path)
+    figures.save(figures.branch_heatmaps(
+        values, [f"{d}  {figures.plain(domains[d]['domain_name'])}" for d in order], names,
+        'Trained α by domain: above 1 a branch counts for more than in the original network (hatched: no such branch)',
+        'α', 'PuOr', (1 - spread, 1 + spread), digits=2), path)
 
 
 def main(argv: Optional[Sequence[str]]) -> None:

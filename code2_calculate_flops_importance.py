@@ -78,22 +78,16 @@ def ranking(scores: Any, names: Sequence[str]) -> List[str]:
 
 
 def draw(path: str, scores: Dict[str, Any], domain_names: Dict[str, str], names: Sequence[str]) -> None:
-    """log10 importance of every branch (rows) in every domain (columns)."""
+    """log10 importance of every branch, a row a domain and a column a block."""
     import numpy as np
 
     import figures
-    from repvgg import BRANCHES
     order = sorted(scores, key=int)
     values = np.log10(np.maximum(np.stack([scores[d] for d in order]), 1e-12))  # (domains, N, 3)
-    low, high = np.nanmin(values), np.nanmax(values)
-    figure, axes = figures.subplots(1, 3, size=(6 + 0.55 * len(names), 2.6 + 0.3 * len(order)), sharey=True)
-    for b, branch in enumerate(BRANCHES):
-        figures.draw_heatmap(axes[b], values[:, :, b], [domain_names[d] for d in order], names,
-                             'log10 importance (1/GFLOP)', limits=(low, high))
-        axes[b].set_title({'dense': '3x3', '1x1': '1x1', 'identity': 'identity'}[branch])
-        axes[b].set_xlabel('block')
-    figure.suptitle('Importance |α| / GFLOPs: dark branches cost most for what they weigh, grey: no such branch')
-    figures.save(figure, path)
+    figures.save(figures.branch_heatmaps(
+        values, [f'{d}  {figures.plain(domain_names[d])}' for d in order], names,
+        'Importance |α| / GFLOPs of every branch: dark ones cost most for what they weigh (hatched: no such branch)',
+        'log10 of the importance (1/GFLOP)', 'viridis', (np.nanmin(values), np.nanmax(values)), digits=1), path)
 
 
 def main(argv: Optional[Sequence[str]]) -> None:
