@@ -1,0 +1,243 @@
+"""Step 5 draws what is there, refuses what does not fit in one line, and leaves nothing half-written."""
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from unittest import mock
+
+import numpy as np
+import pytest
+
+import config
+import joint_result
+import json_files
+import lut_manager
+import result_summary
+import step2_initial_throughput_opt
+import step5_visualize_results as step5
+from config import UserError
+from cost_model import TIERS, Configuration, Roofline, times
+from gamma_mask_builder import runnable_gammas
+from hyper_repvgg import surviving_branches, unpruned_alpha
+from joint_result import AccuracyReport, Baseline, JointResult
+from lut_manager import TierCosts
+from progressive_pruning import CurvePoint
+from throughput_optimizer import baselines, solve_exact
+
+TOP = os.path.dirname(os.path.abspath(step5.__file__))
+
+
+def make_table(settings, seed=0):
+    """A random table of the built-in model: a slow client, a fast server."""
+    rng = np.random.default_rng(seed)
+    _, has_identity = lut_manager.blocks_of(settings)
+    runnable = runnable_gammas(np.array(has_identity))
+    tiers = {}
+    for tier, scale in zip(TIERS, (0.5, 0.1)):
+        block_ms = np.where(runnable, scale * rng.uniform(0.2, 1, runnable.shape), np.nan)
+        tiers[tier] = TierCosts(tier, {'name': f'a {tier} for $5', 'simulated': tier == 'client', 'profile': 'made up'},
+                                block_ms, 0 * block_ms, scale, scale, Roofline(10.0, 5.0))
+    return lut_manager.merge(tiers['server'], tiers['client'], settings)
+
+
+def save_domain(table, settings, domain, sequential=False):
+    """A result of one domain with two pruned blocks; returns its path."""
+    ones = unpruned_alpha(table.has_identity)
+    unpruned = solve_exact(table, surviving_branches(ones), settings)
+    curve = [CurvePoint(0, 0.9, unpruned.times.T_eff_ms, unpruned.times.throughput_fps)]
+    alpha = ones.copy()
+    for block in (1, 5):
+        alpha[block, 0] = 0.0
+        found = solve_exact(table, surviving_branches(alpha), settings)
+        curve.append(CurvePoint(int((alpha == 0).sum()), curve[-1].accuracy - 0.004, found.times.T_eff_ms,
+                                found.times.throughput_fps))
+    compared = {**baselines(table, surviving_branches(ones), settings), 'step2': unpruned}
+    del compared['unfused']
+    others = {name: Baseline(0.89, solution.times) for name, solution in compared.items()}
+    if sequential:
+        others['sequential'] = Baseline(0.88, unpruned.times)
+    result = JointResult(
+        domain, f'domain\n{domain} at $1', 'pseudo', table.block_names,
+        Configuration(alpha, found.gamma, found.split, found.wire),
+        AccuracyReport(0.88, 0.89, 0.885, 200, (0.83, 0.92), 0.9, curve[-1].accuracy), 0.02, 0.0, -0.1, found.times,
+        others, curve, None, 0, 1.0, 100)
+    return joint_result.save('joint', result, settings, 'made for a test')
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    """A results folder with table, step 2 and domains 0 and 3; and what the script printed about it."""
+    folder = str(tmp_path_factory.mktemp('results'))
+    settings = config.load((f'RESULTS_DIR={folder}', 'THROUGHPUT_OPTIM_STEPS=3'), {})
+    table = make_table(settings)
+    lut_manager.save(table, settings)
+    json_files.write(json_files.path_of('step2', settings), step2_initial_throughput_opt.optimise(table, settings),
+                     json_files.make_metadata(settings, 'step2', ''))
+    save_domain(table, settings, 0)
+    save_domain(table, settings, 3, sequential=True)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), mock.patch('figures.DPI', 30):
+        step5.main(['--set', f'RESULTS_DIR={folder}'])
+    return folder, settings, table, printed.getvalue()
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    """A copy of the inputs without the pictures, to damage."""
+    copy = str(tmp_path / 'results')
+    shutil.copytree(finished[0], copy, ignore=shutil.ignore_patterns('visualization'))
+    return copy
+
+
+def change(path, field, value):
+    """Set one field, such as 'gamma.stage1.0' given as a tuple of keys, of a JSON file."""
+    with open(path, encoding='utf-8') as stream:
+        content = json.load(stream)
+    node = content
+    for key in field[:-1]:
+        node = node[key]
+    node[field[-1]] = value
+    with open(path, 'w', encoding='utf-8') as stream:
+        json.dump(content, stream)
+
+
+def refusal(folder, *settings):
+    """The error of step 5 on a folder; nothing may have been written."""
+    with pytest.raises(UserError) as caught:
+        step5.main(['--set', f'RESULTS_DIR={folder}', *settings])
+    assert not os.path.exists(os.path.join(folder, 'visualization'))
+    assert '\n' not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_subset_of_domains_gives_every_picture_twice_and_no_leftovers(finished):
+    written = sorted(os.listdir(os.path.join(finished[0], 'visualization')))
+    names = ['accuracy_throughput_curve', 'accuracy_teff_curve', 'domain_comparison', 'lut_heatmap', 'split_times',
+             'domain_0_configuration', 'domain_3_configuration']
+    assert written == sorted([f'{name}.{kind}' for name in names for kind in ('pdf', 'png')]
+                             + ['summary.txt', 'summary.json'])
+    for name in written:
+        with open(os.path.join(finished[0], 'visualization', name), 'rb') as stream:
+            start = stream.read(8)
+        assert not name.endswith('.png') or start == b'\x89PNG\r\n\x1a\n'
+        assert not name.endswith('.pdf') or start.startswith(b'%PDF')
+
+
+def test_the_summary_holds_the_means_of_the_domains(finished):
+    folder, settings, table, printed = finished
+    results = [joint_result.load(domain, table, settings) for domain in (0, 3)]
+    expected = np.mean([r.times.T_eff_ms / r.baselines['step2'].times.T_eff_ms - 1 for r in results])
+    with open(os.path.join(folder, 'visualization', 'summary.json'), encoding='utf-8') as stream:
+        summary = json.load(stream)
+    assert summary['mean']['T_eff_change'] == pytest.approx(expected)
+    assert summary['mean']['accuracy_loss'] == pytest.approx(0.005)
+    assert summary['mean_sequential']['accuracy_loss'] == pytest.approx(0.01)
+    assert f'{100 * expected:+.1f}%' in printed and 'simulated' in printed
+    with open(os.path.join(folder, 'visualization', 'summary.txt'), encoding='utf-8') as stream:
+        assert printed.startswith(stream.read())
+
+
+def test_it_says_when_one_tier_alone_is_better(finished):
+    _, settings, table, printed = finished
+    results = [joint_result.load(domain, table, settings) for domain in (0, 3)]
+    pays = all(min(r.baselines[name].times.T_eff_ms for name in ('all_client', 'all_server')) >= r.times.T_eff_ms
+               for r in results)
+    assert ('splitting pays' in printed) == pays
+    assert ('splitting does not pay' in printed) == (not pays)
+
+
+def test_if_changed_draws_again_only_for_other_content(folder, capsys, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(step5, 'write_all', lambda folder, made: drawn.append(sorted(made)))
+    arguments = ['--if_changed', '--set', f'RESULTS_DIR={folder}']
+    step5.main(arguments)
+    step5.main(arguments)
+    assert len(drawn) == 1 and 'up to date' in capsys.readouterr().err
+    os.unlink(os.path.join(folder, 'joint_optimization', 'domain_0_joint.json'))
+    step5.main(arguments)
+    assert len(drawn) == 2 and 'domain_0_configuration' not in drawn[1]
+
+
+def test_without_any_domain_it_names_the_command_that_makes_one(folder):
+    shutil.rmtree(os.path.join(folder, 'joint_optimization'))
+    assert 'python step_3_joint.py --domain_id 0' in refusal(folder)
+
+
+@pytest.mark.parametrize('name, field, value, expected', [
+    ('domain_0_joint.json', ('gamma', 'stage1.1'), 14, 'there is no γ 14'),
+    ('domain_0_joint.json', ('gamma', 'stage1.0'), 0, 'γ 0 does not run exactly'),
+    ('domain_3_joint.json', ('lambda',), 12, 'lambda is 12'),
+    ('domain_3_joint.json', ('metadata', 'model'), 'RepVGG-B3', 'RepVGG-B3'),
+    ('domain_3_joint.json', ('schema_version',), 2, 'schema_version 2'),
+    ('domain_0_joint.json', ('curve',), [], "'curve' is empty"),
+    ('domain_0_joint.json', ('accuracy', 'final'), 88.5, '88.5 is above 1'),
+    ('domain_0_joint.json', ('T_cyc_ms',), 0, 'above 0'),
+    ('domain_0_joint.json', ('baselines',), {}, "'baselines.step2' is missing"),
+    ('../initial_throughput_config.json', ('per_split',), [], 'per_split'),
+    ('../initial_throughput_config.json', ('optimal_lambda',), 99, 'optimal_lambda 99'),
+    ('../initial_throughput_config.json', ('head_tier',), 'cloud', 'cloud'),
+    ('../hardware_lut_complete.json', ('T_client', 'stage1.0'), [1.0], 'T_client'),
+])
+def test_a_file_that_does_not_fit_is_refused_in_one_line(folder, name, field, value, expected):
+    path = os.path.normpath(os.path.join(folder, 'joint_optimization', name))
+    change(path, field, value)
+    message = refusal(folder)
+    assert os.path.basename(path) in message and expected in message
+
+
+def test_a_damaged_file_ends_the_script_with_one_line_and_status_2(folder):
+    path = os.path.join(folder, 'joint_optimization', 'domain_3_joint.json')
+    with open(path, 'r+', encoding='utf-8') as stream:
+        stream.truncate(200)
+    done = subprocess.run([sys.executable, 'step5_visualize_results.py', '--set', f'RESULTS_DIR={folder}'], cwd=TOP,
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ''
+    assert done.stderr.count('\n') == 1 and 'domain_3_joint.json' in done.stderr and 'Traceback' not in done.stderr
+    assert not os.path.exists(os.path.join(folder, 'visualization'))
+
+
+def test_results_of_another_table_are_named_and_not_drawn_on_this_one(folder, finished, capsys, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(step5, 'write_all', lambda folder, made: drawn.extend(made))
+    settings = config.load((f'RESULTS_DIR={folder}',), {})
+    save_domain(make_table(settings, seed=1), settings, 3)
+    step5.main(['--set', f'RESULTS_DIR={folder}'])
+    assert 'domain_3_configuration' not in drawn and 'domain_0_configuration' in drawn
+    printed = capsys.readouterr().out
+    assert 'times of domain 3 do not follow' in printed and 'different tables or settings' in printed
+
+
+def test_without_step_2_only_its_picture_is_left_out(folder, capsys, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(step5, 'write_all', lambda folder, made: drawn.extend(made))
+    os.unlink(os.path.join(folder, 'initial_throughput_config.json'))
+    step5.main(['--set', f'RESULTS_DIR={folder}'])
+    assert 'split_times' not in drawn and 'accuracy_throughput_curve' in drawn
+    assert 'step2_initial_throughput_opt.py' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('n', (1, 5, 10))
+def test_every_number_of_domains_can_be_drawn(finished, n):
+    import figures
+    import result_figures
+    _, settings, table, _ = finished
+    one = joint_result.load(3, table, settings)
+    results = [dataclasses.replace(one, domain_id=domain) for domain in range(n)]
+    figure = result_figures.accuracy_curves(results, result_figures.T_EFF, {})
+    assert len([axes for axes in figure.axes if axes.axison]) == n
+    figures.plt.close(figure)
+
+
+def test_change_is_zero_for_the_unpruned_network(finished):
+    _, settings, table, _ = finished
+    result = joint_result.load(0, table, settings)
+    same = result_summary.change(result, 'step2')
+    assert same.T_eff_change == 0 and same.throughput_change == 0
+    assert result_summary.fits(result, table, 'client') and not result_summary.fits(result, table, 'server')
+    assert times(table, result.configuration, 'client', settings.OMEGA) == result.times
