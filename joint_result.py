@@ -189,6 +189,7 @@ def save_state(kind: str, state: SearchState, domain: int, table: HardwareTable,
         'alpha': alpha_by_block(state.alpha, table.block_names), 'accuracy': state.accuracy,
         'curve': [vars(point) for point in state.curve],
         'rejected': [[block, list(keep)] for block, keep in sorted(state.rejected)], 'rounds': state.rounds,
+        'judged': state.judged, 'best_recovery': state.best_recovery,
         'polished': state.polished, 'finished': state.finished, 'block_evaluations': state.block_evaluations,
         'wall_s': wall_s}, json_files.make_metadata(settings, kind, inputs))
 
@@ -202,7 +203,8 @@ def load_state(kind: str, domain: int, table: HardwareTable, settings: Settings,
     document = json_files.read(path, '')
     state = SearchState(alpha_from_json(document, table), document.number('accuracy', 0), curve_from_json(document))
     state.rejected = {(int(block), tuple(bool(b) for b in keep)) for block, keep in document.get('rejected', list)}
-    state.rounds = document.get('rounds', int)
+    state.rounds, state.judged = document.get('rounds', int), document.get('judged', int)
+    state.best_recovery = document.number('best_recovery', 0)
     state.polished, state.finished = document.get('polished', bool), document.get('finished', bool)
     state.block_evaluations = document.get('block_evaluations', int)
     return state, document.number('wall_s', 0)

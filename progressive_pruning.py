@@ -5,9 +5,9 @@ re-solved); its accuracy costs forward passes. So each round
   1. lists every candidate that saves time, and branches whose α has all but vanished;
   2. looks at a shortlist (by time saved and by importance) without recovery, from cached activations: a candidate
      changes nothing before its block;
-  3. gives the best few, by time saved per accuracy lost, a short recovery of α and judges them on all validation
+  3. takes them by time saved per accuracy lost, gives each a short recovery of α and judges it on all validation
      images;
-  4. accepts the best one that lowers J within the constraint, undoes the others.
+  4. accepts the first one that lowers J within the constraint, undoes the others.
 Where fusing is free, dropping 1x1 or identity beside a dense branch saves nothing and is never a candidate for its
 time; blocks without their 3x3 are what saves.
 """
@@ -31,7 +31,9 @@ from repvgg import BRANCHES
 from throughput_optimizer import Solution, fastest_gammas, solve_exact
 
 Keep = Tuple[bool, ...]  # which branches a block keeps, in the order of BRANCHES
-HOPELESS = 0.10  # a look this far below the constraint is not worth a recovery; fraction of 1
+# A look so far below the constraint that no recovery is likely to make up for it is not judged (fractions of 1): at
+# first a fixed margin, after some judgements one and a half times the best recovery seen in this search.
+HOPELESS, HOPELESS_AFTER, RECOVERY_FACTOR, LEAST_RECOVERY = 0.10, 6, 1.5, 0.01
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class SearchState:
     rounds: int = 0
     polished: bool = False
     finished: bool = False
+    judged: int = 0
+    best_recovery: float = 0.0  # most accuracy that a recovery won over its look
     block_evaluations: int = 0  # forward passes of one block on one validation image
 
 
@@ -258,21 +262,19 @@ class JointSearch:
         def gain(accuracy: float, candidate: Candidate) -> float:
             return (now - candidate.T_eff_ms) / self.T_eff_ref_ms / max(state.accuracy - accuracy, floor)
 
-        lowest = self.reference - self.settings.EPSILON - HOPELESS
+        bound = self.reference - self.settings.EPSILON
         looked = sorted(self.look(state, shortlist), key=lambda item: -gain(*item))
+        lowest = bound - recoverable(state)
         state.rejected |= {candidate.key for accuracy, candidate in looked if accuracy < lowest}
-        worthy = [candidate for accuracy, candidate in looked if accuracy >= lowest]
-        judged = []
-        for candidate in worthy[:self.settings.CANDIDATES_PER_ROUND]:
+        worthy = [item for item in looked if item[0] >= lowest]
+        for look, candidate in worthy[:self.settings.CANDIDATES_PER_ROUND]:
             accuracy, alpha = self.judge(state, candidate)
-            feasible = accuracy >= self.reference - self.settings.EPSILON
-            if feasible and self.J(candidate.T_eff_ms, accuracy) < self.J(now, state.accuracy):
-                judged.append((gain(accuracy, candidate), accuracy, alpha))
-            else:
-                state.rejected.add(candidate.key)
-        if judged:
-            _, accuracy, alpha = max(judged, key=lambda item: item[0])
-            self.accept(state, accuracy, alpha)
+            state.judged += 1
+            state.best_recovery = max(state.best_recovery, accuracy - look)
+            if accuracy >= bound and self.J(candidate.T_eff_ms, accuracy) < self.J(now, state.accuracy):
+                self.accept(state, accuracy, alpha)
+                break
+            state.rejected.add(candidate.key)
         return True
 
     def accept(self, state: SearchState, accuracy: float, alpha: np.ndarray) -> None:
@@ -296,6 +298,13 @@ class JointSearch:
                                          state.curve[-1].throughput_fps)
             state.rejected.clear()
         return won
+
+
+def recoverable(state: SearchState) -> float:
+    """How much accuracy a recovery may win back, judging by those seen."""
+    if state.judged < HOPELESS_AFTER:
+        return HOPELESS
+    return max(LEAST_RECOVERY, RECOVERY_FACTOR * state.best_recovery)
 
 
 def smaller_sets(surviving: Keep) -> List[Keep]:
