@@ -66,6 +66,8 @@ class HardwareTable:
     logits_bytes: int
     link: Link
     roofline: Mapping[str, Roofline]  # by tier
+    codec_ms: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)  # by wire format, then tier: [N, 2]
+    #                                     encoding and decoding of each block's output; none: taken as free
 
     @property
     def n_blocks(self) -> int:
@@ -75,6 +77,14 @@ class HardwareTable:
     def cut_bytes(self, wire: str) -> np.ndarray:
         """Bytes that cross the link at split 0..N: the image, N-1 feature maps, the logits."""
         return np.concatenate([[self.input_bytes], self.block_bytes[wire][:-1], [self.logits_bytes]]).astype(float)
+
+    def cut_codec_ms(self, wire: str, encoder: str, decoder: str) -> Tuple[np.ndarray, np.ndarray]:
+        """Encoding on one tier, decoding on the other at split 0..N, [N+1] each; images and logits go as they are."""
+        encode, decode = np.zeros((2, self.n_blocks + 1))
+        if wire in self.codec_ms:
+            encode[1:-1] = self.codec_ms[wire][encoder][:-1, 0]
+            decode[1:-1] = self.codec_ms[wire][decoder][:-1, 1]
+        return encode, decode
 
 
 @dataclass(frozen=True)
@@ -139,6 +149,8 @@ def split_times(table: HardwareTable, block_ms: Mapping[str, np.ndarray], wire: 
     head[n] += table.classifier.T_ms[head_tier]
     tail[:n] = np.cumsum(block_ms[tail_tier][::-1])[::-1] + table.classifier.T_ms[tail_tier]
     tail[0] += table.stem.T_ms[tail_tier]
+    encode, decode = table.cut_codec_ms(wire, head_tier, tail_tier)
+    head, tail = head + encode, tail + decode
     client, server = (head, tail) if head_tier == 'client' else (tail, head)
     com = table.link.transfer_ms(table.cut_bytes(wire))
     return SplitTimes(client, server, com, *combine(client, com, server, table.link.rtt_ms, omega))

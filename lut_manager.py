@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from config import Settings, UserError
 from cost_model import FLOAT32, TIERS, EndCosts, HardwareTable, Link, Roofline
 from device_profile import (DeviceProfile, load_profile, predict_block_ms, predict_classifier_ms, predict_stem_ms)
 from json_files import Document, numbers_or_none
-from wire_formats import WIRE_BYTES_PER_ELEMENT
+from wire_formats import WIRE_FORMATS, wire_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +34,13 @@ class TierCosts:
     stem_ms: float
     classifier_ms: float
     roofline: Roofline
+
+
+@dataclass(frozen=True)
+class WireCosts:
+    """What the wire formats cost, measured on feature maps of real images."""
+    block_bytes: Dict[str, np.ndarray]  # by wire format: [N] bytes of each block's output
+    codec_ms: Dict[str, Dict[str, np.ndarray]]  # by wire format, then tier: [N, 2] encoding, decoding
 
 
 # --- measuring and simulating -----------------------------------------------------------------------
@@ -203,9 +210,11 @@ def roofline_from_json(document: Document, field: str) -> Roofline:
 
 # --- the complete table ---------------------------------------------------------------------------
 
-def merge(server: TierCosts, client: TierCosts, settings: Settings, link: Optional[Link] = None) -> HardwareTable:
-    """Two tiers and a link (None: the settings') make the complete table."""
-    from block_work import block_work, classifier_work, out_elements, work_table
+def merge(server: TierCosts, client: TierCosts, settings: Settings, link: Optional[Link] = None,
+          wire: Optional[WireCosts] = None) -> HardwareTable:
+    """Two tiers, a link (None: the settings') and the wire formats' costs (None: sizes by formula where they do not
+    depend on values, encoding taken as free) make the complete table."""
+    from block_work import block_work, classifier_work, work_table
     from gamma_configurator import fused_gamma
     from repvgg import architecture, block_shapes
     arch = architecture(settings.MODEL_NAME)
@@ -214,7 +223,6 @@ def merge(server: TierCosts, client: TierCosts, settings: Settings, link: Option
     stem_work = block_work(stem, fused_gamma((True, True, stem.has_identity)))
     last = classifier_work(arch.channels[4], settings.NUM_CLASSES, shapes[-1].out_size)
     names, has_identity = blocks_of(settings)
-    elements = np.array([out_elements(shape) for shape in shapes])
     return HardwareTable(
         model=settings.MODEL_NAME, num_classes=settings.NUM_CLASSES,
         input_shape=(3, settings.INPUT_SIZE, settings.INPUT_SIZE), batch_size=BATCH_SIZE,
@@ -224,10 +232,18 @@ def merge(server: TierCosts, client: TierCosts, settings: Settings, link: Option
         stem=EndCosts({'server': server.stem_ms, 'client': client.stem_ms}, *stem_work),
         classifier=EndCosts({'server': server.classifier_ms, 'client': client.classifier_ms}, *last),
         input_bytes=3 * settings.INPUT_SIZE ** 2,
-        block_bytes={wire: np.ceil(size * elements).astype(np.int64) for wire, size in WIRE_BYTES_PER_ELEMENT.items()},
+        block_bytes=wire.block_bytes if wire else block_bytes_of(shapes), codec_ms=wire.codec_ms if wire else {},
         logits_bytes=4 * settings.NUM_CLASSES,
         link=link or Link(settings.BANDWIDTH_MBPS, settings.RTT_MS, measured=False),
         roofline={'server': server.roofline, 'client': client.roofline})
+
+
+def block_bytes_of(shapes: Sequence[Any]) -> Dict[str, np.ndarray]:
+    """By wire format: [N] bytes of each block's output, for the formats whose size follows from the shape."""
+    from block_work import out_elements
+    sizes = {wire: [wire_bytes(wire, out_elements(shape), shape.out_channels) for shape in shapes]
+             for wire in WIRE_FORMATS}
+    return {wire: np.array(row, dtype=np.int64) for wire, row in sizes.items() if None not in row}
 
 
 def save(table: HardwareTable, settings: Settings) -> str:
@@ -250,6 +266,8 @@ def save(table: HardwareTable, settings: Settings) -> str:
                       **{name: {wire: int(sizes[k]) for wire, sizes in table.block_bytes.items()}
                          for k, name in enumerate(names)},
                       'logits': {FLOAT32: table.logits_bytes}},
+        'codec_ms': {wire: {tier: dict(zip(names, values.tolist())) for tier, values in by_tier.items()}
+                     for wire, by_tier in table.codec_ms.items()},
         'bandwidth': {'bandwidth_mbps': table.link.bandwidth_mbps, 'rtt_ms': table.link.rtt_ms,
                       'measured': table.link.measured},
         'roofline': {tier: roofline_to_json(table.roofline[tier]) for tier in TIERS},
@@ -268,7 +286,7 @@ def load(path: str, settings: Settings) -> HardwareTable:
         raise document.refuse("field 'N_stream' is not that of the 14 γ configurations")
     rows = {key: rows_from_json(document, key, has_identity, settings)
             for key in ('T_server', 'T_client', 'FLOPs', 'Bytes')}
-    wires = [wire for wire in WIRE_BYTES_PER_ELEMENT if wire in document.get(('Comm_size', names[0]))]
+    wires = [wire for wire in WIRE_FORMATS if wire in document.get(('Comm_size', names[0]))]
     missing = [wire for wire in settings.WIRE_FORMATS if wire not in wires]
     if missing:
         raise document.refuse(f'has no sizes for wire format {missing[0]!r}, only for {", ".join(wires)}')
@@ -286,10 +304,18 @@ def load(path: str, settings: Settings) -> HardwareTable:
         input_bytes=int(document.number('Comm_size.input.uint8', 1)),
         block_bytes={wire: np.array([document.number(('Comm_size', name, wire), 1) for name in names])
                      for wire in wires},
+        codec_ms=codec_from_json(document, wires, names),
         logits_bytes=int(document.number(('Comm_size', 'logits', FLOAT32), 1)),
         link=Link(document.number('bandwidth.bandwidth_mbps', 1e-9), document.number('bandwidth.rtt_ms', 0),
                   document.get('bandwidth.measured', bool)),
         roofline={tier: roofline_from_json(document, f'roofline.{tier}') for tier in TIERS})
+
+
+def codec_from_json(document: Document, wires: List[str], names: List[str]) -> Dict[str, Dict[str, np.ndarray]]:
+    """By wire format and tier: [N, 2] ms; empty where nothing was measured."""
+    measured = document.get('codec_ms') if 'codec_ms' in document.content else {}
+    return {wire: {tier: np.array([document.numbers(('codec_ms', wire, tier, name), 2, lowest=0) for name in names])
+                   for tier in TIERS} for wire in wires if wire in measured}
 
 
 def with_link(table: HardwareTable, link: Link) -> HardwareTable:
