@@ -60,9 +60,11 @@ class Worker:
         def progress(done: int, total: int) -> None:
             self.state.update(done=done, total=total)
             now = time.monotonic()
-            if now - self._last_progress_s >= PROGRESS_S and self.state['op'] != 'stream':
-                self._last_progress_s = now
-                cli.say(f"{self.state['op']}: {done} of {total}")
+            if now - self._last_progress_s < PROGRESS_S:
+                return
+            self._last_progress_s = now
+            cli.say(f"{self.state['op']}: {done} of {total}")
+            if self.state['op'] != 'stream':  # its results are progress enough
                 connection.send(Kind.PROGRESS, {'id': number, 'done': done, 'total': total})
 
         self.tasks.progress = progress

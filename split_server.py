@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 import cli
+import wire_codec
 import wire_formats
 from config import Settings, UserError
 from frames import Kind, Message, NetworkError, PeerError, ProtocolError
@@ -96,8 +97,17 @@ class RemoteClient:
     def ask(self, connection: Connection, op: str, fields: Optional[Mapping[str, Any]] = None,
             tensors: Optional[Mapping[str, torch.Tensor]] = None, progress: Optional[Progress] = None) -> Message:
         """One request on this connection. Raises `NetworkError` and `PeerError`."""
+        return self.finish(connection, op, self.begin(connection, op, fields, tensors), progress)
+
+    def begin(self, connection: Connection, op: str, fields: Optional[Mapping[str, Any]] = None,
+              tensors: Optional[Mapping[str, torch.Tensor]] = None) -> int:
+        """Send a request; its number."""
         number = next(self._ids)
         connection.send(Kind.REQUEST, {'id': number, 'op': op, **(fields or {})}, tensors)
+        return number
+
+    def finish(self, connection: Connection, op: str, number: int, progress: Optional[Progress] = None) -> Message:
+        """Wait for the reply to request `number`."""
         while True:
             message = connection.receive()
             message.raise_error()
@@ -214,11 +224,11 @@ class ClientPart:
             tensors['rows'] = rows
         else:
             fields.update(wire=wire, shape=list(x.shape))
-            tensors.update(wire_formats.encode(x.detach(), wire))
+            tensors.update(wire_codec.encode(x.detach(), wire))
         reply = self.client.ask(connection, 'forward', fields, tensors)
         shape = reply.integers('shape', 0, 2 ** 31 - 1)
         try:
-            return step, wire_formats.decode(reply.tensors, wire_back, shape)
+            return step, wire_codec.decode(reply.tensors, wire_back, shape)
         except ValueError as error:
             raise ProtocolError(f'forward: {error}') from None
 

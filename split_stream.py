@@ -16,7 +16,7 @@ from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Tuple
 
 import torch
 
-import wire_formats
+import wire_codec
 from frames import Kind, NetworkError, PeerError, ProtocolError
 from network_utils import Connection
 
@@ -98,7 +98,7 @@ class StreamRecord:
                    for p in (50, 90, 99)},
                 'lockstep_latency_ms': statistics.median(lockstep),
                 'bytes_per_frame': sum(frame.n_bytes for frame in counted) / len(counted),
-                **{f'{name}_ms': 1000 * statistics.fmean(values) for name, values in stages.items()},
+                **{f'{name}_ms': 1000 * statistics.mean(values) for name, values in stages.items()},
                 **{f'{name}_busy': sum(values) / wall_s for name, values in stages.items()}}
 
 
@@ -202,7 +202,7 @@ def stream_head(connection: Connection, compute: Callable[[int], Tensors], first
             frame = FrameRecord(time.perf_counter())
             tensors = compute(i)
             frame.head_s = time.perf_counter() - frame.start
-            frame.n_bytes = wire_formats.encoded_bytes(tensors)
+            frame.n_bytes = wire_codec.encoded_bytes(tensors)
             record.frames.append(frame)
             _put(outbox, tensors, failure)
         _join(threads, failure)
@@ -261,7 +261,7 @@ def head_compute(part: Callable[[torch.Tensor], torch.Tensor], images: torch.Ten
     def compute(i: int) -> Tensors:
         row = i % len(images)
         with torch.inference_mode():
-            return wire_formats.encode(part(images[row:row + 1]), wire)
+            return wire_codec.encode(part(images[row:row + 1]), wire)
     return compute
 
 
@@ -271,7 +271,7 @@ def tail_compute(part: Callable[[torch.Tensor], torch.Tensor], wire: str, shape:
     def compute(tensors: Tensors) -> List[int]:
         try:
             with torch.inference_mode():
-                return part(wire_formats.decode(tensors, wire, shape)).argmax(dim=1).tolist()
+                return part(wire_codec.decode(tensors, wire, shape)).argmax(dim=1).tolist()
         except ValueError as error:
             raise ProtocolError(f'stream: {error}') from None
     return compute

@@ -16,6 +16,7 @@ from typing import Any, Callable, Dict, Mapping, Optional, Tuple
 import numpy as np
 import torch
 
+import wire_codec
 import wire_formats
 from blob_store import BlobStore
 from config import UserError
@@ -147,7 +148,7 @@ class Tasks:
         """A forward request's input: rows of an image set, or a tensor that came along."""
         if 'images' in message.fields:
             return self.images(message)[message.tensor('rows', torch.int64, rank=1)]
-        return wire_formats.decode(message.tensors, message.text('wire'), message.integers('shape', 0, 2 ** 31 - 1))
+        return wire_codec.decode(message.tensors, message.text('wire'), message.integers('shape', 0, 2 ** 31 - 1))
 
     def forward(self, message: Message) -> Reply:
         """Run the part; with `keep`, remember the step's graph for `backward`."""
@@ -166,7 +167,7 @@ class Tasks:
             y = part(x)
         if keep:
             self._step = step, x, y
-        return {'shape': list(y.shape)}, wire_formats.encode(y.detach(), wire_back)
+        return {'shape': list(y.shape)}, wire_codec.encode(y.detach(), wire_back)
 
     def backward(self, message: Message) -> Reply:
         """Gradients of the step that `forward` kept."""
@@ -246,9 +247,9 @@ def wire_ms(z: torch.Tensor, formats: Tuple[str, ...]) -> np.ndarray:
         samples = []
         for _ in range(WIRE_REPEATS):
             start = time.perf_counter()
-            tensors = wire_formats.encode(z, wire)
+            tensors = wire_codec.encode(z, wire)
             middle = time.perf_counter()
-            wire_formats.decode(tensors, wire, z.shape).to(z.device)
+            wire_codec.decode(tensors, wire, z.shape).to(z.device)
             samples.append((middle - start, time.perf_counter() - middle))
         row[:] = 1000 * np.median(np.array(samples), axis=0)
     return result

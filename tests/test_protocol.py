@@ -15,6 +15,7 @@ from hypothesis import given, settings, strategies as st
 
 import frames
 import network_utils
+import wire_codec
 import wire_formats
 from config import UserError
 from frames import FIXED, ConnectionLost, Kind, NetworkError, ProtocolError
@@ -303,8 +304,8 @@ maps = st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 6), st.int
 @given(maps, st.sampled_from(wire_formats.WIRE_FORMATS))
 @settings(max_examples=200, deadline=None)
 def test_feature_maps_survive_every_format_within_its_error(z, wire):
-    tensors = wire_formats.encode(z, wire)
-    back = wire_formats.decode(tensors, wire, z.shape)
+    tensors = wire_codec.encode(z, wire)
+    back = wire_codec.decode(tensors, wire, z.shape)
     error = (back - z).abs().amax(dim=(2, 3))
     span = z.amax(dim=(2, 3)) - z.amin(dim=(2, 3))
     peak = z.amax(dim=(2, 3))
@@ -312,26 +313,26 @@ def test_feature_maps_survive_every_format_within_its_error(z, wire):
              'uint8': span / 255 * 0.51 + 1e-6 * peak}[wire.split('+')[0]]
     assert (error <= bound + 1e-7).all()
     size = wire_formats.wire_bytes(wire, z.numel(), z.shape[0] * z.shape[1])
-    assert size is None or size == wire_formats.encoded_bytes(tensors)
+    assert size is None or size == wire_codec.encoded_bytes(tensors)
 
 
 @given(maps, st.data())
 @settings(max_examples=100, deadline=None)
 def test_damaged_feature_maps_are_refused_and_cannot_fill_the_memory(z, data):
     wire = data.draw(st.sampled_from(wire_formats.WIRE_FORMATS))
-    tensors = wire_formats.encode(z, wire)
+    tensors = wire_codec.encode(z, wire)
     shape = list(z.shape)
     shape[data.draw(st.integers(0, 3))] += 1
     with pytest.raises(ValueError):
-        wire_formats.decode(tensors, wire, shape)
+        wire_codec.decode(tensors, wire, shape)
     with pytest.raises(ValueError):
-        wire_formats.decode({}, wire, z.shape)
+        wire_codec.decode({}, wire, z.shape)
 
 
 def test_a_compression_bomb_is_refused():
     bomb = torch.from_numpy(np.frombuffer(zlib.compress(bytes(64 << 20)), np.uint8).copy())
     tracemalloc.start()
     with pytest.raises(ValueError):
-        wire_formats.decode({'z': bomb}, 'float32+zlib', (1, 4, 8, 8))
+        wire_codec.decode({'z': bomb}, 'float32+zlib', (1, 4, 8, 8))
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
