@@ -36,6 +36,15 @@ def inputs_of(domains: Sequence[int], lut_file: str, settings: Settings) -> str:
     return hashlib.sha256('\n'.join([settings.MODEL_NAME, settings.HEAD_TIER, *content]).encode()).hexdigest()
 
 
+def pictures_of(path: str) -> List[str]:
+    """The picture files that an earlier run's summary.json names; none when it cannot be read."""
+    try:
+        names = json_files.read(path, '').get('pictures', list)
+    except UserError:
+        return []
+    return [os.path.join(os.path.dirname(path), f'{name}.{suffix}') for name in names for suffix in ('pdf', 'png')]
+
+
 def pictures(table: Any, step2: Any, results: Sequence[Any], sequential: Dict[int, Any], settings: Settings,
              ) -> Dict[str, Callable[[], Any]]:
     """What to draw: {file name without suffix: function that makes the figure}."""
@@ -114,7 +123,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
     path, inputs = json_files.path_of('summary', settings), inputs_of(domains, lut_file, settings)
     folder = os.path.dirname(path)
     text_path = os.path.join(folder, 'summary.txt')
-    if args.if_changed and json_files.is_current([path, text_path], inputs):
+    if args.if_changed and json_files.is_current([path, text_path, *pictures_of(path)], inputs):
         cli.say(f'{folder} is up to date')
         return
     import joint_result

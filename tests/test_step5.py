@@ -152,16 +152,26 @@ def test_it_says_when_one_tier_alone_is_better(finished):
     assert ('splitting does not pay' in printed) == (not pays)
 
 
-def test_if_changed_draws_again_only_for_other_content(folder, capsys, monkeypatch):
+def test_if_changed_draws_again_only_for_other_content_or_a_lost_picture(folder, capsys, monkeypatch):
     drawn = []
-    monkeypatch.setattr(step5, 'write_all', lambda folder, made: drawn.append(sorted(made)))
+
+    def write_all(folder, made):
+        drawn.append(sorted(made))
+        for name in made:
+            for suffix in ('pdf', 'png'):
+                open(os.path.join(folder, f'{name}.{suffix}'), 'w').close()
+
+    monkeypatch.setattr(step5, 'write_all', write_all)
     arguments = ['--if_changed', '--set', f'RESULTS_DIR={folder}']
     step5.main(arguments)
     step5.main(arguments)
     assert len(drawn) == 1 and 'up to date' in capsys.readouterr().err
+    os.unlink(os.path.join(folder, 'visualization', 'split_times.png'))
+    step5.main(arguments)
+    assert len(drawn) == 2
     os.unlink(os.path.join(folder, 'joint_optimization', 'domain_0_joint.json'))
     step5.main(arguments)
-    assert len(drawn) == 2 and 'domain_0_configuration' not in drawn[1]
+    assert len(drawn) == 3 and 'domain_0_configuration' not in drawn[2]
 
 
 def test_without_any_domain_it_names_the_command_that_makes_one(folder):
