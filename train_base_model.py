@@ -1,13 +1,17 @@
 """Train the base model of the built-in example: RepVGG-Micro on the training pool of the 5,000 digits.
 
-    python train_base_model.py                 # the committed weights; about CLAIM_TIME on two cores
+    python train_base_model.py                 # the weights in data/weights; a few minutes
     python train_base_model.py --report_only   # measure the weights at WEIGHT_PATH_SERVER again
 
-CLAIM
+Claim: in 171 s of training on one thread of a two-core AMD EPYC machine (Python 3.11, torch 2.15, CPU), 98.3 %
+of the clean test images are right (n = 1,250, 95 % interval 97.5 to 98.9), between 95.6 and 98.9 % in the ten
+domains, and 7 of 11 blocks can do without their 3x3 branch for at most two points (validation, no α trained).
+One training run, seed 0; how it is done: base_training.py.
 
 Writes WEIGHT_PATH_SERVER and, beside it, a report (.json). The validation pool decided everything that was
-chosen (recipe, branch order); the test pool is only reported. The same machine, thread count and versions
-give the same weights.
+chosen (recipe, branch order); the test pool is only reported. The same machine, versions and TORCH_THREADS
+(0: one here, because the second thread gains little on images this small and stalls on a busy machine) give
+the same weights.
 """
 from __future__ import annotations
 
