@@ -39,6 +39,15 @@ def add_if_changed(to: argparse.ArgumentParser) -> None:
                     help='do nothing when the output was made from the same inputs and settings')
 
 
+def add_server(to: argparse.ArgumentParser) -> None:
+    """The flags of scripts that wait for a client (real mode)."""
+    to.add_argument('--bind', metavar='ADDRESS', help='listen here for the client (default: SERVER_IP)')
+    to.add_argument('--port', type=int, help='and on this port (default: PORT_MAIN)')
+    to.add_argument('--allow_open', action='store_true',
+                    help='listen beyond this machine even though SPLIT_AUTH_TOKEN is not set')
+    to.add_argument('--remeasure', action='store_true', help='measure the client and the link again')
+
+
 def parse(with_parser: argparse.ArgumentParser, argv: Optional[Sequence[str]],
           ) -> Tuple[argparse.Namespace, config.Settings]:
     """Arguments and settings; raises `UserError` for a bad setting, exits 2 for a bad argument."""
