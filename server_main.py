@@ -1,0 +1,59 @@
+"""One process on the server: wait for a client, measure, and run every step for the chosen domains.
+
+    python server_main.py                              # all domains; then start client_worker.py on the device
+    python server_main.py --domains 0,3 --set WIRE_FORMATS=float32,uint8
+    SPLIT_AUTH_TOKEN=... python server_main.py --bind 0.0.0.0
+
+A killed run goes on from what is saved: the same command does only what is missing. The client may come and go.
+"""
+from __future__ import annotations
+
+import dataclasses
+from typing import List, Optional, Sequence
+
+import cli
+import json_files
+
+
+def prepare(overrides: List[str], domains: Optional[str]) -> None:
+    """What needs no client: partition, α of every domain, importance; each only if something changed."""
+    import code1_train_and_record_weights
+    import code2_calculate_flops_importance
+    import create_noniid_partition
+    chosen = ['--domains', domains] if domains else []
+    create_noniid_partition.main(['--if_changed', *overrides])
+    code1_train_and_record_weights.main(['--if_changed', *chosen, *overrides])
+    code2_calculate_flops_importance.main(['--if_changed', *overrides])
+
+
+def main(argv: Optional[Sequence[str]]) -> None:
+    """The command line."""
+    parser = cli.parser(__doc__)
+    cli.add_server(parser)
+    parser.add_argument('--domains', metavar='0,3,7', help='only these (default: all)')
+    args, settings = cli.parse(parser, argv)
+    settings = dataclasses.replace(settings, DEVICE_PROFILE='')  # a real device is meant
+    domains = cli.domains(args.domains, settings)
+    lut_file = json_files.path_of('lut', settings)
+    overrides = ['--set', *(item for group in args.overrides for item in group), 'DEVICE_PROFILE=']
+    prepare(overrides, args.domains)
+
+    import real_mode
+    import step2_initial_throughput_opt
+    import step5_visualize_results
+    from domain_dataset import load_domain
+    from step_3_joint import optimise_real
+    with real_mode.open_session(settings, args.bind, args.port, args.allow_open) as session:
+        session.table(load_domain(settings, domains[0], 'val').images, args.remeasure)
+        step2_initial_throughput_opt.main(['--lut_file', lut_file, '--if_changed', *overrides])
+        for domain in domains:
+            path = json_files.path_of('joint', settings, domain)
+            if json_files.is_current([path], json_files.inputs_of('joint', settings, domain)):
+                cli.say(f'{path} is up to date')
+                continue
+            optimise_real(domain, session, settings)
+    step5_visualize_results.main(['--if_changed', *overrides])
+
+
+if __name__ == '__main__':
+    cli.run(main)

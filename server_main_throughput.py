@@ -1,0 +1,64 @@
+"""One process on the server: wait for a client, measure, optimise γ and λ without pruning, stream, and compare.
+
+    python server_main_throughput.py                   # then start client_worker.py on the device
+    python server_main_throughput.py --frames 1000 --set HEAD_TIER=server
+
+Writes results/stream_measured.json: the measured stream beside the predicted times.
+"""
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any, Dict, Optional, Sequence
+
+import cli
+import json_files
+
+
+def comparison(measured: Dict[str, Any]) -> str:
+    """Prediction and measurement side by side."""
+    predicted = measured['predicted']
+    rows = (('frames a second', predicted['throughput_fps'], measured['throughput_fps']),
+            ('latency of a lone frame, ms', predicted['T_lat_ms'], measured['lockstep_latency_ms']),
+            ('median latency in the stream, ms', None, measured['latency_p50_ms']),
+            ('slowest stage, ms', predicted['T_cyc_ms'], max(measured[f'{s}_ms'] for s in ('head', 'link', 'tail'))))
+    lines = [f"{'':34}{'predicted':>10}{'measured':>10}"]
+    for name, before, after in rows:
+        lines.append(f"{name:34}{'' if before is None else format(before, '.2f'):>10}{after:10.2f}")
+    busy = ', '.join(f"{stage} {100 * measured[f'{stage}_busy']:.0f} %" for stage in ('head', 'link', 'tail'))
+    lines.append(f"busy: {busy}; {measured['bytes_per_frame'] / 1000:.1f} kB a frame as {measured['wire']}")
+    return '\n'.join(lines)
+
+
+def main(argv: Optional[Sequence[str]]) -> None:
+    """The command line."""
+    parser = cli.parser(__doc__)
+    cli.add_server(parser)
+    parser.add_argument('--frames', type=int, default=300, help='frames to stream (at least 16)')
+    args, settings = cli.parse(parser, argv)
+    settings = dataclasses.replace(settings, DEVICE_PROFILE='')  # a real device is meant
+    path = os.path.join(settings.RESULTS_DIR, 'stream_measured.json')
+    json_files.check_writable(path)
+
+    import real_mode
+    from cost_model import Configuration
+    from domain_dataset import load_domain
+    from hyper_repvgg import create_hyper_repvgg, surviving_branches, unpruned_alpha
+    from throughput_optimizer import solve_exact
+    test = load_domain(settings, 0, 'test')
+    model = create_hyper_repvgg(settings.WEIGHT_PATH_SERVER, settings.MODEL_NAME, settings.NUM_CLASSES)
+    with real_mode.open_session(settings, args.bind, args.port, args.allow_open) as session:
+        table = session.table(test.images, args.remeasure)
+        alpha = unpruned_alpha(table.has_identity)
+        chosen = solve_exact(table, surviving_branches(alpha), settings)
+        configuration = Configuration(alpha, chosen.gamma, chosen.split, chosen.wire)
+        measured = session.measure(model, configuration, table, test, max(args.frames, 16))
+    json_files.write(path, {'gamma': dict(zip(table.block_names, chosen.gamma)), 'measured': measured},
+                     json_files.make_metadata(settings, 'lut', json_files.inputs_of('lut', settings)))
+    print(f'λ = {chosen.split} of {table.n_blocks}, {chosen.wire}')
+    print(comparison(measured))
+    print(f'-> {path}')
+
+
+if __name__ == '__main__':
+    cli.run(main)
