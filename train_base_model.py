@@ -11,8 +11,7 @@ other seed was tried. How it is done: base_training.py.
 
 Writes WEIGHT_PATH_SERVER and, beside it, a report (.json). The validation pool decided everything that was
 chosen (recipe, branch order); the test pool is only reported. The same machine, versions and TORCH_THREADS
-(0: one here, because the second thread gains little on images this small and stalls on a busy machine) give
-the same weights.
+(0: one here, because two threads wait for each other on a busy machine) give the same file.
 """
 from __future__ import annotations
 
@@ -55,8 +54,8 @@ def main(argv: Optional[Sequence[str]]) -> None:
         start = time.perf_counter()
         base_training.train(network, load_clean(settings, 'train'), settings.NORM_MEAN, settings.NORM_STD, recipe)
         seconds = time.perf_counter() - start
-        with json_files.replacing(weights) as temporary:
-            torch.save(network.state_dict(), temporary)
+        with json_files.replacing(weights) as temporary, open(temporary, 'wb') as stream:
+            torch.save(network.state_dict(), stream)  # given a path, torch writes its (random) name into the file
         cli.say(f'{weights}: trained in {seconds:.0f} s')
     elif os.path.exists(report_path):
         seconds = json_files.read(report_path, '').content.get('wall_s')
