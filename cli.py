@@ -39,6 +39,17 @@ def add_if_changed(to: argparse.ArgumentParser) -> None:
                     help='do nothing when the output was made from the same inputs and settings')
 
 
+LIMIT_FLAGS = ('max_client_ms', 'max_server_ms', 'max_client_memory_mb', 'max_bytes_per_frame', 'max_latency_ms',
+               'min_fps', 'lambda_min', 'lambda_max', 'objective')  # each the lower case of a setting
+
+
+def add_limits(to: argparse.ArgumentParser) -> None:
+    """Limits of the optimisers as flags: `--min_fps 30` is `--set MIN_FPS=30`."""
+    group = to.add_argument_group('limits (docs/limits.md); settings of the same names in config.py')
+    for name in LIMIT_FLAGS:
+        group.add_argument(f'--{name}', metavar='T_eff|throughput|latency' if name == 'objective' else 'N')
+
+
 def add_server(to: argparse.ArgumentParser) -> None:
     """The flags of scripts that wait for a client (real mode)."""
     to.add_argument('--bind', metavar='ADDRESS', help='listen here for the client (default: SERVER_IP)')
@@ -52,7 +63,8 @@ def parse(with_parser: argparse.ArgumentParser, argv: Optional[Sequence[str]],
           ) -> Tuple[argparse.Namespace, config.Settings]:
     """Arguments and settings; raises `UserError` for a bad setting, exits 2 for a bad argument."""
     args = with_parser.parse_args(argv)
-    return args, config.load(tuple(item for group in args.overrides for item in group))
+    flags = [f'{name.upper()}={getattr(args, name)}' for name in LIMIT_FLAGS if getattr(args, name, None) is not None]
+    return args, config.load((*(item for group in args.overrides for item in group), *flags))
 
 
 def run(main: Callable[[Optional[Sequence[str]]], Optional[int]]) -> None:

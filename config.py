@@ -81,6 +81,13 @@ class Settings:
     OMEGA: float = _setting(0.5, 'objective')  # T_eff = ω·T_lat + (1-ω)·T_cyc
     LAMBDA_MIN: int = _setting(1, 'objective')  # smallest split the optimisers may choose (1: no raw image leaves)
     LAMBDA_MAX: Optional[int] = _setting(None, 'objective')  # largest one; none: N-1
+    OBJECTIVE: str = _setting('T_eff', 'objective')  # 'T_eff', or 'throughput' (sets OMEGA to 0), 'latency' (to 1)
+    MAX_CLIENT_MS: Optional[float] = _setting(None, 'objective')  # limits, none: no limit (docs/limits.md)
+    MAX_SERVER_MS: Optional[float] = _setting(None, 'objective')
+    MAX_CLIENT_MEMORY_MB: Optional[float] = _setting(None, 'objective')  # weights + peak activations, MB of 2^20 bytes
+    MAX_BYTES_PER_FRAME: Optional[float] = _setting(None, 'objective')  # across the link
+    MAX_LATENCY_MS: Optional[float] = _setting(None, 'objective')  # T_lat, round trip included
+    MIN_FPS: Optional[float] = _setting(None, 'objective')  # frames a second of a stream, 1000 / T_cyc
     SIGMA: float = _setting(5.0, 'gradient')  # steepness of the soft split
     ROOFLINE_BETA: float = _setting(0.01, 'gradient')  # β: weight of the roofline loss beside a tier's time
     ROOFLINE_LAMBDA: float = _setting(0.05, 'gradient')  # λ_I
@@ -139,6 +146,8 @@ PROFILES: Dict[str, Dict[str, Any]] = {
     ),
 }
 
+OMEGA_OF = {'throughput': 0.0, 'latency': 1.0}  # what OBJECTIVE means: T_eff with all its weight on one of its terms
+
 _positive = (lambda v: v > 0, 'above 0')
 _not_negative = (lambda v: v >= 0, '0 or more')
 _fraction = (lambda v: 0 <= v <= 1, 'between 0 and 1')
@@ -154,6 +163,10 @@ _RULES = {
     'WIRE_FORMATS': (lambda v: len(v) > 0, 'at least one format'),
     'PORT_MAIN': _port, 'PORT_CONTROL': _port, 'OMEGA': _fraction, 'EPSILON': _fraction, 'MIN_SAVING': _fraction,
     'LAMBDA_MAX': (lambda v: v is None or v >= 0, '0 or more, or none'),
+    'OBJECTIVE': (lambda v: v == 'T_eff' or v in OMEGA_OF, "'T_eff', 'throughput' or 'latency'"),
+    **{name: (lambda v: v is None or v > 0, 'above 0, or none') for name in (
+        'MAX_CLIENT_MS', 'MAX_SERVER_MS', 'MAX_CLIENT_MEMORY_MB', 'MAX_BYTES_PER_FRAME', 'MAX_LATENCY_MS',
+        'MIN_FPS')},
     **{name: _positive for name in (
         'NUM_CLASSES', 'INPUT_SIZE', 'DIRICHLET_BETA', 'BATCH_SIZE', 'ALPHA_LR', 'EDGE_CPU_SLOWDOWN',
         'LUT_ROUNDS', 'BANDWIDTH_MBPS', 'SIGMA', 'THROUGHPUT_OPTIM_LR', 'CANDIDATES_PER_ROUND', 'LOOKS_PER_ROUND',
@@ -189,6 +202,10 @@ def load(overrides: Tuple[str, ...] = (), environ: Optional[Mapping[str, str]] =
         texts[name] = value
     given = {name: _parse(name, text) for name, text in texts.items()}
     profile = given.get('PROFILE', Settings.PROFILE)
+    if given.get('OBJECTIVE') in OMEGA_OF:
+        implied = OMEGA_OF[given['OBJECTIVE']]
+        if given.setdefault('OMEGA', implied) != implied:
+            raise UserError(f"OBJECTIVE={given['OBJECTIVE']} sets OMEGA to {implied:g}: leave one of them out")
     return Settings(**{**PROFILES.get(profile, {}), **given})
 
 
@@ -202,6 +219,8 @@ def _parse(name: str, text: str) -> Any:
     try:
         if kind == Optional[int]:
             return None if text.lower() in ('', 'none') else int(text)
+        if kind == Optional[float]:
+            return None if text.lower() in ('', 'none') else _finite(text)
         if kind == Tuple[float, ...]:
             return tuple(_finite(part) for part in text.split(','))
         if kind == Tuple[str, ...]:
@@ -209,6 +228,7 @@ def _parse(name: str, text: str) -> Any:
         return _finite(text) if kind is float else kind(text)
     except ValueError:
         words = {int: 'a whole number', float: 'a finite number', Optional[int]: "a whole number or 'none'",
+                 Optional[float]: "a finite number or 'none'",
                  Tuple[float, ...]: 'finite numbers separated by commas'}
         raise UserError(f'setting {name}={text!r}: must be {words[kind]}') from None
 

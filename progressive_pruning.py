@@ -28,7 +28,8 @@ from gamma_configurator import build_plan, fused_gamma
 from gamma_mask_builder import build_gamma_mask
 from hyper_repvgg import DeployedNetwork, HyperRepVGG, deploy, surviving_branches
 from repvgg import BRANCHES
-from throughput_optimizer import Solution, fastest_gammas, solve_exact
+from throughput_optimizer import Solution, fastest_gammas
+from throughput_optimizer_limit import check_possible, solve_or_nearest, solve_within_limits
 
 Keep = Tuple[bool, ...]  # which branches a block keeps, in the order of BRANCHES
 # A look so far below the constraint that no recovery is likely to make up for it is not judged (fractions of 1): at
@@ -126,8 +127,18 @@ class JointSearch:
     # --- what a state is worth ---
 
     def solve(self, alpha: np.ndarray) -> Solution:
-        """Optimal γ and λ for what survives in alpha."""
-        return solve_exact(self.table, surviving_branches(alpha), self.settings)
+        """Optimal γ and λ for what survives in alpha; while nothing is within the limits, the nearest."""
+        return solve_or_nearest(self.table, surviving_branches(alpha), self.settings)[0]
+
+    def final(self, alpha: np.ndarray) -> Solution:
+        """The same for the end of a search. Raises `limits.NothingFits` when nothing is within the limits."""
+        return solve_within_limits(self.table, surviving_branches(alpha), self.settings)
+
+    def T_eff_ms(self, surviving: np.ndarray) -> float:
+        """T_eff at the best γ and λ of these branches. While nothing is within the limits, T_eff of the nearest plus
+        κ·T_eff_ref for what it exceeds its worst limit by, so that J prices that as it prices lost accuracy."""
+        solution, excess = solve_or_nearest(self.table, surviving, self.settings)
+        return solution.times.T_eff_ms + self.settings.KAPPA * excess * self.T_eff_ref_ms
 
     def J(self, T_eff_ms: float, accuracy: float) -> float:
         """The goal-programming objective."""
@@ -135,7 +146,8 @@ class JointSearch:
                     self.settings.KAPPA, self.settings.MU)[0]
 
     def start(self, alpha: np.ndarray, accuracy: float) -> SearchState:
-        """The state before anything is pruned."""
+        """The state before anything is pruned. Raises `limits.NothingFits` when no pruning can meet the limits."""
+        check_possible(self.table, self.settings)
         times = self.solve(alpha).times
         return SearchState(alpha, accuracy, [CurvePoint(0, accuracy, times.T_eff_ms, times.throughput_fps)])
 
@@ -147,14 +159,14 @@ class JointSearch:
         keeps all their branches and more."""
         surviving = surviving_branches(state.alpha)
         least_ms = self.settings.MIN_SAVING * self.T_eff_ref_ms
-        now = self.solve(state.alpha).times.T_eff_ms
+        now = self.T_eff_ms(surviving)
         found = []
         for block, row in enumerate(surviving):
             T_eff_ms = {tuple(row): now}
             for keep in reversed(smaller_sets(tuple(row))):  # larger sets first
                 changed = surviving.copy()
                 changed[block] = keep
-                T_eff_ms[keep] = solve_exact(self.table, changed, self.settings).times.T_eff_ms
+                T_eff_ms[keep] = self.T_eff_ms(changed)
             for keep, value in T_eff_ms.items():
                 worthwhile = all(value <= other - least_ms for larger, other in T_eff_ms.items()
                                  if larger != keep and all(a or not b for a, b in zip(larger, keep)))
@@ -256,7 +268,7 @@ class JointSearch:
         shortlist = self.shortlist(self.candidates(state))
         if not shortlist:
             return False
-        now = self.solve(state.alpha).times.T_eff_ms
+        now = self.T_eff_ms(surviving_branches(state.alpha))
         floor = 1 / len(self.val)  # one image: below that a loss is not seen
 
         def gain(accuracy: float, candidate: Candidate) -> float:

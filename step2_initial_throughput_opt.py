@@ -17,6 +17,8 @@ def optimise(table: Any, settings: Settings) -> Dict[str, Any]:
     """Everything that the output file holds, from a table."""
     import throughput_optimizer as optimizer
     from hyper_repvgg import surviving_branches, unpruned_alpha
+    from limits import limited_to_json, limits_of
+    from throughput_optimizer_limit import solve_limited
     surviving = surviving_branches(unpruned_alpha(table.has_identity))
 
     def to_json(solution: optimizer.Solution) -> Dict[str, Any]:
@@ -27,7 +29,7 @@ def optimise(table: Any, settings: Settings) -> Dict[str, Any]:
     gradient = optimizer.solve_gradient(table, surviving, settings)
     per_split = optimizer.times_with_fastest(table, surviving, exact.wire, settings)
     splits = optimizer.split_range(table.n_blocks, settings)
-    return {
+    result = {
         'head_tier': settings.HEAD_TIER, 'omega': settings.OMEGA, 'wire': exact.wire,
         'lambda_range': [splits[0], splits[-1]],
         'exact': to_json(exact),
@@ -39,11 +41,17 @@ def optimise(table: Any, settings: Settings) -> Dict[str, Any]:
                       optimizer.baselines(table, surviving, settings).items()},
         'history': [{'step': step, 'T_eff_ms': value} for step, value in gradient.history],
     }
+    limits = limits_of(settings)
+    if limits.any:
+        result['limited'] = limited_to_json(solve_limited(table, surviving, settings), limits, table)
+    return result
 
 
 def summary(result: Dict[str, Any]) -> str:
     """A table for people: the answers beside the baselines, and whether splitting pays."""
     rows = [('exact', result['exact']), ('gradient', result['gradient'])]
+    if 'limited' in result:
+        rows.insert(0, ('limited', result['limited']))
     rows += [(name.replace('_', ' '), entry) for name, entry in result['baselines'].items()]
     lines = [f"{'':12} {'λ':>3} " + ' '.join(f'{word:>8}' for word in ('client', 'link', 'server', 'T_lat', 'T_cyc',
                                                                        'T_eff', 'fps'))]
@@ -52,8 +60,18 @@ def summary(result: Dict[str, Any]) -> str:
             f'{entry[key]:8.2f}' for key in ('T_client_ms', 'T_com_ms', 'T_server_ms', 'T_lat_ms', 'T_cyc_ms',
                                              'T_eff_ms')) + f" {entry['throughput_fps']:8.1f}")
     lines.append(f"(ms per image) gradient method {100 * result['optimality_gap']:.2f} % above the exact optimum")
+    if 'limited' in result:
+        lines.append(limits_used(result['limited']))
     lines.append(whether_splitting_pays(result))
     return '\n'.join(lines)
+
+
+def limits_used(limited: Dict[str, Any]) -> str:
+    """One line: how much of each limit the answer uses, and what its optimality rests on."""
+    used = ', '.join(f"{100 * factor:.1f} % of {name}={limited['limits'][name]:g}"
+                     for name, factor in limited['used'].items())
+    proof = 'optimal within the limits' if limited['certificate']['proven'] else 'best found within the limits'
+    return f"limited: uses {used}; {proof} (nothing that fits is below {limited['certificate']['bound_ms']:.3f} ms)"
 
 
 def whether_splitting_pays(result: Dict[str, Any]) -> str:
@@ -70,6 +88,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
     """The command line."""
     parser = cli.parser(__doc__)
     cli.add_if_changed(parser)
+    cli.add_limits(parser)
     parser.add_argument('--lut_file', metavar='FILE', help='the complete table (default: the one in RESULTS_DIR)')
     args, settings = cli.parse(parser, argv)
     path, lut_file = json_files.path_of('step2', settings), args.lut_file or json_files.path_of('lut', settings)

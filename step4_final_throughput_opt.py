@@ -32,11 +32,11 @@ def main(argv: Optional[Sequence[str]]) -> None:
     import lut_manager
     from cost_model import Configuration, goal
     from hyper_repvgg import surviving_branches
-    from throughput_optimizer import solve_exact
+    from throughput_optimizer_limit import solve_within_limits
     table = lut_manager.load(json_files.path_of('lut', settings), settings)
     pruned = joint_result.load(domain, table, settings, 'sequential_accuracy')
     alpha = pruned.configuration.alpha
-    chosen = solve_exact(table, surviving_branches(alpha), settings)
+    chosen = solve_within_limits(table, surviving_branches(alpha), settings)
     J, xi = goal(chosen.times.T_eff_ms, pruned.baselines['step2'].times.T_eff_ms, pruned.accuracy.val_final,
                  pruned.accuracy.val_reference, settings.EPSILON, settings.KAPPA, settings.MU)
     result = dataclasses.replace(pruned, configuration=Configuration(alpha, chosen.gamma, chosen.split, chosen.wire),

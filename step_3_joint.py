@@ -24,7 +24,7 @@ def optimise(domain: int, table: Any, settings: Settings, inputs: str, mode: str
     import joint_result
     from progressive_pruning import JointSearch
     outcome = domain_search.run_search(domain, table, settings, search_type or JointSearch, 'joint', inputs)
-    result = domain_search.assemble(outcome, outcome.search.solve(outcome.state.alpha), mode)
+    result = domain_search.assemble(outcome, outcome.search.final(outcome.state.alpha), mode)
     sequential = joint_result.sequential_baseline(domain, table, settings)
     if sequential is not None:
         result.baselines['sequential'] = sequential
@@ -53,6 +53,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
     parser.add_argument('--domain_id', type=int, required=True)
     parser.add_argument('--mode', choices=('pseudo', 'real'), default='pseudo')
     parser.add_argument('--lut_file', metavar='FILE', help='the complete table (default: the one in RESULTS_DIR)')
+    cli.add_limits(parser)
     cli.add_server(parser)
     args, settings = cli.parse(parser, argv)
     if args.mode == 'real':
