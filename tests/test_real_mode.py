@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import socket
@@ -357,3 +358,41 @@ def test_a_robust_line_ignores_disturbed_points():
     assert link_measurement.fit_line(x, [2 * v + 1 for v in x[:-1]] + [1000]) == pytest.approx((2, 1), rel=0.35)
     with pytest.raises(ValueError):
         link_measurement.fit_line([1, 1], [0, 1])
+
+
+# --- the whole of step 3 -------------------------------------------------------------------------------------
+
+def test_step_3_in_real_mode_finds_what_it_finds_alone_and_measures_it(served, tmp_path, monkeypatch):
+    import code1_train_and_record_weights
+    import code2_calculate_flops_importance
+    import create_noniid_partition
+    import json_files
+    import real_mode
+    import step_3_joint
+    monkeypatch.chdir(tmp_path)
+    os.symlink(os.path.join(REPOSITORY, 'data'), tmp_path / 'data')
+    overrides = ['NUM_DOMAINS=1', 'IMAGES_PER_SPLIT=100', 'ALPHA_EPOCHS=1', 'LUT_ROUNDS=1', 'MAX_PRUNING_ROUNDS=2',
+                 'RECOVERY_STEPS=3', 'DEVICE_PROFILE=', 'TORCH_THREADS=1', 'PARTITION_FILE=partition.json',
+                 'WIRE_FORMATS=float32,uint8', 'BANDWIDTH_MBPS=100']
+    for script in (create_noniid_partition, code1_train_and_record_weights, code2_calculate_flops_importance):
+        script.main(['--set', *overrides])
+    settings = config.load(tuple(overrides), {})
+
+    def result():
+        with open(json_files.path_of('joint', settings, 0), encoding='utf-8') as stream:
+            return json.load(stream)
+
+    step_3_joint.optimise_real(0, real_mode.Session(served[0], settings), settings)
+    real = result()
+    step_3_joint.main(['--domain_id', '0', '--mode', 'pseudo', '--set', *overrides])
+    alone = result()
+    measured = real['measured']
+    assert real['mode'] == 'real' and alone['measured'] is None
+    for name in set(alone) - {'mode', 'measured', 'wall_s', 'metadata'}:
+        assert real[name] == alone[name], name
+    assert measured['stream_agrees_with_evaluation'] == 1 and measured['throughput_fps'] > 0
+    assert measured['wire'] == real['wire'] and abs(measured['accuracy'] - real['accuracy']['final']) <= 0.03
+    with open(json_files.path_of('lut', settings), encoding='utf-8') as stream:
+        table = json.load(stream)
+    assert table['bandwidth']['measured'] and not table['metadata']['client']['simulated']
+    assert set(table['codec_ms']) == {'float32', 'uint8'}
