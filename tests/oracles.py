@@ -188,6 +188,9 @@ def naive_times(table, gamma: Sequence[int], split: int, wire: str, head_tier: s
         spent[tier] += float(table.T_ms[tier][k][gamma[k]])
     classifier_tier = head_tier if split == n else tail_tier
     spent[classifier_tier] += table.classifier.T_ms[classifier_tier]
+    if 1 <= split <= n - 1 and wire in table.codec_ms:  # the output of the last head block is encoded and decoded
+        spent[head_tier] += float(table.codec_ms[wire][head_tier][split - 1][0])
+        spent[tail_tier] += float(table.codec_ms[wire][tail_tier][split - 1][1])
     if split == 0:
         n_bytes = table.input_bytes
     elif split == n:

@@ -73,7 +73,7 @@ def branch_scales(draw, n_branches: int) -> torch.Tensor:
 
 # --- tables -------------------------------------------------------------------------------------------
 
-WIRE_SIZES = {'float32': 4.0, 'int8': 1.0}
+WIRE_SIZES = {'float32': 4.0, 'uint8': 1.0}
 
 
 @st.composite
@@ -102,7 +102,9 @@ def tables(draw, max_blocks: int = 4) -> HardwareTable:
         block_bytes={wire: np.ceil(size * elements) for wire, size in WIRE_SIZES.items()},
         logits_bytes=int(rng.integers(1, 200)),
         link=Link(draw(st.sampled_from([0.5, 5.0, 1000.0])), draw(st.sampled_from([0.0, 2.0])), False),
-        roofline={'client': Roofline(40.0, 5.0), 'server': Roofline(100.0, 20.0)})
+        roofline={'client': Roofline(40.0, 5.0), 'server': Roofline(100.0, 20.0)},
+        codec_ms={wire: {tier: 0.1 * numbers(n, 2) for tier in speed}
+                  for wire in draw(st.sampled_from([[], ['uint8'], ['float32', 'uint8']]))})
 
 
 @st.composite
