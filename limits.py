@@ -122,7 +122,8 @@ def violations(candidate: Candidate, limits: Limits) -> List[str]:
             value = limit / factor if name == 'min_fps' else limit * factor
             verb = 'asks for' if name == 'min_fps' else 'exceeded by'
             more = ' more' if name == 'min_fps' else ''
-            lines.append(f'{what} {value:.6g} {unit} ({setting}={limit:.6g} {verb} {100 * (factor - 1):.3g} %{more})')
+            percent = f'{100 * (factor - 1):.1f}' if factor > 1.001 else f'{100 * (factor - 1):.2g}'
+            lines.append(f'{what} {value:.6g} {unit} ({setting}={limit:.6g} {verb} {percent} %{more})')
     return lines
 
 
@@ -135,8 +136,8 @@ def limited_to_json(found: LimitedSolution, limits: Limits, table: HardwareTable
         'used': {_WORDS[name][0]: factor for name, factor in best.factors.items()},
         'wire': best.solution.wire, 'lambda': best.solution.split,
         'gamma': dict(zip(table.block_names, best.solution.gamma)), **best.solution.times.as_dict(),
-        'bytes_per_frame': best.n_bytes, 'client_weight_bytes': best.weight_bytes,
-        'client_activation_bytes': best.activation_bytes,
+        'bytes_per_frame': int(best.n_bytes), 'client_weight_bytes': int(best.weight_bytes),
+        'client_activation_bytes': int(best.activation_bytes),
         'certificate': {
             'objective': found.objective, 'bound_ms': found.bound_ms, 'proven': found.proven,
             'per_split': [{'lambda': line.split, 'wire': line.wire,

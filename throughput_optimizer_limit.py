@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Tuple
+from typing import List, Optional, Tuple
 
 import numpy as np
 
 from block_memory import MemoryTable, client_ends, client_memory
 from config import Settings
-from cost_model import TIERS, HardwareTable, SplitTimes, Times, combine, gathered, split_times
+from cost_model import TIERS, HardwareTable, Times, combine, gathered, split_times
 from gamma_mask_builder import build_gamma_mask, runnable_gammas
 from limits import TOLERANCE, Candidate, LimitedSolution, Limits, NothingFits, SplitBound, limits_of
 from memory_knapsack import ROUNDING, fastest_within, sensible_options
@@ -37,7 +37,8 @@ class Stage:
     server_ms: float
     n_bytes: float
     blocks: range  # of the client
-    weights: float  # bytes of the client's stem and classifier
+    client_ms: float  # what the client does beside its blocks: stem, classifier, wire format
+    weights: float  # bytes of its stem and classifier
     activations: float  # their larger peak, bytes
 
 
@@ -55,9 +56,9 @@ class LimitedProblem:
         self.fastest = {tier: gamma for tier, (gamma, _) in fastest.items()}
         self.options = sensible_options(table.T_ms['client'], self.memory.weights, self.memory.activations, valid)
         block_ms = {tier: values for tier, (_, values) in fastest.items()}
-        self.least: Dict[str, SplitTimes] = {
-            wire: split_times(table, block_ms, wire, settings.HEAD_TIER, settings.OMEGA)
-            for wire in settings.WIRE_FORMATS}
+        without = {tier: np.zeros(table.n_blocks) for tier in TIERS}
+        self.least, self.ends = ({wire: split_times(table, ms, wire, settings.HEAD_TIER, settings.OMEGA)
+                                  for wire in settings.WIRE_FORMATS} for ms in (block_ms, without))
         self.least_bytes = self._least_memory()
         self.proven = True
 
@@ -85,7 +86,7 @@ class LimitedProblem:
         weights, activations, blocks = self._ends(split, self.table.n_blocks, self.settings.HEAD_TIER)
         least = self.least[wire].at(split)
         return Stage(split, wire, least.T_com_ms, least.T_server_ms, float(self.table.cut_bytes(wire)[split]), blocks,
-                     weights, activations)
+                     float(self.ends[wire].T_client_ms[split]), weights, activations)
 
     # --- one split ---
 
@@ -135,14 +136,12 @@ class LimitedProblem:
     def fastest_at(self, stage: Stage, budget: float, below_ms: float) -> Tuple[Optional[Candidate], float]:
         """The fastest client within `budget` bytes and below a time (None: there is none), and a bound on its ms."""
         options = self.options.of(stage.blocks)
-        head, n = self.settings.HEAD_TIER, self.table.n_blocks
-        _, stem, classifier = client_ends(stage.split, n, head)
-        ends_ms = stem * self.table.stem.T_ms['client'] + classifier * self.table.classifier.T_ms['client']
-        found = fastest_within(options, budget - stage.weights, stage.activations, below_ms - ends_ms)
+        found = fastest_within(options, budget - stage.weights, stage.activations, below_ms - stage.client_ms)
+        bound_ms = found.bound_ms + stage.client_ms
         if found.picks is None:
-            return None, found.bound_ms + ends_ms
+            return None, bound_ms
         self.proven &= found.bound_ms >= found.time_ms * (1 - ROUNDING)
-        return self.candidate(stage, options.gamma[np.arange(len(found.picks)), found.picks]), found.bound_ms + ends_ms
+        return self.candidate(stage, options.gamma[np.arange(len(found.picks)), found.picks]), bound_ms
 
     # --- all splits ---
 

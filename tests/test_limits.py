@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +25,6 @@ import memory_knapsack
 import step2_initial_throughput_opt
 from block_memory import MemoryTable, UnitMemory, activation_bytes, classifier_memory, memory_table, weight_bytes
 from config import Settings, UserError
-from evaluation import ImageSet
 from gamma_configurator import GAMMAS, build_plan
 from hyper_repvgg import HyperRepVGGBlock, create_hyper_repvgg, deploy, surviving_branches, unpruned_alpha
 from limits import MB, Limits, NothingFits
@@ -95,7 +95,7 @@ def cases(draw) -> Case:
     low = draw(st.integers(0, n))
     settings = Settings(HEAD_TIER=draw(st.sampled_from(['client', 'server'])), LAMBDA_MIN=low,
                         LAMBDA_MAX=draw(st.integers(low, n)), OMEGA=draw(st.sampled_from([0.0, 0.3, 0.5, 1.0])),
-                        WIRE_FORMATS=draw(st.sampled_from([('float32',), ('float32', 'int8')])))
+                        WIRE_FORMATS=draw(st.sampled_from([('float32',), tuple(table.block_bytes)])))
     splits = range(low, settings.LAMBDA_MAX + 1)
     choices = []
     for gamma, split, wire, times in all_choices(table, surviving, splits, settings.WIRE_FORMATS,
@@ -288,8 +288,6 @@ def results(tmp_path_factory):
 def test_step_2_writes_the_limited_optimum(results, capsys):
     folder, table, surviving = results
     overrides = [f'RESULTS_DIR={folder}', 'THROUGHPUT_OPTIM_STEPS=2']
-    with open(os.path.join(folder, 'initial_throughput_config.json'), 'w') as stream:
-        stream.write('{}')
     step2_initial_throughput_opt.main(['--set', *overrides])
     with open(os.path.join(folder, 'initial_throughput_config.json')) as stream:
         free = json.load(stream)
@@ -322,26 +320,23 @@ def test_a_joint_search_can_prune_until_the_limits_are_met(results):
     _, table, surviving = results
     unlimited = Settings()
     free = solve_exact(table, surviving, unlimited)
-    images = ImageSet(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.zeros(4, dtype=torch.long))
     light = surviving.copy()
     light[:, 0] = False  # without any 3x3
-
-    def search(settings: Settings) -> JointSearch:
-        return JointSearch(create_hyper_repvgg(None, 'RepVGG-Micro', 10), table, images, images, settings, 0, 0.5,
-                           free.times.T_eff_ms, [])
-
-    assert search(unlimited).T_eff_ms(surviving) == free.times.T_eff_ms
     lightest = solve_limited(table, light, unlimited, Limits(client_ms=1e9)).best
-    settings = dataclasses.replace(unlimited, MAX_CLIENT_MEMORY_MB=1.5 * (lightest.weight_bytes +
-                                                                         lightest.activation_bytes) / MB,
-                                   LAMBDA_MIN=table.n_blocks - 1)
+    enough = 1.5 * (lightest.weight_bytes + lightest.activation_bytes)
+    settings = dataclasses.replace(unlimited, MAX_CLIENT_MEMORY_MB=enough / MB, LAMBDA_MIN=table.n_blocks - 1)
+
+    def T_eff_ms(branches: np.ndarray, settings: Settings) -> float:
+        search = SimpleNamespace(table=table, settings=settings, T_eff_ref_ms=free.times.T_eff_ms)
+        return JointSearch.T_eff_ms(search, branches)
+
     nearest, excess = solve_or_nearest(table, surviving, settings)
     assert excess > 0
-    priced = nearest.times.T_eff_ms + settings.KAPPA * excess * free.times.T_eff_ms
-    assert search(settings).T_eff_ms(surviving) == priced
-    assert search(settings).T_eff_ms(light) == solve_within_limits(table, light, settings).times.T_eff_ms
-    search(settings).start(unpruned_alpha(table.has_identity), 0.5)
+    assert T_eff_ms(surviving, unlimited) == free.times.T_eff_ms
+    assert T_eff_ms(surviving, settings) == nearest.times.T_eff_ms + settings.KAPPA * excess * free.times.T_eff_ms
+    assert T_eff_ms(light, settings) == solve_within_limits(table, light, settings).times.T_eff_ms
+    check_possible(table, settings)
     with pytest.raises(NothingFits):
-        search(settings).final(unpruned_alpha(table.has_identity))
+        JointSearch.final(SimpleNamespace(table=table, settings=settings), unpruned_alpha(table.has_identity))
     with pytest.raises(NothingFits, match='whatever is pruned'):
         check_possible(table, dataclasses.replace(settings, MAX_CLIENT_MEMORY_MB=1e-4))

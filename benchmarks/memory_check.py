@@ -1,0 +1,73 @@
+"""Memory from shapes (block_memory.py) against what PyTorch allocates while every kind of block runs.
+
+    python benchmarks/memory_check.py [--model RepVGG-B3] [--size 224] [--device cpu|cuda]
+
+Computed: the tensors that a block holds at once, its input included. Measured: the allocator's peak (CPU: the
+profiler's memory events; CUDA: max_memory_allocated), which adds what convolution libraries take as workspace.
+One line a distinct block shape, for γ fused and all branches in parallel; weights are compared byte by byte.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Callable
+
+import torch
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from block_memory import activation_bytes, weight_bytes  # noqa: E402
+from gamma_configurator import build_plan, fused_gamma, unfused_gamma  # noqa: E402
+from hyper_repvgg import HyperRepVGGBlock  # noqa: E402
+from repvgg import architecture, block_shapes  # noqa: E402
+
+
+def allocated_peak(run: Callable[[], torch.Tensor], device: str) -> int:
+    """Most bytes allocated beyond what was there before, while `run` runs."""
+    if device == 'cuda':
+        run()  # libraries that set themselves up once
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    from torch.profiler import ProfilerActivity, profile
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    now = peak = 0
+    for event in sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == '[memory]':
+            now += event.nbytes()
+            peak = max(peak, now)
+    return peak
+
+
+def main() -> None:
+    """Print the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--model', default='RepVGG-Micro')
+    parser.add_argument('--size', type=int, default=32)
+    parser.add_argument('--device', default='cpu', choices=('cpu', 'cuda'))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"{'in':>5} {'out':>5} {'px':>4} {'γ':>3} " +
+          ' '.join(f'{word:>11}' for word in ('weights', 'tensors', 'allocated', 'workspace')))
+    for shape in dict.fromkeys(block_shapes(architecture(args.model), args.size)[1]):
+        block = HyperRepVGGBlock(shape).eval().to(args.device)
+        every = (True, True, shape.has_identity)
+        x = torch.rand(1, shape.in_channels, shape.in_size, shape.in_size, device=args.device)
+        for gamma in (fused_gamma(every), unfused_gamma(every)):
+            plan = build_plan(block, block.alpha, gamma)
+            held = sum(t.numel() * t.element_size() for t in [*plan.buffers(), *plan.parameters()])
+            if held != weight_bytes(shape, gamma):
+                sys.exit(f'weights: {held} bytes held, {weight_bytes(shape, gamma)} computed')
+            with torch.inference_mode():
+                allocated = x.numel() * x.element_size() + allocated_peak(lambda p=plan, x=x: p(x), args.device)
+            tensors = activation_bytes(shape, gamma, side_by_side=args.device == 'cuda')
+            print(f'{shape.in_channels:5} {shape.out_channels:5} {shape.in_size:4} {gamma:3} {held:11} {tensors:11} '
+                  f'{allocated:11} {allocated - tensors:11}')
+
+
+if __name__ == '__main__':
+    main()
