@@ -28,6 +28,7 @@ def make_tier(tier: str, settings: Settings) -> None:
 
     import lut_manager
     from roofline_measure import current_roofline
+    lut_manager.blocks_of(settings)  # an unknown model is an error before anything is measured
     json_files.check_writable(json_files.path_of(f'lut_{tier}', settings))
     roofline = current_roofline(tier, settings)
     with tqdm(desc=f'timing blocks ({tier})', unit='visit', leave=False, delay=2) as bar:
