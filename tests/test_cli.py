@@ -1,0 +1,512 @@
+"""What every script shares: help, settings, one line for a user's mistake, and results that survive failures."""
+from __future__ import annotations
+
+import ast
+import dataclasses
+import errno
+import glob
+import importlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from typing import Dict, List, Optional, Tuple, get_type_hints
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import cli
+import config
+import json_files
+import lut_manager
+from config import Settings, UserError
+from random_cases import whole_table
+
+TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
+TYPES = get_type_hints(Settings)
+
+
+def source_of(path: str) -> str:
+    with open(path, encoding='utf-8') as stream:
+        return stream.read()
+
+
+SCRIPTS = sorted(os.path.basename(path) for path in glob.glob(os.path.join(TOP, '*.py'))
+                 if 'cli.run(main)' in source_of(path) and os.path.basename(path) != 'cli.py')
+
+
+def run_python(*arguments: str, cwd: str = TOP, **environ: str) -> Tuple[int, str, str]:
+    """(status, stdout, stderr) of a Python process."""
+    done = subprocess.run([sys.executable, *arguments], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          universal_newlines=True, env={**os.environ, 'PYTHONPATH': TOP, **environ}, timeout=120)
+    return done.returncode, done.stdout, done.stderr
+
+
+def only_line(text: str) -> str:
+    """The text without its line end, if it is one line."""
+    assert text.endswith('\n') and text.count('\n') == 1, text
+    return text[:-1]
+
+
+# --- help and imports -----------------------------------------------------------------------------------
+
+HELP_WITHOUT = '''
+import runpy, sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition('.')[0] in ('torch', 'torchvision', 'matplotlib'):
+            raise SystemExit(name + ' was loaded')
+
+sys.meta_path.insert(0, Blocker())
+sys.argv = [sys.argv[1], '--help']
+runpy.run_path(sys.argv[0], run_name='__main__')
+'''
+
+
+def test_the_scripts_of_the_specification_are_there():
+    named = {'create_noniid_partition.py', 'code1_train_and_record_weights.py', 'roofline_measure.py',
+             'code2_calculate_flops_importance.py', 'step1_measure_lut.py', 'step2_initial_throughput_opt.py',
+             'step_3_joint.py', 'step5_visualize_results.py', 'client_worker.py', 'step3_accuracy_opt.py',
+             'step4_final_throughput_opt.py', 'server_main.py', 'server_main_throughput.py'}
+    assert named <= set(SCRIPTS)
+
+
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_help_works_without_loading_torch_and_shows_the_commands(script):
+    status, out, err = run_python('-c', HELP_WITHOUT, script)
+    assert (status, err) == (0, '')
+    docstring = ast.get_docstring(ast.parse(source_of(os.path.join(TOP, script))))
+    assert docstring.splitlines()[0] in out and f'python {script}' in out
+    assert '--set NAME=VALUE' in out
+
+
+@pytest.mark.parametrize('script, flags', [
+    ('step1_measure_lut.py', ['--mode {client,server,merge}', '--device_profile']),
+    ('step2_initial_throughput_opt.py', ['--lut_file']),
+    ('step_3_joint.py', ['--domain_id', '--mode {pseudo,real}']),
+    ('client_worker.py', ['--server_ip', '--port']),
+])
+def test_the_flags_of_the_specification_are_there(script, flags):
+    out = run_python(script, '--help')[1]
+    assert all(flag in out for flag in flags)
+
+
+def test_importing_any_module_says_and_does_nothing(tmp_path):
+    modules = sorted(os.path.basename(path)[:-3] for path in glob.glob(os.path.join(TOP, '*.py')))
+    code = (f'import importlib\nfor name in {modules}: importlib.import_module(name)\n'
+            'import torch\nassert not torch.cuda.is_initialized()')
+    assert run_python('-c', code, cwd=str(tmp_path), PYTHONDONTWRITEBYTECODE='1') == (0, '', '')
+    assert os.listdir(str(tmp_path)) == []
+
+
+# --- settings ---------------------------------------------------------------------------------------------
+
+def refused(*overrides: str, **environ: str) -> str:
+    with pytest.raises(UserError) as caught:
+        config.load(overrides, environ)
+    assert '\n' not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_defaults_are_the_first_profile_and_have_their_declared_types():
+    settings = config.load((), {})
+    assert settings == Settings()
+    for name, kind in TYPES.items():
+        value = getattr(settings, name)
+        if kind in (int, float, str):
+            assert type(value) is kind, name
+        elif kind == Tuple[float, ...]:
+            assert all(type(part) is float for part in value), name
+
+
+def test_names_that_users_know_are_there():
+    assert {'MODEL_NAME', 'WEIGHT_PATH_SERVER', 'WEIGHT_PATH_CLIENT', 'SERVER_IP', 'PORT_MAIN', 'MAX_PRUNING_ROUNDS',
+            'THROUGHPUT_OPTIM_STEPS', 'DATA_PATH', 'BATCH_SIZE', 'NUM_DOMAINS', 'PRUNING_THRESHOLD'} <= set(FIELDS)
+
+
+@pytest.mark.parametrize('name', [name for name in FIELDS if len(name) >= 5])
+def test_a_misspelt_setting_is_an_error_that_suggests_the_right_one(name):
+    for k in range(len(name)):
+        for typo in (name[:k] + name[k + 1:], name[:k] + 'X' + name[k:], (name[:k] + name[k + 1:]).lower()):
+            if typo not in FIELDS:
+                assert f'unknown setting {typo}: did you mean ' in refused(f'{typo}=1')
+    longest = name[:-1]  # a letter lost at the end leaves no doubt
+    assert f'did you mean {name}?' in refused(f'{longest}=1') or longest in FIELDS or any(
+        other.startswith(longest) for other in FIELDS if other != name)
+
+
+@given(st.text(alphabet='abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_0123456789', min_size=1, max_size=25))
+def test_an_unknown_setting_is_never_ignored(name):
+    if name not in FIELDS:
+        assert f'unknown setting {name}' in refused(f'{name}=1')
+
+
+def test_a_misspelt_setting_in_the_environment_is_an_error_too():
+    assert 'did you mean MAX_PRUNING_ROUNDS?' in refused(MAX_PRUNING_ROUND='3')
+    assert config.load((), {'HOME': '/root', 'PATH': '/bin', 'LANG': 'C', 'OMP_NUM_THREADS': '2'}) == Settings()
+
+
+@pytest.mark.parametrize('name', [name for name, kind in TYPES.items() if kind is not str and kind != Tuple[str, ...]])
+def test_a_value_of_the_wrong_type_is_refused_by_name(name):
+    wrong = ['three', '1,2,x', '0x10', '1;2', 'nan', 'inf', '--1', '[1]', 'True']
+    if TYPES[name] in (int, Optional[int]):
+        wrong += ['1.5', '1e3']
+    if TYPES[name] in (int, float):
+        wrong += ['', 'none']
+    for text in wrong:
+        for message in (refused(f'{name}={text}'), refused(**{name: text})):
+            assert message.startswith(f'setting {name}={text!r}: must be ')
+
+
+@pytest.mark.parametrize('override', [
+    'PROFILE=laptop', 'HEAD_TIER=both', 'NUM_DOMAINS=11', 'NUM_DOMAINS=0', 'OMEGA=1.01', 'OMEGA=-0.1', 'EPSILON=2',
+    'BANDWIDTH_MBPS=0', 'RTT_MS=-1', 'PORT_MAIN=0', 'PORT_MAIN=65536', 'BATCH_SIZE=0', 'INPUT_SIZE=0', 'NUM_CLASSES=0',
+    'TRAIN_FRACTION=0', 'TRAIN_FRACTION=1', 'VAL_FRACTION=1', 'NORM_MEAN=0.5', 'NORM_STD=1,1,0', 'NORM_STD=1,1,1,1',
+    'WIRE_FORMATS=', 'LAMBDA_MIN=-1', 'LAMBDA_MAX=-1', 'LUT_ROUNDS=0', 'EDGE_CPU_SLOWDOWN=0', 'SEED=-1', 'SIGMA=0',
+    'MAX_PRUNING_ROUNDS=-1', 'ALPHA_LR=0', 'SERVER_THREADS=-1', 'KAPPA=-1', 'THROUGHPUT_OPTIM_STEPS=-1'])
+def test_a_value_out_of_range_is_refused_with_its_range(override):
+    name = override.partition('=')[0]
+    assert re.match(rf'setting {name}=.*: must be ', refused(override))
+
+
+def test_an_override_without_a_value_says_how_to_write_it():
+    assert 'NAME=VALUE' in refused('OMEGA')
+
+
+def test_the_command_line_wins_over_the_environment_and_that_over_the_profile():
+    assert config.load((), {'PROFILE': 'imagenet'}).MODEL_NAME == 'RepVGG-B3'
+    assert config.load((), {'PROFILE': 'imagenet', 'MODEL_NAME': 'RepVGG-A0'}).MODEL_NAME == 'RepVGG-A0'
+    settings = config.load(('MODEL_NAME=RepVGG-A1',), {'PROFILE': 'imagenet', 'MODEL_NAME': 'RepVGG-A0'})
+    assert (settings.MODEL_NAME, settings.NUM_CLASSES) == ('RepVGG-A1', 1000)
+    assert config.load(('PROFILE=quickstart',), {'PROFILE': 'imagenet'}) == Settings()
+    assert config.load(('SEED=1', 'SEED=2'), {}).SEED == 2
+
+
+@given(st.data())
+def test_a_setting_reads_back_what_was_written(data):
+    name = data.draw(st.sampled_from(['SEED', 'BANDWIDTH_MBPS', 'DATA_PATH', 'NORM_MEAN', 'WIRE_FORMATS',
+                                      'LAMBDA_MAX']))
+    values = {'SEED': st.integers(0, 2 ** 31), 'BANDWIDTH_MBPS': st.floats(1e-3, 1e6), 'LAMBDA_MAX': st.integers(0, 99),
+              'DATA_PATH': st.text(min_size=1), 'NORM_MEAN': st.tuples(*[st.floats(-5, 5)] * 3),
+              'WIRE_FORMATS': st.lists(st.sampled_from(['float32', 'uint8']), min_size=1).map(tuple)}
+    value = data.draw(values[name])
+    text = ','.join(map(str, value)) if isinstance(value, tuple) else str(value)
+    for settings in (config.load((f'{name}={text}',), {}), config.load((), {name: text})):
+        assert getattr(settings, name) == value
+        assert dataclasses.replace(settings, **{name: getattr(Settings(), name)}) == Settings()
+
+
+def test_set_may_be_repeated_and_take_several(monkeypatch):
+    monkeypatch.delenv('SEED', raising=False)
+    parser = cli.parser('A script.')
+    _, settings = cli.parse(parser, ['--set', 'SEED=5', 'OMEGA=1', '--set', 'EPSILON=0.1'])
+    assert (settings.SEED, settings.OMEGA, settings.EPSILON) == (5, 1.0, 0.1)
+
+
+@pytest.mark.parametrize('text, found', [(None, list(range(10))), ('3', [3]), ('7,0,7', [0, 7])])
+def test_domains_are_read_as_a_list(text, found):
+    assert cli.domains(text, Settings()) == found
+
+
+@pytest.mark.parametrize('text', ['10', '-1', 'a', '', '1,,2', '0-9'])
+def test_a_domain_that_does_not_exist_is_one_line(text):
+    with pytest.raises(UserError) as caught:
+        cli.domains(text, Settings())
+    assert '\n' not in str(caught.value)
+
+
+# --- exit statuses ------------------------------------------------------------------------------------------
+
+def status_of(main) -> object:
+    with pytest.raises(SystemExit) as caught:
+        cli.run(main)
+    return caught.value.code
+
+
+def raising(error: BaseException):
+    def main(argv):
+        raise error
+    return main
+
+
+def test_a_users_mistake_is_one_line_on_stderr_and_status_2(capsys):
+    assert status_of(raising(UserError('the file is not there'))) == 2
+    out, err = capsys.readouterr()
+    assert out == '' and only_line(err).endswith('error: the file is not there')
+
+
+def test_ctrl_c_is_one_line_and_status_130(capsys):
+    assert status_of(raising(KeyboardInterrupt())) == 130
+    assert 'interrupted' in only_line(capsys.readouterr().err)
+
+
+def test_success_is_status_0():
+    assert status_of(lambda argv: None) == 0
+
+
+@pytest.mark.parametrize('error', [KeyError('x'), ValueError('y'), AssertionError(), OSError('z')])
+def test_a_programming_error_keeps_its_traceback(error):
+    with pytest.raises(type(error)):
+        cli.run(raising(error))
+    code = f'import cli\ndef main(argv): raise {error!r}\ncli.run(main)'
+    status, out, err = run_python('-c', code)
+    assert status == 1 and 'Traceback' in err and type(error).__name__ in err
+
+
+def test_a_reader_that_goes_away_is_no_error_message():
+    code = 'import cli\ndef main(argv):\n  for i in range(100000): print(i)\ncli.run(main)'
+    writer = subprocess.Popen([sys.executable, '-c', code], cwd=TOP, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    writer.stdout.readline()
+    writer.stdout.close()
+    assert writer.stderr.read() == b'' and writer.wait(60) == 1
+    writer.stderr.close()
+
+
+@pytest.mark.parametrize('command, says', [
+    (['step2_initial_throughput_opt.py', '--lut_file', 'no/such/lut.json'], 'no/such/lut.json: no such file'),
+    (['step_3_joint.py', '--domain_id', '10'], 'domain 10: there are domains 0 to 9'),
+    (['step_3_joint.py', '--domain_id', '-1'], 'domain -1'),
+    (['roofline_measure.py', '--set', 'SERVER_THREAD=1'], 'did you mean SERVER_THREADS?'),
+    (['step1_measure_lut.py', '--mode', 'server', '--set', 'MODEL_NAME=ResNet18'], 'ResNet18'),
+    (['code1_train_and_record_weights.py', '--domains', '0,12'], 'domain 12'),
+])
+def test_scripts_say_in_one_line_what_is_wrong(command, says, tmp_path):
+    status, out, err = run_python(*command, RESULTS_DIR=str(tmp_path))
+    assert (status, out) == (2, '')
+    assert says in err and only_line(err).startswith(f'{command[0]}: error: ')
+    assert os.listdir(str(tmp_path)) == []
+
+
+# --- results that survive -------------------------------------------------------------------------------------
+
+def bytes_of(path: str) -> bytes:
+    with open(path, 'rb') as stream:
+        return stream.read()
+
+
+@pytest.fixture
+def step2_done(tmp_path) -> Tuple[str, str, List[str]]:
+    """(the table's path, step 2's result, overrides) in a folder where step 2 has been run."""
+    overrides = [f'RESULTS_DIR={tmp_path}', 'THROUGHPUT_OPTIM_STEPS=1']
+    settings = config.load(tuple(overrides), {})
+    lut = lut_manager.save(whole_table(settings), settings)
+    run_main('step2_initial_throughput_opt', '--set', *overrides)
+    return lut, json_files.path_of('step2', settings), overrides
+
+
+def run_main(script: str, *argv: str) -> None:
+    importlib.import_module(script).main(list(argv))
+
+
+def test_an_existing_result_survives_a_run_that_fails(step2_done, monkeypatch):
+    import throughput_optimizer
+    lut, result, overrides = step2_done
+    before, files = bytes_of(result), sorted(os.listdir(os.path.dirname(result)))
+    with pytest.raises(UserError):  # other input than expected
+        run_main('step2_initial_throughput_opt', '--lut_file', result, '--set', *overrides)
+    with pytest.raises(UserError):
+        run_main('step2_initial_throughput_opt', '--set', *overrides, 'LAMBDA_MIN=99')
+    monkeypatch.setattr(throughput_optimizer, 'solve_gradient', lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_main('step2_initial_throughput_opt', '--set', *overrides)
+    with open(lut, 'r+', encoding='utf-8') as stream:
+        stream.truncate(1000)
+    with pytest.raises(UserError, match='not valid JSON'):
+        run_main('step2_initial_throughput_opt', '--set', *overrides)
+    assert bytes_of(result) == before
+    assert sorted(os.listdir(os.path.dirname(result))) == files
+
+
+def test_a_step_runs_again_only_when_something_changed(step2_done, monkeypatch, capsys):
+    import throughput_optimizer
+    lut, result, overrides = step2_done
+    before = bytes_of(result)
+    with monkeypatch.context() as patched:
+        patched.setattr(throughput_optimizer, 'solve_exact', lambda *args, **kwargs: pytest.fail('ran again'))
+        run_main('step2_initial_throughput_opt', '--if_changed', '--set', *overrides)
+    assert bytes_of(result) == before and 'up to date' in capsys.readouterr().err
+    run_main('step2_initial_throughput_opt', '--if_changed', '--set', *overrides, 'OMEGA=1')
+    assert json.loads(bytes_of(result))['omega'] == 1
+    settings = config.load(tuple(overrides), {})
+    lut_manager.save(whole_table(settings, seed=5), settings)
+    again = bytes_of(result)
+    run_main('step2_initial_throughput_opt', '--if_changed', '--set', *overrides, 'OMEGA=1')
+    assert bytes_of(result) != again
+
+
+@pytest.mark.parametrize('script, argv', [
+    ('roofline_measure', []), ('step1_measure_lut', ['--mode', 'server']), ('step1_measure_lut', ['--mode', 'client']),
+    ('step1_measure_lut', ['--mode', 'merge']), ('step2_initial_throughput_opt', []),
+    ('step_3_joint', ['--domain_id', '0']), ('step3_accuracy_opt', ['--domain_id', '0']),
+])
+def test_a_results_folder_that_cannot_be_written_is_one_line_before_any_work(script, argv, tmp_path, monkeypatch,
+                                                                             capsys):
+    """A plain file stands in the folder's place: a folder without write permission would not stop root."""
+    import roofline_measure
+    import throughput_optimizer
+    blocked, lut_folder = str(tmp_path / 'results'), str(tmp_path / 'elsewhere')
+    with open(blocked, 'w', encoding='utf-8') as stream:
+        stream.write('not a folder')
+    settings = config.load((f'RESULTS_DIR={lut_folder}',), {})
+    if script == 'step2_initial_throughput_opt':
+        argv = ['--lut_file', lut_manager.save(whole_table(settings), settings)]
+    for module, name in ((roofline_measure, 'measure_roofline'), (lut_manager, 'measure_tier'),
+                         (lut_manager, 'simulate_client'), (throughput_optimizer, 'solve_exact')):
+        monkeypatch.setattr(module, name, lambda *args: pytest.fail('worked before it knew that it could write'))
+    with pytest.raises(UserError, match=f'cannot write {re.escape(blocked)}') as caught:
+        run_main(script, *argv, '--set', f'RESULTS_DIR={blocked}')
+    assert '\n' not in str(caught.value) and 'RESULTS_DIR' in str(caught.value)
+    assert bytes_of(blocked) == b'not a folder' and capsys.readouterr().out == ''
+
+
+# --- the files themselves ---------------------------------------------------------------------------------------
+
+OLD = {'value': 1}
+
+
+@pytest.fixture
+def old_file(tmp_path) -> str:
+    path = str(tmp_path / 'folder' / 'result.json')
+    json_files.write(path, OLD, {'made': 'before'})
+    return path
+
+
+@pytest.mark.parametrize('function', ['fsync', 'replace', 'chmod'])
+@pytest.mark.parametrize('error', [OSError(errno.ENOSPC, 'No space left on device'), OSError(errno.EROFS, 'Read-only'),
+                                   RuntimeError('bug'), KeyboardInterrupt()], ids=lambda error: str(error) or 'ctrl-c')
+def test_whatever_interrupts_a_write_the_old_file_stays(old_file, monkeypatch, function, error):
+    before = bytes_of(old_file)
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(os, function, fail)
+    wanted = UserError if isinstance(error, OSError) else type(error)
+    with pytest.raises(wanted) as caught:
+        json_files.write(old_file, {'value': 2}, {})
+    if wanted is UserError:
+        assert str(caught.value).startswith(f'cannot write {old_file}: ') and '\n' not in str(caught.value)
+    assert bytes_of(old_file) == before
+    assert os.listdir(os.path.dirname(old_file)) == ['result.json']  # nothing is left lying about
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), np.float32(1), {1, 2}, object()])
+def test_what_json_cannot_hold_is_never_written(old_file, value):
+    before = bytes_of(old_file)
+    with pytest.raises((ValueError, TypeError)):
+        json_files.write(old_file, {'value': [value]}, {})
+    assert bytes_of(old_file) == before
+
+
+WRITER = '''
+import sys
+import json_files
+n = 0
+while True:
+    json_files.write(sys.argv[1], {'n': n, 'rows': [n] * 20000}, {})
+    n += 1
+    if n == 2:
+        print('started', flush=True)
+'''
+
+
+def test_a_killed_writer_leaves_the_old_file_or_the_new_one(tmp_path):
+    path = str(tmp_path / 'result.json')
+    rng = np.random.default_rng()
+    for _ in range(6):
+        writer = subprocess.Popen([sys.executable, '-c', WRITER, path], stdout=subprocess.PIPE,
+                                  env={**os.environ, 'PYTHONPATH': TOP})
+        assert writer.stdout.readline() == b'started\n'
+        for _ in range(20):  # a reader at any time sees a whole file
+            content = json_files.read(path, '').content
+            assert content['rows'] == [content['n']] * 20000
+        time.sleep(rng.uniform(0, 0.05))
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        writer.stdout.close()
+        content = json_files.read(path, '').content
+        assert content['rows'] == [content['n']] * 20000
+
+
+def test_a_file_is_as_readable_for_others_as_any_other(tmp_path):
+    path, plain = str(tmp_path / 'result.json'), str(tmp_path / 'plain')
+    json_files.write(path, {}, {})
+    open(plain, 'w').close()
+    assert os.stat(path).st_mode == os.stat(plain).st_mode
+
+
+def test_a_folder_in_the_way_is_one_line(tmp_path):
+    with pytest.raises(UserError, match='cannot write'):
+        json_files.check_writable(str(tmp_path))
+    with pytest.raises(UserError, match='cannot write'):
+        json_files.write(str(tmp_path), {}, {})
+
+
+json_values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+                           | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=9)
+
+
+@given(st.dictionaries(st.text(), json_values), st.dictionaries(st.text(), json_values))
+def test_what_is_written_is_read_back(tmp_path_factory, content, metadata):
+    path = str(tmp_path_factory.getbasetemp() / 'any.json')
+    content = {key: value for key, value in content.items() if key not in ('schema_version', 'metadata')}
+    json_files.write(path, content, metadata)
+    assert json_files.read(path, '').content == {'schema_version': 1, 'metadata': metadata, **content}
+
+
+@given(json_values, st.sampled_from([dict, list, str, float, int, bool]))
+def test_a_checked_field_has_its_type_or_is_refused_by_name(value, kind):
+    document = json_files.Document('f.json', {'a': {'b': value}}, '')
+    try:
+        found = document.get('a.b', kind)
+    except UserError as error:
+        assert "f.json: field 'a.b' is" in str(error) and '\n' not in str(error)
+        assert not isinstance(value, kind) or isinstance(value, bool) or abs(value) > 1e308
+    else:
+        assert type(found) is kind and found == value
+
+
+def test_metadata_says_what_shaped_the_file(tmp_path):
+    settings = Settings(RESULTS_DIR=str(tmp_path))
+    metadata = json_files.make_metadata(settings, 'step2', 'abc')
+    assert metadata['model'] == 'RepVGG-Micro' and metadata['seed'] == 0 and metadata['inputs'] == 'abc'
+    assert {'python', 'torch', 'numpy'} <= set(metadata['software'])
+    assert metadata['config']['OMEGA'] == 0.5 and 'ALPHA_LR' not in metadata['config']
+    assert json.loads(json.dumps(metadata)) == metadata  # nothing that JSON would change, such as tuples
+
+
+@pytest.mark.parametrize('kind', sorted(json_files.KINDS))
+def test_the_fingerprint_of_a_result_changes_with_its_settings_and_with_nothing_else(kind, tmp_path):
+    settings = Settings(RESULTS_DIR=str(tmp_path))
+    shaping = json_files.KINDS[kind].groups
+    first = json_files.inputs_of(kind, settings, 0)
+    assert first == json_files.inputs_of(kind, settings, 0)
+    changes: Dict[str, object] = {
+        'MODEL_NAME': 'RepVGG-A0', 'SEED': 7, 'ALPHA_LR': 0.5, 'LUT_ROUNDS': 3, 'BANDWIDTH_MBPS': 1.5, 'OMEGA': 0.25,
+        'SIGMA': 1.0, 'KAPPA': 7.0, 'SERVER_THREADS': 3, 'EDGE_CPU_SLOWDOWN': 9.0, 'NUM_WORKERS': 2, 'PORT_MAIN': 99}
+    for name, value in changes.items():
+        group = FIELDS[name].metadata['group']
+        found = json_files.inputs_of(kind, dataclasses.replace(settings, **{name: value}), 0)
+        if group in shaping:
+            assert found != first, name
+        elif name != 'MODEL_NAME':  # a model has files of its own
+            assert found == first, name
+
+
+def test_the_fingerprint_follows_the_content_of_inputs_and_not_their_metadata(tmp_path):
+    settings = Settings(RESULTS_DIR=str(tmp_path))
+    path = json_files.path_of('lut', settings)
+    fingerprints = []
+    for value, created in ((1, 'monday'), (1, 'tuesday'), (2, 'tuesday')):
+        json_files.write(path, {'value': value}, {'created': created})
+        fingerprints.append(json_files.inputs_of('step2', settings))
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+    os.unlink(path)
+    assert json_files.inputs_of('step2', settings) not in fingerprints
