@@ -32,7 +32,8 @@ DTYPES: Dict[str, torch.dtype] = {'float64': torch.float64, 'float32': torch.flo
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 ITEM_BYTES = {'float64': 8, 'float32': 4, 'float16': 2, 'int64': 8, 'uint8': 1}
 
-ROW_BYTES = 4096  # of the payload checksum: 512 columns of 64 bits
+SUM = struct.Struct('<Q')  # the payload checksum
+WORD_BYTES = 8
 
 
 class NetworkError(Exception):
@@ -278,24 +279,22 @@ def spec_bytes(spec: TensorSpec) -> int:
 
 
 class Checksum:
-    """The payload checksum: CRC-32 of column sums (docs/protocol.md). Feed a tensor in pieces of whole rows; only its
-    last piece may be shorter."""
+    """The payload checksum: the sum of all 64-bit words (docs/protocol.md). Feed a tensor in pieces of whole words;
+    only its last piece may be shorter."""
 
     def __init__(self) -> None:
-        self.columns = np.zeros(ROW_BYTES // 8, dtype='<u8')
+        self.total = 0
 
     def update(self, piece: memoryview) -> None:
         """Add bytes."""
-        whole = len(piece) // ROW_BYTES * ROW_BYTES
-        if whole:
-            rows = np.frombuffer(piece[:whole], dtype='<u8').reshape(-1, ROW_BYTES // 8)
-            self.columns += rows.sum(axis=0, dtype='<u8')
+        whole = len(piece) // WORD_BYTES * WORD_BYTES
+        self.total += int(np.add.reduce(np.frombuffer(piece[:whole], dtype='<u8')))
         if whole < len(piece):
-            self.columns += np.frombuffer(bytes(piece[whole:]).ljust(ROW_BYTES, b'\0'), dtype='<u8')
+            self.total += int.from_bytes(piece[whole:], 'little')
 
-    def value(self) -> int:
-        """32 bits."""
-        return zlib.crc32(self.columns)
+    def packed(self) -> bytes:
+        """The 8 bytes that follow the payload."""
+        return SUM.pack(self.total % 2 ** 64)
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:

@@ -92,11 +92,13 @@ class StreamRecord:
         latencies_ms = sorted(1000 * (frame.done - frame.start) for frame in counted)
         stages = {'head': [f.head_s for f in counted], 'link': [f.link_s for f in counted],
                   'tail': [f.tail_s for f in counted]}
-        lockstep = [1000 * (frame.done - frame.start) for frame in self.frames[1:LOCKSTEP_FRAMES]]
+        alone = self.frames[1:LOCKSTEP_FRAMES]
         return {'n_frames': len(counted), 'wall_s': wall_s, 'throughput_fps': len(counted) / wall_s,
                 **{f'latency_p{p}_ms': latencies_ms[min(len(counted) - 1, p * len(counted) // 100)]
                    for p in (50, 90, 99)},
-                'lockstep_latency_ms': statistics.median(lockstep),
+                'lockstep_latency_ms': 1000 * statistics.median(frame.done - frame.start for frame in alone),
+                **{f'lockstep_{name}_ms': 1000 * statistics.median(getattr(frame, f'{name}_s') for frame in alone)
+                   for name in stages},
                 'bytes_per_frame': sum(frame.n_bytes for frame in counted) / len(counted),
                 **{f'{name}_ms': 1000 * statistics.mean(values) for name, values in stages.items()},
                 **{f'{name}_busy': sum(values) / wall_s for name, values in stages.items()}}

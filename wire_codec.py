@@ -97,5 +97,5 @@ def _unpack(packed: torch.Tensor, dtype: torch.dtype, shape: Sequence[int]) -> t
 
 
 def encoded_bytes(tensors: Mapping[str, torch.Tensor]) -> int:
-    """Bytes that these tensors take on the wire, without the frame's own 28 and its typed header."""
+    """Bytes that these tensors take on the wire, without the frame's own 32 and its typed header."""
     return sum(value.numel() * value.element_size() for value in tensors.values())

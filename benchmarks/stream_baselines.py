@@ -1,0 +1,158 @@
+"""What others do to stream frames through a split network, as they are usually written. Used by stream_throughput.py.
+
+Each has a client side (head, in the other process) and a server side (tail, here):
+reply   send a pickled feature map, wait for the pickled answer, start the next frame
+push    pickled feature maps sent as fast as the socket takes them, a receiving thread and an endless queue
+rpc     torch.distributed RPC, `rpc_async` with up to two calls in flight
+Latency: from the start of a frame's head to the end of its tail, on one machine's clock.
+"""
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import socket
+import struct
+import sys
+import threading
+import time
+from typing import Any, Callable, Dict, List, Tuple
+
+import torch
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+LENGTH = struct.Struct('<Q')
+WARM_UP = 14  # frames that do not count, as many as in our own streams
+Network = Callable[[torch.Tensor], torch.Tensor]
+
+
+def send(sock: socket.socket, item: Any) -> None:
+    """Length and pickle."""
+    data = pickle.dumps(item)
+    sock.sendall(LENGTH.pack(len(data)) + data)
+
+
+def receive(sock: socket.socket) -> Any:
+    """The inverse."""
+    def exactly(count: int) -> bytes:
+        parts = []
+        while count:
+            part = sock.recv(min(count, 1 << 20))
+            if not part:
+                raise ConnectionError('closed')
+            parts.append(part)
+            count -= len(part)
+        return b''.join(parts)
+
+    return pickle.loads(exactly(LENGTH.unpack(exactly(LENGTH.size))[0]))
+
+
+def figures(starts: List[float], ends: List[float]) -> Dict[str, float]:
+    """Throughput and median latency of the frames after the warm-up."""
+    latencies = sorted(end - start for start, end in zip(starts[WARM_UP:], ends[WARM_UP:]))
+    return {'throughput_fps': (len(ends) - WARM_UP) / (ends[-1] - ends[WARM_UP - 1]),
+            'latency_p50_ms': 1000 * latencies[len(latencies) // 2]}
+
+
+# --- the client's side ---------------------------------------------------------------------------------
+
+def client(kind: str, head: Network, image: torch.Tensor, address: Tuple[str, int], n_frames: int) -> None:
+    """Run the head on `n_frames` frames."""
+    if kind == 'rpc':
+        return rpc_client(head, image, address, n_frames)
+    sock = socket.create_connection(address, timeout=60)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    with torch.inference_mode():
+        for _ in range(n_frames):
+            start = time.perf_counter()
+            send(sock, (start, head(image)))
+            if kind == 'reply':
+                receive(sock)
+    receive(sock)  # the server has seen everything
+
+
+def rpc_client(head: Network, image: torch.Tensor, address: Tuple[str, int], n_frames: int) -> None:
+    """The head calls the tail by RPC."""
+    import torch.distributed.rpc as rpc
+    rpc.init_rpc('client', rank=1, world_size=2, rpc_backend_options=rpc_options(address))
+    waiting: List[Any] = []
+    with torch.inference_mode():
+        for _ in range(n_frames):
+            start = time.perf_counter()
+            z = head(image)
+            if len(waiting) == 2:
+                waiting.pop(0).wait()
+            waiting.append(rpc.rpc_async('server', rpc_tail, args=(start, z)))
+        for call in waiting:
+            call.wait()
+    rpc.shutdown()
+
+
+# --- the server's side ---------------------------------------------------------------------------------
+
+def server(kind: str, tail: Network, address: Tuple[str, int], n_frames: int) -> Dict[str, float]:
+    """Run the tail on `n_frames` frames; throughput and latency."""
+    if kind == 'rpc':
+        return rpc_server(tail, address, n_frames)
+    with socket.create_server(address) as listener:
+        listener.settimeout(60)
+        sock = listener.accept()[0]
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    inbox: 'queue.Queue[Any]' = queue.Queue()
+
+    def read() -> None:
+        for _ in range(n_frames):
+            inbox.put(receive(sock))
+
+    if kind == 'push':
+        threading.Thread(target=read, daemon=True).start()
+    starts, ends = [], []
+    with torch.inference_mode():
+        for _ in range(n_frames):
+            start, z = inbox.get() if kind == 'push' else receive(sock)
+            answer = tail(z).argmax(dim=1).tolist()
+            if kind == 'reply':
+                send(sock, answer)
+            starts.append(start)
+            ends.append(time.perf_counter())
+    send(sock, 'done')
+    sock.close()
+    return figures(starts, ends)
+
+
+_RPC: Dict[str, Any] = {}
+
+
+def rpc_tail(start: float, z: torch.Tensor) -> List[int]:
+    """Runs on the server."""
+    with _RPC['lock'], torch.inference_mode():
+        answer = _RPC['tail'](z).argmax(dim=1).tolist()
+        _RPC['seen'].append((start, time.perf_counter()))
+    return answer
+
+
+def rpc_options(address: Tuple[str, int]) -> Any:
+    """Both ends meet at this address."""
+    import torch.distributed.rpc as rpc
+    return rpc.TensorPipeRpcBackendOptions(init_method=f'tcp://{address[0]}:{address[1]}', num_worker_threads=4)
+
+
+def rpc_server(tail: Network, address: Tuple[str, int], n_frames: int) -> Dict[str, float]:
+    """Serve until the client leaves."""
+    import torch.distributed.rpc as rpc
+    _RPC.update(tail=tail, seen=[], lock=threading.Lock())
+    rpc.init_rpc('server', rank=0, world_size=2, rpc_backend_options=rpc_options(address))
+    rpc.shutdown()
+    seen = sorted(_RPC['seen'])
+    return figures([start for start, _ in seen], [end for _, end in seen])
+
+
+if __name__ == '__main__':  # the client's process: kind, host, port, model, split, size, frames
+    import stream_baselines  # by its name: RPC looks functions up by module
+    import stream_throughput
+    kind_, host_, port_, model_, split_, size_, frames_ = sys.argv[1:]
+    torch.set_num_threads(1)
+    network, configuration = stream_throughput.network_of(model_, int(split_))
+    stream_baselines.client(
+        kind_, stream_throughput.part_for(network, configuration, 'head'),
+        torch.randn(1, 3, int(size_), int(size_)), (host_, int(port_)), int(frames_))

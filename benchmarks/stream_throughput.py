@@ -1,0 +1,172 @@
+"""Streams over a shaped link: our own against the bound, the prediction, and what others do.
+
+    python benchmarks/stream_throughput.py --json /tmp/stream.json         # needs root, `ip` and `tc`; about 15 minutes
+    python benchmarks/stream_throughput.py --mbps 100 --splits 4 --frames 100 --only ours,reply
+
+Two processes pinned to one core each, one torch thread each, RepVGG-A0 at 224x224; the client lives in a network
+namespace, and a token bucket shapes both directions of the pair of devices between them. For every link and split:
+ours      throughput, its share of 1000 / max(stage times); median latency over the latency of a lone frame
+predicted T_cyc and T_lat from block times measured alone in the same run, and the measured link, against both
+reply, push, rpc   benchmarks/stream_baselines.py
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from typing import Any, Dict, Iterator, List, Tuple
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import torch
+
+import config
+import stream_baselines
+from cost_model import Configuration, combine
+from gamma_configurator import fused_gamma
+from hyper_repvgg import HyperRepVGG, create_hyper_repvgg, surviving_branches
+from link_measurement import measure_link
+from network_part import head_units, part_of, tail_units
+from split_server import folded_specs, wait_for_client
+from stream_session import run_stream
+from wire_formats import format_at
+
+SPACE, SERVER_IP, CLIENT_IP = 'splitbench', '10.77.0.1', '10.77.0.2'
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SETTINGS = config.load(('WEIGHT_PATH_SERVER=', 'DEVICE_PROFILE=', 'INPUT_SIZE=224', 'MODEL_NAME=RepVGG-A0'), {})
+
+
+def run(*command: str) -> None:
+    """A command that must work."""
+    subprocess.run(command, check=True)
+
+
+@contextlib.contextmanager
+def namespace() -> Iterator[None]:
+    """A network namespace for the client, joined to this one by a pair of devices."""
+    run('ip', 'netns', 'add', SPACE)
+    try:
+        run('ip', 'link', 'add', 'split0', 'type', 'veth', 'peer', 'name', 'split1', 'netns', SPACE)
+        run('ip', 'addr', 'add', f'{SERVER_IP}/24', 'dev', 'split0')
+        run('ip', 'link', 'set', 'split0', 'up')
+        run('ip', '-n', SPACE, 'addr', 'add', f'{CLIENT_IP}/24', 'dev', 'split1')
+        run('ip', '-n', SPACE, 'link', 'set', 'split1', 'up')
+        run('ip', '-n', SPACE, 'link', 'set', 'lo', 'up')
+        yield
+    finally:
+        run('ip', 'netns', 'del', SPACE)
+
+
+def shape(mbps: float) -> None:
+    """Token buckets in both directions: 5 ms of burst, 50 ms of queue."""
+    burst = str(max(32 << 10, int(mbps * 125 * 5)))
+    for prefix, device in (([], 'split0'), (['-n', SPACE], 'split1')):
+        run('tc', *prefix, 'qdisc', 'replace', 'dev', device, 'root', 'tbf', 'rate', f'{mbps}mbit', 'burst', burst,
+            'latency', '50ms')
+
+
+def in_namespace(*arguments: str) -> subprocess.Popen:
+    """A Python process in the client's namespace, on the second core."""
+    return subprocess.Popen(['ip', 'netns', 'exec', SPACE, 'taskset', '-c', '1', sys.executable, *arguments],
+                            cwd=REPOSITORY, stderr=subprocess.DEVNULL,
+                            env={**os.environ, 'TP_SOCKET_IFNAME': 'split1', 'GLOO_SOCKET_IFNAME': 'split1',
+                                 'PYTHONPATH': REPOSITORY})
+
+
+def network_of(model_name: str, split: int, wire: str = 'float32') -> Tuple[HyperRepVGG, Configuration]:
+    """Fixed random weights, every block fused."""
+    torch.manual_seed(0)
+    model = create_hyper_repvgg(None, model_name, SETTINGS.NUM_CLASSES)
+    alpha = model.alpha_array()
+    return model, Configuration(alpha, tuple(fused_gamma(tuple(row)) for row in surviving_branches(alpha)), split, wire)
+
+
+def part_for(model: HyperRepVGG, configuration: Configuration, which: str) -> Any:
+    """Head or tail of a configuration, folded."""
+    units = {'head': head_units, 'tail': tail_units}[which](configuration.split, len(model.blocks))
+    return part_of(model, folded_specs(configuration.alpha, configuration.gamma, units, SETTINGS), torch.device('cpu'))
+
+
+def ours(split: int, wire: str, frames: int, port: int) -> Dict[str, Any]:
+    """One stream of our own, and the link as measured through the same client."""
+    model, configuration = network_of(SETTINGS.MODEL_NAME, split, wire)
+    process = in_namespace('client_worker.py', '--server_ip', SERVER_IP, '--port', str(port), '--control_port', '0',
+                           '--cache_dir', '/tmp/stream_bench_cache', '--once')
+    images = torch.randint(0, 256, (8, 3, SETTINGS.INPUT_SIZE, SETTINGS.INPUT_SIZE), dtype=torch.uint8)
+    with wait_for_client(SETTINGS, SERVER_IP, port, say=lambda text: None) as client:
+        link = measure_link(client)
+        figures, _ = run_stream(client, model, configuration, images, frames, SETTINGS)
+    process.wait(60)
+    com_ms = 8 * figures['bytes_per_frame'] / (link.up_mbps * 1000)
+    head_ms, tail_ms = figures['lockstep_head_ms'], figures['lockstep_tail_ms']
+    T_lat, T_cyc, _ = combine(head_ms, com_ms, tail_ms, link.rtt_ms, 0.5, max)
+    loaded_ms = max(figures['head_ms'], com_ms, figures['tail_ms'])
+    return {**figures, 'link_mbps': link.up_mbps, 'rtt_ms': link.rtt_ms, 'com_ms': com_ms,
+            'predicted_T_lat_ms': T_lat, 'predicted_T_cyc_ms': T_cyc,
+            'share_of_bound': figures['throughput_fps'] * loaded_ms / 1000,
+            'share_of_bound_alone': figures['throughput_fps'] * T_cyc / 1000,
+            'latency_ratio': figures['latency_p50_ms'] / figures['lockstep_latency_ms'],
+            'T_lat_error': T_lat / figures['lockstep_latency_ms'] - 1,
+            'T_cyc_error': T_cyc * figures['throughput_fps'] / 1000 - 1}
+
+
+def baseline(kind: str, split: int, frames: int, port: int) -> Dict[str, float]:
+    """One of stream_baselines, float32."""
+    model, configuration = network_of(SETTINGS.MODEL_NAME, split)
+    tail = part_for(model, configuration, 'tail')
+    os.environ.update(TP_SOCKET_IFNAME='split0', GLOO_SOCKET_IFNAME='split0')  # for torch.distributed RPC
+    process = in_namespace('benchmarks/stream_baselines.py', kind, SERVER_IP, str(port), SETTINGS.MODEL_NAME,
+                           str(split), str(SETTINGS.INPUT_SIZE), str(frames))
+    try:
+        return stream_baselines.server(kind, tail, (SERVER_IP, port), frames)
+    finally:
+        process.wait(120)
+
+
+def line(name: str, found: Dict[str, Any]) -> str:
+    """One line of the report."""
+    text = f"  {name:14} {found['throughput_fps']:7.2f} fps  p50 {found['latency_p50_ms']:7.1f} ms"
+    if 'share_of_bound' in found:
+        text += (f"  of bound {found['share_of_bound']:.3f} (alone {found['share_of_bound_alone']:.3f}), latency ratio "
+                 f"{found['latency_ratio']:.2f}, head {found['lockstep_head_ms']:.1f} link {found['com_ms']:.1f} tail "
+                 f"{found['lockstep_tail_ms']:.1f} ms; T_lat {100 * found['T_lat_error']:+.1f} %, "
+                 f"T_cyc {100 * found['T_cyc_error']:+.1f} %")
+    return text
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--mbps', type=float, nargs='+', default=[50, 100, 1000])
+    parser.add_argument('--splits', type=int, nargs='+', default=[2, 5, 12, 20])
+    parser.add_argument('--frames', type=int, default=120)
+    parser.add_argument('--only', default='ours,ours_uint8,reply,push,rpc')
+    parser.add_argument('--json', help='write all figures here')
+    args = parser.parse_args()
+    os.sched_setaffinity(0, {0})
+    os.environ.setdefault('SPLIT_AUTH_TOKEN', 'benchmark')
+    torch.set_num_threads(1)
+    port = 7500
+    report: List[Dict[str, Any]] = []
+    with namespace():
+        for mbps in args.mbps:
+            shape(mbps)
+            for split in args.splits:
+                print(f'{mbps:g} Mbit/s, split {split} ({time.strftime("%H:%M:%S")})', flush=True)
+                for name in args.only.split(','):
+                    port += 1
+                    wire = 'uint8' if name == 'ours_uint8' else 'float32'
+                    found = (ours(split, format_at(split, 99, wire), args.frames, port) if name.startswith('ours') else
+                             baseline(name, split, args.frames, port))
+                    report.append({'mbps': mbps, 'split': split, 'method': name, **found})
+                    print(line(name, found), flush=True)
+    if args.json:
+        with open(args.json, 'w', encoding='utf-8') as stream:
+            json.dump(report, stream, indent=1)
+
+
+if __name__ == '__main__':
+    main()
