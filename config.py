@@ -100,9 +100,8 @@ class Settings:
     KAPPA: float = _setting(100.0, 'joint')  # price of violating it
     MU: float = _setting(1.0, 'joint')  # reward of accuracy
     MAX_PRUNING_ROUNDS: int = _setting(30, 'joint')  # accepted changes at most
-    MIN_SAVING: float = _setting(0.002, 'joint')  # of the unpruned T_eff; what saves less is within the table's noise
-    LOOKS_PER_ROUND: int = _setting(24, 'joint')  # candidates whose accuracy is measured without recovery, a round
-    CANDIDATES_PER_ROUND: int = _setting(3, 'joint')  # of these, how many get a recovery and a judgement
+    MIN_SAVING: float = _setting(0.01, 'joint')  # of the unpruned T_eff; what saves less is within the table's noise
+    LOOKS: int = _setting(56, 'joint')  # networks whose accuracy is measured without recovery, at most
     ACTIVATION_CACHE_MB: int = _setting(512, 'none')  # memory for validation activations, MiB
     PRUNING_THRESHOLD: float = _setting(0.02, 'joint')  # a branch whose |α| is below is offered for pruning for
     #                                                    accuracy's sake even when it saves no time
@@ -169,7 +168,7 @@ _RULES = {
         'MIN_FPS')},
     **{name: _positive for name in (
         'NUM_CLASSES', 'INPUT_SIZE', 'DIRICHLET_BETA', 'BATCH_SIZE', 'ALPHA_LR', 'EDGE_CPU_SLOWDOWN',
-        'LUT_ROUNDS', 'BANDWIDTH_MBPS', 'SIGMA', 'THROUGHPUT_OPTIM_LR', 'CANDIDATES_PER_ROUND', 'LOOKS_PER_ROUND',
+        'LUT_ROUNDS', 'BANDWIDTH_MBPS', 'SIGMA', 'THROUGHPUT_OPTIM_LR', 'LOOKS',
         'RECOVERY_LR')},
     **{name: _not_negative for name in (
         'SEED', 'IMAGES_PER_SPLIT', 'NUM_WORKERS', 'TORCH_THREADS', 'ALPHA_EPOCHS', 'SERVER_THREADS',

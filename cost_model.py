@@ -118,7 +118,7 @@ class Times:
 
 @dataclass(frozen=True)
 class SplitTimes:
-    """The same times for every split 0..N, arrays [N+1] in ms."""
+    """The same times for every split 0..N, arrays [N+1] in ms (T_com) or [..., N+1] for several configurations."""
     T_client_ms: np.ndarray
     T_server_ms: np.ndarray
     T_com_ms: np.ndarray
@@ -141,14 +141,15 @@ def combine(T_client: Any, T_com: Any, T_server: Any, rtt_ms: float, omega: floa
 
 def split_times(table: HardwareTable, block_ms: Mapping[str, np.ndarray], wire: str, head_tier: str, omega: float,
                 ) -> SplitTimes:
-    """Times at every split when block k takes block_ms[tier][k] ms on a tier ([N] each), by prefix sums."""
+    """Times at every split when block k takes block_ms[tier][..., k] ms on a tier ([N], or [M, N] for M configurations
+    at once), by prefix sums."""
     n = table.n_blocks
     tail_tier = other_tier(head_tier)
-    head, tail = np.zeros(n + 1), np.zeros(n + 1)
-    head[1:] = table.stem.T_ms[head_tier] + np.cumsum(block_ms[head_tier])
-    head[n] += table.classifier.T_ms[head_tier]
-    tail[:n] = np.cumsum(block_ms[tail_tier][::-1])[::-1] + table.classifier.T_ms[tail_tier]
-    tail[0] += table.stem.T_ms[tail_tier]
+    head, tail = np.zeros((2, *block_ms[head_tier].shape[:-1], n + 1))
+    head[..., 1:] = table.stem.T_ms[head_tier] + np.cumsum(block_ms[head_tier], axis=-1)
+    head[..., n] += table.classifier.T_ms[head_tier]
+    tail[..., :n] = np.cumsum(block_ms[tail_tier][..., ::-1], axis=-1)[..., ::-1] + table.classifier.T_ms[tail_tier]
+    tail[..., 0] += table.stem.T_ms[tail_tier]
     encode, decode = table.cut_codec_ms(wire, head_tier, tail_tier)
     head, tail = head + encode, tail + decode
     client, server = (head, tail) if head_tier == 'client' else (tail, head)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any, Dict, List, Sequence, Tuple, Type
+from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from evaluation import ImageSet, wilson_interval
 from hyper_repvgg import (HyperRepVGG, alpha_from_blocks, create_hyper_repvgg, deploy, surviving_branches,
                           unpruned_alpha)
 from joint_result import AccuracyReport, Baseline, JointResult
-from progressive_pruning import JointSearch, SearchState
+from pruning_search import PruningSearch, SearchState
 from repvgg import BRANCHES
 from throughput_optimizer import Solution, baselines, solve_exact
 
@@ -77,14 +77,14 @@ def reference_alpha(model: HyperRepVGG, val: ImageSet, domain: int, settings: Se
 @dataclass(frozen=True)
 class SearchOutcome:
     """A finished search with what it started from."""
-    search: JointSearch
+    search: PruningSearch
     state: SearchState
     reference: np.ndarray  # α behind A_ref
     wall_s: float
 
 
-def run_search(domain: int, table: HardwareTable, settings: Settings, search_type: Type[JointSearch], kind: str,
-               inputs: str) -> SearchOutcome:
+def run_search(domain: int, table: HardwareTable, settings: Settings, search_type: Callable[..., PruningSearch],
+               kind: str, inputs: str) -> SearchOutcome:
     """Search one domain, or go on with a search of the same inputs; its state is kept in the file of `kind`_state."""
     start = time.perf_counter()
     torch.set_num_threads(settings.threads(settings.TORCH_THREADS))
@@ -94,18 +94,23 @@ def run_search(domain: int, table: HardwareTable, settings: Settings, search_typ
     train, val = load_domain(settings, domain, 'train'), load_domain(settings, domain, 'val')
     reference, A_ref = reference_alpha(model, val, domain, settings)
     unpruned = solve_unpruned(table, settings)
-    search = search_type(model, table, train, val, settings, domain, A_ref, unpruned.times.T_eff_ms, ranking)
+    search = search_type(model, table, train, val, settings, domain, reference, A_ref, unpruned.times.T_eff_ms,
+                         ranking)
     resumed = joint_result.load_state(f'{kind}_state', domain, table, settings, inputs)
-    state, spent = resumed or (search.start(reference, A_ref), 0.0)
+    state, spent = resumed or (search.start(), 0.0)
     if resumed:
         cli.say(f'domain {domain}: going on after round {state.rounds}')
+
+    said = state.curve[-1]
 
     def keep(state: SearchState) -> None:
         joint_result.save_state(f'{kind}_state', state, domain, table, settings, inputs,
                                 spent + time.perf_counter() - start)
-        point = state.curve[-1]
-        cli.say(f'domain {domain} round {state.rounds}: {point.n_pruned} branches pruned, validation accuracy '
-                f'{point.accuracy:.3f}, T_eff {point.T_eff_ms:.3f} ms')
+        nonlocal said
+        if state.curve[-1] is not said:
+            said = state.curve[-1]
+            cli.say(f'domain {domain} round {state.rounds}: {said.n_pruned} branches pruned, validation accuracy '
+                    f'{said.accuracy:.3f}, T_eff {said.T_eff_ms:.3f} ms')
 
     search.run(state, keep)
     return SearchOutcome(search, state, reference, spent + time.perf_counter() - start)

@@ -10,14 +10,16 @@ from typing import Optional, Tuple
 
 import numpy as np
 
+import alpha_training
 from block_work import branch_flops
 from hyper_repvgg import surviving_branches
-from progressive_pruning import Candidate, JointSearch, SearchState
+from prefix_activations import Keep
+from pruning_search import Judgement, PruningSearch, SearchState
 from repvgg import architecture, block_shapes
 
 
-class ImportanceSearch(JointSearch):
-    """A search whose rounds follow importance; everything else is `JointSearch`."""
+class ImportanceSearch(PruningSearch):
+    """A search whose rounds follow importance; everything else is shared."""
 
     def round(self, state: SearchState) -> bool:
         """Try the least important branch not tried yet; False when none is left."""
@@ -26,16 +28,19 @@ class ImportanceSearch(JointSearch):
             return False
         block, branch = found
         keep = tuple(bool(alive) and b != branch for b, alive in enumerate(surviving_branches(state.alpha)[block]))
-        accuracy, alpha = self.judge(state, Candidate(block, keep, float('nan')))
-        if accuracy >= self.reference - self.settings.EPSILON:
-            self.accept(state, accuracy, alpha)
+        judgement = self.judge(state, block, keep)
+        if judgement.accuracy >= self.bound:
+            self.accept(state, judgement)
         else:
             state.rejected.add((block, keep))
         return True
 
-    def l1_weights(self, alpha: np.ndarray) -> Optional[np.ndarray]:
-        """No pressure: its weights would be times."""
-        return None
+    def judge(self, state: SearchState, block: int, keep: Keep) -> Judgement:
+        """The change after a short recovery, without L1 pressure: its weights would be times."""
+        alpha = state.alpha.copy()
+        alpha[block] = np.where(np.isnan(alpha[block]), np.nan, np.where(keep, alpha[block], 0.0))
+        seed = alpha_training.seed_of(self.settings.SEED, self.domain_id, state.rounds, block, *map(int, keep))
+        return self.recovered(state, alpha, self.settings.RECOVERY_STEPS, seed, None)
 
     def least_important(self, state: SearchState) -> Optional[Tuple[int, int]]:
         """(block, branch) of the smallest |α| / GFLOPs among branches that may go and were not tried."""

@@ -8,13 +8,14 @@ from typing import Any, Dict, List, Optional, Tuple
 import numpy as np
 
 import json_files
-from config import Settings
+from config import Settings, UserError
 from cost_model import Configuration, HardwareTable, Times
 from gamma_configurator import gamma_by_id
 from gamma_mask_builder import build_gamma_mask
 from hyper_repvgg import alpha_by_block, alpha_from_blocks, surviving_branches, unpruned_alpha
-from json_files import Document
-from progressive_pruning import CurvePoint, SearchState
+from json_files import Document, numbers_or_none
+from prefix_activations import Choice
+from pruning_search import CurvePoint, Judgement, SearchState
 from repvgg import BRANCHES
 
 
@@ -188,8 +189,10 @@ def save_state(kind: str, state: SearchState, domain: int, table: HardwareTable,
     json_files.write(json_files.path_of(kind, settings, domain), {
         'alpha': alpha_by_block(state.alpha, table.block_names), 'accuracy': state.accuracy,
         'curve': [vars(point) for point in state.curve],
+        'looks': [[_choice_to_text(choice), accuracy] for choice, accuracy in state.looks.items()],
+        'judged': [[_choice_to_text(choice), judgement.accuracy, [numbers_or_none(row) for row in judgement.alpha]]
+                   for choice, judgement in state.judged.items()],
         'rejected': [[block, list(keep)] for block, keep in sorted(state.rejected)], 'rounds': state.rounds,
-        'judged': state.judged, 'best_recovery': state.best_recovery,
         'polished': state.polished, 'finished': state.finished, 'block_evaluations': state.block_evaluations,
         'wall_s': wall_s}, json_files.make_metadata(settings, kind, inputs))
 
@@ -202,12 +205,26 @@ def load_state(kind: str, domain: int, table: HardwareTable, settings: Settings,
         return None
     document = json_files.read(path, '')
     state = SearchState(alpha_from_json(document, table), document.number('accuracy', 0), curve_from_json(document))
-    state.rejected = {(int(block), tuple(bool(b) for b in keep)) for block, keep in document.get('rejected', list)}
-    state.rounds, state.judged = document.get('rounds', int), document.get('judged', int)
-    state.best_recovery = document.number('best_recovery', 0)
+    try:
+        state.looks = {_choice_from_text(text): float(accuracy) for text, accuracy in document.get('looks', list)}
+        state.judged = {_choice_from_text(text): Judgement(float(accuracy), np.array(alpha, dtype=float))
+                        for text, accuracy, alpha in document.get('judged', list)}
+        state.rejected = {(int(block), tuple(bool(b) for b in keep))
+                          for block, keep in document.get('rejected', list)}
+    except (TypeError, ValueError):
+        raise UserError(f'{path}: is damaged; delete it to start the search again') from None
+    state.rounds, state.block_evaluations = document.get('rounds', int), document.get('block_evaluations', int)
     state.polished, state.finished = document.get('polished', bool), document.get('finished', bool)
-    state.block_evaluations = document.get('block_evaluations', int)
     return state, document.number('wall_s', 0)
+
+
+def _choice_to_text(choice: Choice) -> str:
+    """'111 011 ...': which branches every block keeps."""
+    return ' '.join(''.join('01'[kept] for kept in keep) for keep in choice)
+
+
+def _choice_from_text(text: str) -> Choice:
+    return tuple(tuple(digit == '1' for digit in keep) for keep in text.split(' '))
 
 
 def drop_state(kind: str, domain: int, settings: Settings) -> None:

@@ -1,344 +1,234 @@
 """Design section 7: choose α, γ and λ of one domain jointly, by pruning progressively.
 
-A candidate is a smaller set of surviving branches for one block. Its time is exact and nearly free (γ and λ are
-re-solved); its accuracy costs forward passes. So each round
-  1. lists every candidate that saves time, and branches whose α has all but vanished;
-  2. looks at a shortlist (by time saved and by importance) without recovery, from cached activations: a candidate
-     changes nothing before its block;
-  3. takes them by time saved per accuracy lost, gives each a short recovery of α and judges it on all validation
-     images;
-  4. accepts the first one that lowers J within the constraint, undoes the others.
-Where fusing is free, dropping 1x1 or identity beside a dense branch saves nothing and is never a candidate for its
-time; blocks without their 3x3 are what saves.
+A candidate is a set of surviving branches for every block. Its time is exact and nearly free (γ and λ are re-solved);
+its accuracy costs forward passes. So the search
+  1. looks at single changes first: blocks that drop what saves time, and branches whose α has all but vanished,
+     picked in turn from the ranking by time saved and the ranking by importance. A look is the validation accuracy
+     without recovery, from cached activations;
+  2. learns from all looks what dropping branches costs, one by one and in pairs (accuracy_surrogate.py), and looks at
+     the candidate with the highest expected improvement of J, until LOOKS are spent;
+  3. gives a look that would lower J a short recovery of α, with L1 pressure by the time that each branch costs on its
+     tier, and judges it on all validation images: accepted if it lowers J within the constraint, otherwise undone.
+Where fusing is free, dropping 1x1 or identity beside a dense branch saves nothing and is no candidate for its time;
+blocks without their 3x3 are what saves. benchmarks/search_quality.py holds the search against enumeration.
 """
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
-from typing import Callable, Dict, List, Optional, Sequence, Set, Tuple
+from typing import Dict, Iterable, List, Optional, Tuple
 
 import numpy as np
-import torch
 
 import alpha_training
-from config import Settings
-from cost_model import HardwareTable, goal, other_tier
-from evaluation import ImageSet, batches, normalise
-from gamma_configurator import build_plan, fused_gamma
-from gamma_mask_builder import build_gamma_mask
-from hyper_repvgg import DeployedNetwork, HyperRepVGG, deploy, surviving_branches
+from accuracy_surrogate import AccuracySurrogate, expected_improvement
+from cost_model import TIERS, split_times
+from hyper_repvgg import surviving_branches
+from limits import limits_of
+from prefix_activations import Choice, Keep, PruningEvaluator
+from pruning_search import Judgement, PruningSearch, SearchState, branch_cost_ms, choice_of, fastest_ms
 from repvgg import BRANCHES
-from throughput_optimizer import Solution, fastest_gammas
-from throughput_optimizer_limit import check_possible, solve_or_nearest, solve_within_limits
+from throughput_optimizer import split_range
 
-Keep = Tuple[bool, ...]  # which branches a block keeps, in the order of BRANCHES
-# A look so far below the constraint that no recovery is likely to make up for it is not judged (fractions of 1): at
-# first a fixed margin, after some judgements one and a half times the best recovery seen in this search.
-HOPELESS, HOPELESS_AFTER, RECOVERY_FACTOR, LEAST_RECOVERY = 0.10, 6, 1.5, 0.01
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """Block `block` would keep only `keep`."""
-    block: int
-    keep: Keep
-    T_eff_ms: float
-
-    @property
-    def key(self) -> Tuple[int, Keep]:
-        """Identifies the change, whatever else is pruned."""
-        return self.block, self.keep
+ENUMERATED = 5000  # up to so many choices the surrogate rates them all; beyond, the neighbours of good ones
+NEIGHBOURS_OF = 12  # so many good ones
+LEAST_IMPROVEMENT = 1e-6  # of J
+WORTH_A_LOOK = 1e-5  # of J: expected improvement below which a longer recovery comes first
+RECENT = 3  # recoveries that tell what the next one wins
 
 
-@dataclass(frozen=True)
-class CurvePoint:
-    """One accepted change."""
-    n_pruned: int
-    accuracy: float  # validation
-    T_eff_ms: float
-    throughput_fps: float
+class JointSearch(PruningSearch):
+    """The joint search of one domain."""
 
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
+        self._evaluator: Optional[PruningEvaluator] = None
+        self._options: Optional[List[List[Keep]]] = None
+        self._relative: Dict[Choice, float] = {}  # T_eff / T_eff_ref of choices seen
 
-@dataclass
-class SearchState:
-    """Everything a search needs to go on from here."""
-    alpha: np.ndarray  # [N, 3]
-    accuracy: float  # validation, of alpha
-    curve: List[CurvePoint]
-    rejected: Set[Tuple[int, Keep]] = field(default_factory=set)  # judged and undone; not judged again
-    rounds: int = 0
-    polished: bool = False
-    finished: bool = False
-    judged: int = 0
-    best_recovery: float = 0.0  # most accuracy that a recovery won over its look
-    block_evaluations: int = 0  # forward passes of one block on one validation image
+    # --- candidates and their times ---
 
+    def options(self) -> List[List[Keep]]:
+        """What each block may keep: all it has; sets that save MIN_SAVING of T_eff_ref more than any larger set, on the
+        tier where they save more; and all but a branch whose |α| is below PRUNING_THRESHOLD."""
+        if self._options is None:
+            whole, least = choice_of(self.unpruned), self.settings.MIN_SAVING
+            self._options = []
+            for block, row in enumerate(whole):
+                saved = {row: 0.0}
+                for keep in smaller_sets(row):
+                    dropped = [b for b in range(len(BRANCHES)) if row[b] and not keep[b]]
+                    vanished = len(dropped) == 1 and (abs(self.unpruned[block, dropped[0]]) <
+                                                      self.settings.PRUNING_THRESHOLD)
+                    value = self.most_saved(block, row, keep)
+                    if vanished or all(value >= other + least for larger, other in saved.items()
+                                       if all(a or not b for a, b in zip(larger, keep))):
+                        saved[keep] = value
+                self._options.append(list(saved))
+        return self._options
 
-class PrefixActivations:
-    """The inputs of blocks for all validation images, cached for as many blocks as fit into `max_bytes`, the last
-    ones first: they are the smallest and save the most."""
+    def most_saved(self, block: int, whole: Keep, keep: Keep) -> float:
+        """What a block saves by keeping only `keep`, on the tier where that is more, as a share of T_eff_ref."""
+        return max(fastest_ms(self.table.T_ms[tier][block], np.array(whole)) -
+                   fastest_ms(self.table.T_ms[tier][block], np.array(keep)) for tier in TIERS) / self.T_eff_ref_ms
 
-    def __init__(self, network: DeployedNetwork, data: ImageSet, settings: Settings) -> None:
-        self.settings, self.data = settings, data
-        self.cached: Dict[int, torch.Tensor] = {}
-        parts: Dict[int, List[torch.Tensor]] = {}
-        allowed: Optional[Set[int]] = None
-        for part in batches(len(data), settings.BATCH_SIZE):
-            x = network.stem(normalise(data.images[part], settings.NORM_MEAN, settings.NORM_STD))
-            inputs = []
-            for block in network.blocks:
-                inputs.append(x)
-                x = block(x)
-            if allowed is None:
-                allowed = self._fitting([len(data) / len(x) * z.numel() * z.element_size() for z in inputs])
-            for k in allowed:
-                parts.setdefault(k, []).append(inputs[k])
-        self.cached = {k: torch.cat(tensors) for k, tensors in parts.items()}
+    def relative_T_eff(self, choices: Iterable[Choice]) -> np.ndarray:
+        """T_eff / T_eff_ref of choices, [m], at their best γ and λ, within the limits if any are set."""
+        choices = list(choices)
+        new = list(dict.fromkeys(choice for choice in choices if choice not in self._relative))
+        if new and limits_of(self.settings).any:
+            values = [self.T_eff_ms(np.array(choice)) for choice in new]
+        else:
+            values = self._unlimited_T_eff_ms(new) if new else []
+        self._relative.update((choice, value / self.T_eff_ref_ms) for choice, value in zip(new, values))
+        return np.array([self._relative[choice] for choice in choices])
 
-    def _fitting(self, n_bytes: Sequence[float]) -> Set[int]:
-        left, allowed = self.settings.ACTIVATION_CACHE_MB * 2.0 ** 20, set()
-        for k in reversed(range(len(n_bytes))):
-            left -= n_bytes[k]
-            if left < 0:
-                break
-            allowed.add(k)
-        return allowed
+    def _unlimited_T_eff_ms(self, choices: List[Choice]) -> np.ndarray:
+        """All at once: the fastest time of every block's every option once, then sums over blocks for all choices."""
+        settings = self.settings
+        keeps = [sorted({choice[k] for choice in choices}) for k in range(len(choices[0]))]
+        index = np.array([[keeps[k].index(keep) for k, keep in enumerate(choice)] for choice in choices])  # (m, N)
+        block_ms = {}
+        for tier in TIERS:
+            times = [[fastest_ms(self.table.T_ms[tier][k], np.array(keep)) for keep in options]
+                     for k, options in enumerate(keeps)]
+            block_ms[tier] = np.stack([np.array(times[k])[index[:, k]] for k in range(len(keeps))], axis=1)
+        splits = np.asarray(split_range(self.table.n_blocks, settings))
+        return np.min([split_times(self.table, block_ms, wire, settings.HEAD_TIER, settings.OMEGA)
+                       .T_eff_ms[:, splits].min(axis=1) for wire in settings.WIRE_FORMATS], axis=0)
 
-    def batches_before(self, block: int):
-        """(first block still to run, its input [B, ...], labels [B]) of each batch, for evaluating from `block` on.
-        First block -1: the input is normalised images."""
-        start = max((k for k in self.cached if k <= block), default=-1)
-        for part in batches(len(self.data), self.settings.BATCH_SIZE):
-            x = (self.cached[start][part] if start >= 0 else
-                 normalise(self.data.images[part], self.settings.NORM_MEAN, self.settings.NORM_STD))
-            yield start, x, self.data.labels[part]
+    # --- looks ---
 
+    def look(self, state: SearchState, choices: Iterable[Choice]) -> None:
+        """Measure these choices without recovery, α as it was before pruning."""
+        for choice in choices:
+            state.looks[choice] = self.look_accuracy(choice)
+            if self._evaluator is not None:
+                state.block_evaluations += self._evaluator.block_evaluations
+                self._evaluator.block_evaluations = 0
 
-class JointSearch:
-    """The search of one domain. `run` calls `save(state)` after every round, so that it can be resumed."""
+    def look_accuracy(self, choice: Choice) -> float:
+        """Validation accuracy of one choice; the activations of the unpruned network are computed once."""
+        if self._evaluator is None:
+            self._evaluator = PruningEvaluator(self.model, self.unpruned, self.val, self.settings)
+        return self._evaluator.accuracy(choice)
 
-    def __init__(self, model: HyperRepVGG, table: HardwareTable, train: ImageSet, val: ImageSet, settings: Settings,
-                 domain_id: int, reference: float, T_eff_ref_ms: float, importance: Sequence[Tuple[int, int]]) -> None:
-        self.model, self.table, self.settings = model, table, settings
-        self.train, self.val, self.domain_id = train, val, domain_id
-        self.reference, self.T_eff_ref_ms = reference, T_eff_ref_ms  # A_ref; best T_eff without pruning
-        self.importance = list(importance)  # (block, branch), least important first
-
-    # --- what a state is worth ---
-
-    def solve(self, alpha: np.ndarray) -> Solution:
-        """Optimal γ and λ for what survives in alpha; while nothing is within the limits, the nearest."""
-        return solve_or_nearest(self.table, surviving_branches(alpha), self.settings)[0]
-
-    def final(self, alpha: np.ndarray) -> Solution:
-        """The same for the end of a search. Raises `limits.NothingFits` when nothing is within the limits."""
-        return solve_within_limits(self.table, surviving_branches(alpha), self.settings)
-
-    def T_eff_ms(self, surviving: np.ndarray) -> float:
-        """T_eff at the best γ and λ of these branches. While nothing is within the limits, T_eff of the nearest plus
-        κ·T_eff_ref for what it exceeds its worst limit by, so that J prices that as it prices lost accuracy."""
-        solution, excess = solve_or_nearest(self.table, surviving, self.settings)
-        return solution.times.T_eff_ms + self.settings.KAPPA * excess * self.T_eff_ref_ms
-
-    def J(self, T_eff_ms: float, accuracy: float) -> float:
-        """The goal-programming objective."""
-        return goal(T_eff_ms, self.T_eff_ref_ms, accuracy, self.reference, self.settings.EPSILON,
-                    self.settings.KAPPA, self.settings.MU)[0]
-
-    def start(self, alpha: np.ndarray, accuracy: float) -> SearchState:
-        """The state before anything is pruned. Raises `limits.NothingFits` when no pruning can meet the limits."""
-        check_possible(self.table, self.settings)
-        times = self.solve(alpha).times
-        return SearchState(alpha, accuracy, [CurvePoint(0, accuracy, times.T_eff_ms, times.throughput_fps)])
-
-    # --- candidates ---
-
-    def candidates(self, state: SearchState) -> List[Candidate]:
-        """Changes not yet rejected, most time saved first: those that save MIN_SAVING, and single branches whose |α|
-        is below PRUNING_THRESHOLD. Of one block's changes only those that save MIN_SAVING more than another that
-        keeps all their branches and more."""
-        surviving = surviving_branches(state.alpha)
-        least_ms = self.settings.MIN_SAVING * self.T_eff_ref_ms
-        now = self.T_eff_ms(surviving)
-        found = []
-        for block, row in enumerate(surviving):
-            T_eff_ms = {tuple(row): now}
-            for keep in reversed(smaller_sets(tuple(row))):  # larger sets first
-                changed = surviving.copy()
-                changed[block] = keep
-                T_eff_ms[keep] = self.T_eff_ms(changed)
-            for keep, value in T_eff_ms.items():
-                worthwhile = all(value <= other - least_ms for larger, other in T_eff_ms.items()
-                                 if larger != keep and all(a or not b for a, b in zip(larger, keep)))
-                dropped = row & ~np.array(keep)
-                vanished = dropped.sum() == 1 and (abs(state.alpha[block][dropped][0]) <
-                                                   self.settings.PRUNING_THRESHOLD)
-                if dropped.any() and (worthwhile or vanished) and (block, keep) not in state.rejected:
-                    found.append(Candidate(block, keep, value))
-        return sorted(found, key=lambda c: (c.T_eff_ms, c.block, c.keep))
-
-    def shortlist(self, candidates: List[Candidate]) -> List[Candidate]:
-        """At most LOOKS_PER_ROUND of them, taken in turn from the ranking by time and the ranking by importance."""
+    def first_looks(self) -> List[Choice]:
+        """Single changes, at most half of LOOKS, in turn from the ranking by time and the ranking by importance."""
+        whole = choice_of(self.unpruned)
+        singles = [(block, (*whole[:block], keep, *whole[block + 1:]))
+                   for block, keeps in enumerate(self.options()) for keep in keeps if keep != whole[block]]
         rank = {pair: position for position, pair in enumerate(self.importance)}
-        last = len(rank)
 
-        def importance(candidate: Candidate) -> float:
-            dropped = [b for b, kept in enumerate(candidate.keep) if not kept]
-            return max(rank.get((candidate.block, b), last) for b in dropped)
+        def importance(item: Tuple[int, Choice]) -> int:
+            block, choice = item
+            return max(rank.get((block, b), len(rank)) for b in range(len(BRANCHES))
+                       if whole[block][b] and not choice[block][b])
 
-        by_importance = sorted(candidates, key=importance)
-        chosen: Dict[Tuple[int, Keep], Candidate] = {}
-        for pair in zip(candidates, by_importance):
-            for candidate in pair:
-                if len(chosen) < self.settings.LOOKS_PER_ROUND:
-                    chosen[candidate.key] = candidate
-        return list(chosen.values())
+        by_time = [item for _, item in sorted(zip(self.relative_T_eff([c for _, c in singles]), singles))]
+        by_importance = sorted(singles, key=importance)
+        in_turn = dict.fromkeys(choice for pair in zip(by_time, by_importance) for _, choice in pair)
+        return list(in_turn)[:max(1, self.settings.LOOKS // 2)]
 
-    # --- looking and judging ---
+    def proposals(self, state: SearchState) -> List[Choice]:
+        """Choices that the surrogate should rate: all of them, or those one or two changes away from good ones."""
+        options = self.options()
+        if np.prod([float(len(keeps)) for keeps in options]) <= ENUMERATED:
+            pool = itertools.product(*options)
+        else:
+            good = sorted(state.looks, key=lambda choice: self.estimated_J(state, choice))[:NEIGHBOURS_OF]
+            pool = (near for choice in good for near in neighbours(choice, options))
+        return [choice for choice in dict.fromkeys(pool) if choice not in state.looks]
 
-    def look(self, state: SearchState, shortlist: List[Candidate]) -> List[Tuple[float, Candidate]]:
-        """Validation accuracy of every candidate without recovery."""
-        self.model.set_alpha_array(state.alpha)
-        network = deploy(self.model)
-        looked = []
-        with torch.inference_mode():
-            prefix = PrefixActivations(network, self.val, self.settings)
-            state.block_evaluations += len(network.blocks) * len(self.val)
-            for candidate in shortlist:
-                block = self.model.blocks[candidate.block]
-                alpha = torch.as_tensor(np.where(candidate.keep, state.alpha[candidate.block], 0)[:block.n_branches],
-                                        dtype=block.alpha.dtype)
-                plans = list(network.blocks)
-                plans[candidate.block] = build_plan(block, alpha, fused_gamma(candidate.keep))
-                correct = 0
-                for first, x, labels in prefix.batches_before(candidate.block):
-                    x = network.stem(x) if first < 0 else x
-                    for plan in plans[max(first, 0):]:
-                        x = plan(x)
-                    correct += int((network.classify(x).argmax(1) == labels).sum())
-                    state.block_evaluations += (len(plans) - max(first, 0)) * len(labels)
-                looked.append((correct / len(self.val), candidate))
-        return looked
+    def most_promising(self, state: SearchState) -> Optional[Choice]:
+        """The choice with the highest expected improvement; None when none promises enough. Once the best network has
+        had its longer recovery, looks that are left are spent on whatever promises anything."""
+        pool = self.proposals(state)
+        if not pool:
+            return None
+        whole = np.array(choice_of(self.unpruned)).ravel()
+        seen = list(state.looks)
+        surrogate = AccuracySurrogate((whole & ~np.array(seen).reshape(len(seen), -1)),
+                                      self.reference - np.array([state.looks[c] for c in seen]), self.settings.EPSILON)
+        loss, sd = surrogate.predict(whole & ~np.array(pool).reshape(len(pool), -1))
+        accuracy = self.reference - loss + self.expected_recovery(state)
+        promise = expected_improvement(accuracy, sd, self.relative_T_eff(pool), self.bound - 0.5 / len(self.val),
+                                       self.settings.MU, self.J_of(state))
+        best = int(np.argmax(promise))
+        return pool[best] if promise[best] > (0 if state.polished else WORTH_A_LOOK) else None
 
-    def judge(self, state: SearchState, candidate: Candidate) -> Tuple[float, np.ndarray]:
-        """Validation accuracy and α after a short recovery; the α without it where that is no worse."""
-        alpha = state.alpha.copy()
-        alpha[candidate.block] = np.where(np.isnan(alpha[candidate.block]), np.nan,
-                                          np.where(candidate.keep, alpha[candidate.block], 0.0))
-        seed = alpha_training.seed_of(self.settings.SEED, self.domain_id, state.rounds, candidate.block,
-                                      *map(int, candidate.keep))
-        return self.recovered(state, alpha, self.settings.RECOVERY_STEPS, seed, self.l1_weights(alpha))
+    # --- recovery and judgement ---
 
-    def recovered(self, state: SearchState, alpha: np.ndarray, steps: int, seed: int, l1: Optional[np.ndarray],
-                  ) -> Tuple[float, np.ndarray]:
-        """Train α from here; (validation accuracy, α) of the better of before and after."""
-        self.model.set_alpha_array(alpha)
-        results = [(self.validate(state), alpha)]
-        if steps:
-            alpha_training.train_alpha(self.model, self.train, self.settings, steps, self.settings.RECOVERY_LR, seed,
-                                       l1)
-            trained = self.model.alpha_array()
-            results.append((self.validate(state), trained))
-        return max(results, key=lambda result: result[0])
+    def expected_recovery(self, state: SearchState) -> float:
+        """What a recovery wins over a look, by the last few seen; 0 before the first. It grows, since every recovery
+        starts from the α of the best network so far."""
+        won = [judgement.accuracy - state.looks[choice] for choice, judgement in state.judged.items()]
+        return float(np.mean(won[-RECENT:])) if won else 0.0
 
-    def validate(self, state: SearchState) -> float:
-        """Accuracy of the model as it stands on all validation images."""
-        state.block_evaluations += len(self.model.blocks) * len(self.val)
-        return alpha_training.accuracy(self.model, self.val, self.settings)
+    def estimated_J(self, state: SearchState, choice: Choice, recovery: Optional[float] = None) -> float:
+        """J that a look promises once recovered."""
+        recovery = self.expected_recovery(state) if recovery is None else recovery
+        accuracy = min(state.looks[choice] + recovery, self.reference)
+        return self.J(float(self.relative_T_eff([choice])[0]) * self.T_eff_ref_ms, accuracy)
 
-    def l1_weights(self, alpha: np.ndarray) -> np.ndarray:
-        """L1_WEIGHT times the time that each branch costs on its tier, as a share of T_eff_ref: [N, 3]."""
-        solution = self.solve(alpha)
-        cost = branch_cost_ms(self.table, surviving_branches(alpha), solution.split, self.settings.HEAD_TIER)
-        return self.settings.L1_WEIGHT * cost / self.T_eff_ref_ms
+    def best_look(self, state: SearchState) -> Optional[Choice]:
+        """The look not judged yet that promises the lowest J, if lower than the best so far."""
+        open_looks = [choice for choice in state.looks if choice not in state.judged]
+        best = min(open_looks, key=lambda choice: self.estimated_J(state, choice), default=None)
+        if best is None or self.estimated_J(state, best) >= self.J_of(state) - LEAST_IMPROVEMENT:
+            return None
+        return best
+
+    def judge(self, state: SearchState, choice: Choice) -> Judgement:
+        """The choice after a short recovery of α, from the best network's α where that has the branch, else from α
+        before pruning; as it was looked at, where that is more accurate."""
+        def kept(alpha: np.ndarray) -> np.ndarray:
+            return np.where(np.isnan(alpha), np.nan, np.where(np.array(choice), alpha, 0.0))
+
+        alpha = kept(np.where(state.alpha != 0, state.alpha, self.unpruned))
+        seed = alpha_training.seed_of(self.settings.SEED, self.domain_id, *(int(v) for keep in choice for v in keep))
+        cost = branch_cost_ms(self.table, surviving_branches(alpha), self.solve(alpha).split, self.settings.HEAD_TIER)
+        judgement = self.recovered(state, alpha, self.settings.RECOVERY_STEPS, seed,
+                                   self.settings.L1_WEIGHT * cost / self.T_eff_ref_ms)
+        look = Judgement(state.looks[choice], kept(self.unpruned))
+        return max(judgement, look, key=lambda found: found.accuracy)
 
     # --- the search ---
 
-    def run(self, state: SearchState, save: Callable[[SearchState], None]) -> SearchState:
-        """Rounds until no candidate lowers J or MAX_PRUNING_ROUNDS changes have been accepted."""
-        while not state.finished:
-            if len(state.curve) > self.settings.MAX_PRUNING_ROUNDS or not self.round(state):
-                state.finished = not self.polish(state)
-            state.rounds += 1
-            save(state)
-        return state
-
     def round(self, state: SearchState) -> bool:
-        """Try to accept one change; False when nothing worth judging is left."""
-        shortlist = self.shortlist(self.candidates(state))
-        if not shortlist:
+        """One look at what promises most, or the first looks together; then judge what would lower J."""
+        if len(state.looks) == 1:
+            self.look(state, self.first_looks())
+        elif len(state.looks) < self.settings.LOOKS:
+            choice = self.most_promising(state)
+            if choice is not None:
+                self.look(state, [choice])
+            elif self.best_look(state) is None:
+                return False
+        elif self.best_look(state) is None:
             return False
-        now = self.T_eff_ms(surviving_branches(state.alpha))
-        floor = 1 / len(self.val)  # one image: below that a loss is not seen
-
-        def gain(accuracy: float, candidate: Candidate) -> float:
-            return (now - candidate.T_eff_ms) / self.T_eff_ref_ms / max(state.accuracy - accuracy, floor)
-
-        bound = self.reference - self.settings.EPSILON
-        looked = sorted(self.look(state, shortlist), key=lambda item: -gain(*item))
-        lowest = bound - recoverable(state)
-        state.rejected |= {candidate.key for accuracy, candidate in looked if accuracy < lowest}
-        worthy = [item for item in looked if item[0] >= lowest]
-        for look, candidate in worthy[:self.settings.CANDIDATES_PER_ROUND]:
-            accuracy, alpha = self.judge(state, candidate)
-            state.judged += 1
-            state.best_recovery = max(state.best_recovery, accuracy - look)
-            if accuracy >= bound and self.J(candidate.T_eff_ms, accuracy) < self.J(now, state.accuracy):
-                self.accept(state, accuracy, alpha)
-                break
-            state.rejected.add(candidate.key)
+        choice = self.best_look(state)
+        if choice is not None:
+            judgement = self.judge(state, choice)
+            state.judged[choice] = judgement
+            J = self.J(float(self.relative_T_eff([choice])[0]) * self.T_eff_ref_ms, judgement.accuracy)
+            if judgement.accuracy >= self.bound and J < self.J_of(state) - LEAST_IMPROVEMENT:
+                self.accept(state, judgement)
         return True
-
-    def accept(self, state: SearchState, accuracy: float, alpha: np.ndarray) -> None:
-        """Make a judged change the new state."""
-        state.alpha, state.accuracy = alpha, accuracy
-        times = self.solve(alpha).times
-        n_pruned = int((alpha == 0).sum())
-        state.curve.append(CurvePoint(n_pruned, accuracy, times.T_eff_ms, times.throughput_fps))
-
-    def polish(self, state: SearchState) -> bool:
-        """Once, when nothing more can be pruned: a longer recovery without L1. True when the accuracy that it won
-        makes another try at rejected candidates worthwhile."""
-        if state.polished:
-            return False
-        seed = alpha_training.seed_of(self.settings.SEED, self.domain_id, state.rounds)
-        accuracy, alpha = self.recovered(state, state.alpha, 3 * self.settings.RECOVERY_STEPS, seed, None)
-        won = accuracy > state.accuracy
-        state.alpha, state.accuracy, state.polished = alpha, accuracy, True
-        if won:
-            state.curve[-1] = CurvePoint(state.curve[-1].n_pruned, accuracy, state.curve[-1].T_eff_ms,
-                                         state.curve[-1].throughput_fps)
-            state.rejected.clear()
-        return won
-
-
-def recoverable(state: SearchState) -> float:
-    """How much accuracy a recovery may win back, judging by those seen."""
-    if state.judged < HOPELESS_AFTER:
-        return HOPELESS
-    return max(LEAST_RECOVERY, RECOVERY_FACTOR * state.best_recovery)
 
 
 def smaller_sets(surviving: Keep) -> List[Keep]:
-    """All non-empty proper subsets of a block's surviving branches."""
+    """All non-empty proper subsets of a block's surviving branches, larger ones first."""
     alive = [b for b, survives in enumerate(surviving) if survives]
     return [tuple(b in chosen for b in range(len(BRANCHES)))
-            for size in range(1, len(alive)) for chosen in itertools.combinations(alive, size)]
+            for size in range(len(alive) - 1, 0, -1) for chosen in itertools.combinations(alive, size)]
 
 
-def branch_cost_ms(table: HardwareTable, surviving: np.ndarray, split: int, head_tier: str) -> np.ndarray:
-    """What each surviving branch costs on the tier that its block runs on: the block's fastest time with it less the
-    fastest without it, [N, 3]; 0 where it is the last branch or costs nothing, NaN where there is no branch."""
-    cost = np.where(np.isnan(table.flops[:, [0, 1, 2]]), np.nan, 0.0)  # γ 0, 1, 2 run one branch each, in this order
-    for block, row in enumerate(surviving):
-        block_ms = table.T_ms[head_tier if block < split else other_tier(head_tier)][block]
-        for branch in np.flatnonzero(row):
-            without = np.array([survives and b != branch for b, survives in enumerate(row)])
-            if without.any():
-                cost[block, branch] = max(0.0, fastest_ms(block_ms, row) - fastest_ms(block_ms, without))
-    return cost
-
-
-def fastest_ms(block_ms: np.ndarray, keep: np.ndarray) -> float:
-    """Time of one block ([14] ms) under the fastest γ that runs exactly these branches (bool [3])."""
-    return float(fastest_gammas(block_ms[None], build_gamma_mask(keep[None]))[1][0])
+def neighbours(choice: Choice, options: List[List[Keep]]) -> Iterable[Choice]:
+    """Choices that differ in one or two blocks."""
+    changes = [(k, keep) for k, keeps in enumerate(options) for keep in keeps if keep != choice[k]]
+    for first, (k, keep) in enumerate(changes):
+        once = (*choice[:k], keep, *choice[k + 1:])
+        yield once
+        for other, again in changes[first + 1:]:
+            if other != k:
+                yield (*once[:other], again, *once[other + 1:])

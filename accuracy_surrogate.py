@@ -1,0 +1,58 @@
+"""A cheap model of what pruning costs in accuracy, learnt from the networks that were measured so far.
+
+A Gaussian process over sets of dropped branches: each dropped branch costs something, each pair of them something
+more, and the rest is noise (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, section 2.2, with
+the kernel of an additive model with pairwise terms). It predicts the loss of a network that was never run, with its
+uncertainty, so that a search can ask for the network whose measurement promises most (Mockus, 1975: expected
+improvement).
+"""
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+# Scales of the prior, as shares of ε: what a search decides about is a few ε wide, whatever the model.
+SINGLE_MEAN, SINGLE_SD = 0.15, 0.5  # of one dropped branch's loss
+PAIR_MEAN, PAIR_SD = 0.025, 0.25  # of what a pair loses beyond its two
+NOISE_SD = 0.15  # everything that pairs do not explain
+SMALLEST_EPSILON = 0.005  # below this, one image more or less would look like signal
+
+
+class AccuracySurrogate:
+    """Accuracy lost by dropping branches, fitted to measured examples."""
+
+    def __init__(self, dropped: np.ndarray, loss: np.ndarray, epsilon: float) -> None:
+        """dropped: bool [n, F], which branches each measured network lacks; loss: [n], accuracy lost (fraction)."""
+        self.scale = max(epsilon, SMALLEST_EPSILON)
+        self.dropped = dropped.astype(float)
+        residual = loss - self._mean(self.dropped)
+        covariance = self._kernel(self.dropped, self.dropped)
+        covariance[np.diag_indices_from(covariance)] += (NOISE_SD * self.scale) ** 2
+        self.inverse = np.linalg.inv(covariance)
+        self.weights = self.inverse @ residual
+
+    def _mean(self, dropped: np.ndarray) -> np.ndarray:
+        count = dropped.sum(axis=1)
+        return self.scale * (SINGLE_MEAN * count + PAIR_MEAN * count * (count - 1) / 2)
+
+    def _kernel(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        shared = a @ b.T  # dropped branches that both have in common; their pairs: shared·(shared-1)/2
+        return self.scale ** 2 * (SINGLE_SD ** 2 * shared + PAIR_SD ** 2 * shared * (shared - 1) / 2)
+
+    def predict(self, dropped: np.ndarray) -> tuple:
+        """bool [m, F] -> (expected loss [m], its standard deviation [m])."""
+        dropped = dropped.astype(float)
+        cross = self._kernel(dropped, self.dropped)
+        count = dropped.sum(axis=1)
+        prior = self.scale ** 2 * (SINGLE_SD ** 2 * count + PAIR_SD ** 2 * count * (count - 1) / 2)
+        variance = np.maximum(prior - np.einsum('ij,jk,ik->i', cross, self.inverse, cross), 0)
+        return self._mean(dropped) + cross @ self.weights, np.sqrt(variance + (NOISE_SD * self.scale) ** 2)
+
+
+def expected_improvement(accuracy: np.ndarray, sd: np.ndarray, relative_T_eff: np.ndarray, bound: float, mu: float,
+                         best_J: float) -> np.ndarray:
+    """How much lower than best_J a network is expected to be: its gain if it meets `bound`, times the probability
+    that it does. Arrays [m]; relative_T_eff is T_eff / T_eff_ref."""
+    feasible = 0.5 * (1 + np.vectorize(math.erf)((accuracy - bound) / sd / math.sqrt(2)))
+    return feasible * np.maximum(0, best_J - (relative_T_eff - mu * np.maximum(accuracy, bound)))

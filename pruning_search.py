@@ -1,0 +1,175 @@
+"""What every pruning search shares: its state, what a state is worth, recovery, acceptance, the loop."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Callable, Dict, List, Optional, Sequence, Set, Tuple
+
+import numpy as np
+
+import alpha_training
+from config import Settings
+from cost_model import HardwareTable, goal, other_tier
+from evaluation import ImageSet
+from gamma_mask_builder import build_gamma_mask
+from hyper_repvgg import HyperRepVGG, surviving_branches
+from prefix_activations import Choice, Keep
+from throughput_optimizer import Solution, fastest_gammas
+from throughput_optimizer_limit import check_possible, solve_or_nearest, solve_within_limits
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One accepted change."""
+    n_pruned: int
+    accuracy: float  # validation
+    T_eff_ms: float
+    throughput_fps: float
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A pruned network after its recovery."""
+    accuracy: float  # validation
+    alpha: np.ndarray  # [N, 3]
+
+
+@dataclass
+class SearchState:
+    """Everything a search needs to go on from here."""
+    alpha: np.ndarray  # [N, 3], of the best network so far
+    accuracy: float  # validation, of alpha
+    curve: List[CurvePoint]
+    looks: Dict[Choice, float] = field(default_factory=dict)  # validation accuracy without recovery
+    judged: Dict[Choice, Judgement] = field(default_factory=dict)
+    rejected: Set[Tuple[int, Keep]] = field(default_factory=set)  # single changes that were undone (sequential search)
+    rounds: int = 0
+    polished: bool = False  # has the best network had its longer recovery?
+    finished: bool = False
+    block_evaluations: int = 0  # forward passes of one block on one validation image
+
+
+def choice_of(alpha: np.ndarray) -> Choice:
+    """α [N, 3] -> which branches every block keeps."""
+    return tuple(tuple(bool(v) for v in row) for row in surviving_branches(alpha))
+
+
+class PruningSearch:
+    """The search of one domain; a subclass says what a round tries. `run` calls `save(state)` after every round, so
+    that it can be resumed."""
+
+    def __init__(self, model: HyperRepVGG, table: HardwareTable, train: ImageSet, val: ImageSet, settings: Settings,
+                 domain_id: int, unpruned: np.ndarray, reference: float, T_eff_ref_ms: float,
+                 importance: Sequence[Tuple[int, int]]) -> None:
+        self.model, self.table, self.settings = model, table, settings
+        self.train, self.val, self.domain_id = train, val, domain_id
+        self.unpruned, self.reference = unpruned, reference  # α [N, 3] of the network to prune; A_ref, its accuracy
+        self.T_eff_ref_ms = T_eff_ref_ms  # best T_eff without pruning
+        self.importance = list(importance)  # (block, branch), least important first
+        self.bound = reference - settings.EPSILON
+
+    # --- what a state is worth ---
+
+    def solve(self, alpha: np.ndarray) -> Solution:
+        """Optimal γ and λ for what survives in alpha; while nothing is within the limits, the nearest."""
+        return solve_or_nearest(self.table, surviving_branches(alpha), self.settings)[0]
+
+    def final(self, alpha: np.ndarray) -> Solution:
+        """The same for the end of a search. Raises `limits.NothingFits` when nothing is within the limits."""
+        return solve_within_limits(self.table, surviving_branches(alpha), self.settings)
+
+    def T_eff_ms(self, surviving: np.ndarray) -> float:
+        """T_eff at the best γ and λ of these branches. While nothing is within the limits, T_eff of the nearest plus
+        κ·T_eff_ref for what it exceeds its worst limit by, so that J prices that as it prices lost accuracy."""
+        solution, excess = solve_or_nearest(self.table, surviving, self.settings)
+        return solution.times.T_eff_ms + self.settings.KAPPA * excess * self.T_eff_ref_ms
+
+    def J(self, T_eff_ms: float, accuracy: float) -> float:
+        """The goal-programming objective."""
+        return goal(T_eff_ms, self.T_eff_ref_ms, accuracy, self.reference, self.settings.EPSILON,
+                    self.settings.KAPPA, self.settings.MU)[0]
+
+    def J_of(self, state: SearchState) -> float:
+        """J of the best network so far."""
+        return self.J(self.T_eff_ms(surviving_branches(state.alpha)), state.accuracy)
+
+    def start(self) -> SearchState:
+        """The state before anything is pruned. Raises `limits.NothingFits` when no pruning can meet the limits."""
+        check_possible(self.table, self.settings)
+        times = self.solve(self.unpruned).times
+        point = CurvePoint(0, self.reference, times.T_eff_ms, times.throughput_fps)
+        return SearchState(self.unpruned, self.reference, [point], looks={choice_of(self.unpruned): self.reference})
+
+    # --- judging and accepting ---
+
+    def recovered(self, state: SearchState, alpha: np.ndarray, steps: int, seed: int, l1: Optional[np.ndarray],
+                  ) -> Judgement:
+        """Train α from here; the better of before and after."""
+        self.model.set_alpha_array(alpha)
+        results = [Judgement(self.validate(state), alpha)]
+        if steps:
+            alpha_training.train_alpha(self.model, self.train, self.settings, steps, self.settings.RECOVERY_LR, seed,
+                                       l1)
+            trained = self.model.alpha_array()
+            results.append(Judgement(self.validate(state), trained))
+        return max(results, key=lambda result: result.accuracy)
+
+    def validate(self, state: SearchState) -> float:
+        """Accuracy of the model as it stands on all validation images."""
+        state.block_evaluations += len(self.model.blocks) * len(self.val)
+        return alpha_training.accuracy(self.model, self.val, self.settings)
+
+    def accept(self, state: SearchState, judgement: Judgement) -> None:
+        """Make a judged network the best so far."""
+        state.alpha, state.accuracy, state.polished = judgement.alpha, judgement.accuracy, False
+        times = self.solve(state.alpha).times
+        state.curve.append(CurvePoint(int((state.alpha == 0).sum()), state.accuracy, times.T_eff_ms,
+                                      times.throughput_fps))
+
+    # --- the search ---
+
+    def run(self, state: SearchState, save: Callable[[SearchState], None]) -> SearchState:
+        """Rounds until nothing more is worth trying or MAX_PRUNING_ROUNDS changes have been accepted."""
+        while not state.finished:
+            if len(state.curve) > self.settings.MAX_PRUNING_ROUNDS or not self.round(state):
+                if state.polished:
+                    state.finished = True
+                else:
+                    self.polish(state)
+            state.rounds += 1
+            save(state)
+        return state
+
+    def round(self, state: SearchState) -> bool:
+        """Try something; False when nothing is left that is worth trying."""
+        raise TypeError('a subclass says what a round tries')
+
+    def polish(self, state: SearchState) -> None:
+        """When nothing more is worth trying, once for each best network: a longer recovery without L1. The accuracy
+        that it wins may make another try worthwhile."""
+        seed = alpha_training.seed_of(self.settings.SEED, self.domain_id, state.rounds)
+        judgement = self.recovered(state, state.alpha, 3 * self.settings.RECOVERY_STEPS, seed, None)
+        if judgement.accuracy > state.accuracy:
+            state.curve.pop()
+            self.accept(state, judgement)
+            state.judged.pop(choice_of(state.alpha), None)  # to be the latest
+            state.judged[choice_of(state.alpha)] = judgement
+            state.rejected.clear()
+        state.polished = True
+
+
+def branch_cost_ms(table: HardwareTable, surviving: np.ndarray, split: int, head_tier: str) -> np.ndarray:
+    """What each surviving branch costs on the tier that its block runs on: the block's fastest time with it less the
+    fastest without it, [N, 3]; 0 where it is the last branch or costs nothing, NaN where there is no branch."""
+    cost = np.where(np.isnan(table.flops[:, [0, 1, 2]]), np.nan, 0.0)  # γ 0, 1, 2 run one branch each, in this order
+    for block, row in enumerate(surviving):
+        block_ms = table.T_ms[head_tier if block < split else other_tier(head_tier)][block]
+        for branch in np.flatnonzero(row):
+            without = np.array([survives and b != branch for b, survives in enumerate(row)])
+            if without.any():
+                cost[block, branch] = max(0.0, fastest_ms(block_ms, row) - fastest_ms(block_ms, without))
+    return cost
+
+
+def fastest_ms(block_ms: np.ndarray, keep: np.ndarray) -> float:
+    """Time of one block ([14] ms) under the fastest γ that runs exactly these branches (bool [3])."""
+    return float(fastest_gammas(block_ms[None], build_gamma_mask(keep[None]))[1][0])
