@@ -104,6 +104,11 @@ def random_search(evaluator: Evaluator, options: List[List[Tuple[bool, ...]]], b
     return min(evaluator.asked.values())
 
 
+def tournament(population: List[Choice], evaluator: Evaluator, rng: np.random.Generator) -> Choice:
+    """The better of two random ones."""
+    return min((population[rng.integers(len(population))] for _ in range(2)), key=evaluator.J)
+
+
 def evolutionary_search(evaluator: Evaluator, options: List[List[Tuple[bool, ...]]], budget: int, seed: int) -> float:
     """Best J of a (μ+λ) search: tournament parents, uniform crossover, one mutation a child on average."""
     rng = np.random.default_rng(seed)
@@ -115,13 +120,9 @@ def evolutionary_search(evaluator: Evaluator, options: List[List[Tuple[bool, ...
             if len(evaluator.asked) >= budget:
                 return min(evaluator.asked.values())
 
-        def parent() -> Choice:
-            a, b = (population[rng.integers(len(population))] for _ in range(2))
-            return min(a, b, key=evaluator.J)
-
         children = []
         for _ in range(POPULATION):
-            mother, father = parent(), parent()
+            mother, father = (tournament(population, evaluator, rng) for _ in range(2))
             child = [m if rng.random() < 0.5 else f for m, f in zip(mother, father)]
             for k, choices in enumerate(options):
                 if rng.random() < 1 / len(options):
