@@ -330,7 +330,7 @@ class Listener:
         except OSError as error:
             raise UserError(f'cannot listen on {address}: {error.strerror or error}') from None
         self.address = Address(address.host, self._sock.getsockname()[1])
-        self._ready: 'queue.Queue[Connection]' = queue.Queue()
+        self._ready: 'queue.Queue[Connection]' = queue.Queue(MAX_HANDSHAKES)
         self._slots = threading.BoundedSemaphore(MAX_HANDSHAKES)
         self._said: Dict[str, float] = {}
         threading.Thread(target=self._accept, name=f'listen {self.address}', daemon=True).start()
@@ -371,15 +371,11 @@ class Listener:
             self._say(f'refused a connection from {host}: {error}')
 
     def get(self, timeout_s: Optional[float] = None) -> Optional[Connection]:
-        """The newest peer, or None after `timeout_s`; older ones that nobody took are closed."""
+        """The peer that has waited longest, or None after `timeout_s`."""
         try:
-            newest = self._ready.get(timeout=timeout_s)
+            return self._ready.get(timeout=timeout_s)
         except queue.Empty:
             return None
-        while not self._ready.empty():
-            newest.close()
-            newest = self._ready.get()
-        return newest
 
     def __iter__(self) -> Iterator[Connection]:
         while self._sock.fileno() >= 0:

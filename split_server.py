@@ -11,7 +11,6 @@ again to the client that comes back; what was answered is never asked again.
 from __future__ import annotations
 
 import itertools
-import time
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, TypeVar
 
 import numpy as np
@@ -64,17 +63,15 @@ class RemoteClient:
 
     def connected(self) -> Connection:
         """The present connection, or the next one; `UserError` when no client comes within the time."""
-        newer = self.listener.get(timeout_s=0) if self.connection is not None else None
-        if newer is None and self.connection is not None and not self.connection.is_closed:
+        if self.connection is not None and not self.connection.is_closed:
             return self.connection
+        newer = self.listener.get(timeout_s=0.01)
         if newer is None:
             self._say(f'waiting for a client on {self.listener.address} (python client_worker.py --server_ip ... '
                       f'--port {self.listener.address.port})')
             newer = self.listener.get(timeout_s=self._return_s)
         if newer is None:
             raise UserError(f'no client within {self._return_s:g} s; the same command goes on from what is saved')
-        if self.connection is not None:
-            self.connection.close()
         self.connection = newer
         self.generation += 1
         self._say(f'client connected from {newer.peer}')
@@ -260,8 +257,3 @@ def folded_specs(alpha: np.ndarray, gamma: Sequence[int], split_units: Tuple[int
                     mean=tuple(settings.NORM_MEAN), std=tuple(settings.NORM_STD))
     rows: List[Tuple[float, ...]] = [tuple(float(v) for v in alpha[k]) for k in spec.blocks]
     return PartSpec(**{**vars(spec), 'gamma': tuple(int(gamma[k]) for k in spec.blocks), 'alpha': tuple(rows)})
-
-
-def timer_s() -> float:
-    """The clock of all measurements here."""
-    return time.perf_counter()

@@ -24,7 +24,8 @@ Tensors = Mapping[str, torch.Tensor]
 MAX_WINDOW = 64
 LOCKSTEP_FRAMES = 6  # sent one at a time before a stream, to learn what a frame takes when it waits for nothing
 SETTLE_FRAMES = 8  # after them, while the stream fills; like them, they do not count
-SLACK = 1.15  # latency that the pacer allows, as a multiple of the frame's own stages
+SLACK = 1.12  # latency that the pacer allows, as a multiple of the frame's own stages
+PACE_LIMIT = 1.25
 RECENT = 32  # frames that the pacer looks back
 
 
@@ -33,9 +34,11 @@ class Pacer:
 
     With stage times h, l, t, a round trip r, and S = h + l + t + r, a frame that never waits takes S, and the slowest
     stage, C = max(h, l, t), sets the pace. Little's law: with W frames in flight at pace C the latency is W·C. So frame
-    i may start when the result of frame i - W is back, with W = ceil(1.15·S / C), and W·C - 1.15·S after that: the
-    latency becomes 1.15·S, and what is above S is the slack that keeps the slowest stage busy when times vary.
-    S and C follow the measured stage times, never the achieved pace, so that a pause cannot slow the pacer down.
+    i may start when the result of frame i - W is back, with W = ceil(1.12·S / C), and W·C - 1.12·S after that: the
+    latency becomes 1.12·S, and what is above S is the slack that keeps the slowest stage busy when times vary.
+    S and C follow the measured stage times. A receiver may see a frame of a slow link arrive faster than the link is
+    (buffers on the way), so C is the pace of the latest results where that is up to PACE_LIMIT times slower; beyond, it
+    was a pause, which must not slow the pacer down.
     """
 
     def __init__(self) -> None:
@@ -43,9 +46,10 @@ class Pacer:
         self.lockstep: List[Tuple[float, float, float, float]] = []
         self.rest_s = self.link_s = 0.0  # of the lockstep frames: latency outside the stages; the link's time
         self.window, self.delay_s = 1, 0.0
+        self.done: Deque[float] = collections.deque(maxlen=RECENT // 2)
 
-    def add(self, head_s: float, link_s: float, tail_s: float, latency_s: float) -> None:
-        """A frame came back."""
+    def add(self, head_s: float, link_s: float, tail_s: float, latency_s: float, done: float) -> None:
+        """A frame came back at `done` (seconds on any clock)."""
         self.recent.append((head_s, link_s, tail_s))
         if len(self.lockstep) < LOCKSTEP_FRAMES:
             self.lockstep.append((head_s, link_s, tail_s, latency_s))
@@ -60,6 +64,10 @@ class Pacer:
         link = max(link, self.link_s)  # a receiver that was busy elsewhere sees a frame arrive faster than it was sent
         slowest = max(head, link, tail, 1e-6)
         target = SLACK * (head + link + tail + self.rest_s)
+        self.done.append(done)
+        if len(self.done) > 4:
+            pace = (self.done[-1] - self.done[0]) / (len(self.done) - 1)
+            slowest = max(slowest, min(pace, PACE_LIMIT * slowest))
         self.window = min(MAX_WINDOW, max(1, -int(-target // slowest)))
         self.delay_s = min(max(0.0, self.window * slowest - target), slowest) if self.window < MAX_WINDOW else 0.0
 
@@ -184,7 +192,7 @@ def stream_head(connection: Connection, compute: Callable[[int], Tensors], first
             prediction = message.integers('prediction', 0, 2 ** 31)
             record.results.append(prediction)
             on_result(i, prediction)
-            pacer.add(frame.head_s, frame.link_s, frame.tail_s, frame.done - frame.start)
+            pacer.add(frame.head_s, frame.link_s, frame.tail_s, frame.done - frame.start, frame.done)
             with came_back:
                 finished.append(frame.done)
                 came_back.notify()

@@ -8,6 +8,8 @@ namespace, and a token bucket shapes both directions of the pair of devices betw
 ours      throughput, its share of 1000 / max(stage times); median latency over the latency of a lone frame
 predicted T_cyc and T_lat from block times measured alone in the same run, and the measured link, against both
 reply, push, rpc   benchmarks/stream_baselines.py
+Every line ends with the cores that other processes of this machine used meanwhile. A run with more than 0.15 of them is
+repeated, up to --tries times, and the least disturbed one is kept.
 """
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ import os
 import subprocess
 import sys
 import time
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import torch
@@ -126,6 +128,29 @@ def baseline(kind: str, split: int, frames: int, port: int) -> Dict[str, float]:
         process.wait(120)
 
 
+def busy_s() -> Tuple[float, float]:
+    """Seconds of processor time so far: of all processes, and of this one with its finished children."""
+    with open('/proc/stat', encoding='ascii') as stream:
+        ticks = [int(value) for value in stream.readline().split()[1:9]]
+    every = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf('SC_CLK_TCK')
+    return every, sum(os.times()[:4])
+
+
+def least_disturbed(work: Callable[[], Dict[str, Any]], tries: int) -> Dict[str, Any]:
+    """The result of the run during which other processes used least; `others` is how many cores they used."""
+    best: Dict[str, Any] = {}
+    for _ in range(tries):
+        start, (every, own) = time.perf_counter(), busy_s()
+        found = work()
+        later, own_later = busy_s()
+        found['others'] = (later - every - (own_later - own)) / (time.perf_counter() - start)
+        if not best or found['others'] < best['others']:
+            best = found
+        if best['others'] < 0.15:
+            break
+    return best
+
+
 def line(name: str, found: Dict[str, Any]) -> str:
     """One line of the report."""
     text = f"  {name:14} {found['throughput_fps']:7.2f} fps  p50 {found['latency_p50_ms']:7.1f} ms"
@@ -134,7 +159,7 @@ def line(name: str, found: Dict[str, Any]) -> str:
                  f"{found['latency_ratio']:.2f}, head {found['lockstep_head_ms']:.1f} link {found['com_ms']:.1f} tail "
                  f"{found['lockstep_tail_ms']:.1f} ms; T_lat {100 * found['T_lat_error']:+.1f} %, "
                  f"T_cyc {100 * found['T_cyc_error']:+.1f} %")
-    return text
+    return text + f"  [others {found['others']:.2f}]"
 
 
 def main() -> None:
@@ -144,6 +169,7 @@ def main() -> None:
     parser.add_argument('--splits', type=int, nargs='+', default=[2, 5, 12, 20])
     parser.add_argument('--frames', type=int, default=120)
     parser.add_argument('--only', default='ours,ours_uint8,reply,push,rpc')
+    parser.add_argument('--tries', type=int, default=3)
     parser.add_argument('--json', help='write all figures here')
     args = parser.parse_args()
     os.sched_setaffinity(0, {0})
@@ -157,10 +183,16 @@ def main() -> None:
             for split in args.splits:
                 print(f'{mbps:g} Mbit/s, split {split} ({time.strftime("%H:%M:%S")})', flush=True)
                 for name in args.only.split(','):
-                    port += 1
                     wire = 'uint8' if name == 'ours_uint8' else 'float32'
-                    found = (ours(split, format_at(split, 99, wire), args.frames, port) if name.startswith('ours') else
-                             baseline(name, split, args.frames, port))
+
+                    def work(name: str = name, split: int = split, wire: str = wire) -> Dict[str, Any]:
+                        nonlocal port
+                        port += 1
+                        if name.startswith('ours'):
+                            return ours(split, format_at(split, 99, wire), args.frames, port)
+                        return baseline(name, split, args.frames, port)
+
+                    found = least_disturbed(work, args.tries)
                     report.append({'mbps': mbps, 'split': split, 'method': name, **found})
                     print(line(name, found), flush=True)
     if args.json:
