@@ -58,6 +58,7 @@ class Pacer:
             warm = self.lockstep[1:]
             self.link_s = statistics.median(frame[1] for frame in warm)
             self.rest_s = max(0.0, statistics.median(frame[3] - sum(frame[:3]) for frame in warm))
+            self.done.clear()
             self.recent.clear()
             self.recent.extend(frame[:3] for frame in warm)
         head, link, tail = (statistics.median(stage) for stage in zip(*self.recent))

@@ -1,0 +1,69 @@
+"""The pacer on a simulated pipeline: full throughput, latency close to a lone frame's, whichever stage is slowest."""
+from __future__ import annotations
+
+import heapq
+import random
+import statistics
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+import split_stream
+from split_stream import LOCKSTEP_FRAMES, SETTLE_FRAMES, Pacer
+
+
+def simulate(head: float, link: float, tail: float, rtt: float, jitter: float, hidden: float, frames: int = 400,
+             seed: int = 0):
+    """(pace, median latency) of a stream in seconds; `hidden`: part of the link's time that the receiver does not see.
+    Each stage serves one frame at a time, in order; a stage time varies by up to `jitter` of itself."""
+    rng, pacer = random.Random(seed), Pacer()
+    link_free = tail_free = head_free = 0.0
+    pending, finished, latencies, ends = [], [], [], []
+    for i in range(frames):
+        now = head_free
+        while True:
+            while pending and pending[0][0] <= now:
+                done, h, sent, t, start = heapq.heappop(pending)
+                finished.append(done)
+                pacer.add(h, sent - min(hidden, sent), t, done - start, done)
+            if i - len(finished) < pacer.window:
+                break
+            now = pending[0][0]
+        allowed = finished[i - pacer.window] + pacer.delay_s if i >= pacer.window else 0.0
+        start = max(now, allowed)
+        h, sent, t = (value * rng.uniform(1 - jitter, 1 + jitter) for value in (head, link, tail))
+        head_free = start + h
+        link_free = max(head_free, link_free) + sent
+        tail_free = max(link_free + rtt / 2, tail_free) + t
+        done = tail_free + rtt / 2
+        heapq.heappush(pending, (done, h, sent, t, start))
+        latencies.append(done - start)
+        ends.append(done)
+    skip = LOCKSTEP_FRAMES + SETTLE_FRAMES + 100
+    return (ends[-1] - ends[skip - 1]) / (frames - skip), statistics.median(latencies[skip:])
+
+
+stage_s = st.floats(0.001, 0.1)
+
+
+@given(stage_s, stage_s, stage_s, st.floats(0, 0.05), st.floats(0, 0.05), st.integers(0, 9))
+@settings(max_examples=300)
+def test_the_slowest_stage_is_busy_and_latency_stays_near_a_lone_frames(head, link, tail, rtt, jitter, seed):
+    pace, latency = simulate(head, link, tail, rtt, jitter, 0.0, seed=seed)
+    assert pace <= max(head, link, tail) / 0.97
+    assert latency <= 1.3 * (head + link + tail + rtt)
+
+
+@given(stage_s, stage_s, stage_s, st.integers(0, 9))
+@settings(max_examples=200)
+def test_a_link_that_looks_faster_than_it_is_costs_neither(head, link, tail, seed):
+    pace, latency = simulate(head, link, tail, 0.001, 0.03, 0.2 * link, seed=seed)
+    assert pace <= max(head, link, tail) / 0.97
+    assert latency <= 1.3 * (head + link + tail + 0.001)
+
+
+def test_without_a_pacer_full_windows_would_raise_latency(monkeypatch):
+    monkeypatch.setattr(Pacer, 'add', lambda self, *a: setattr(self, 'window', 8))
+    pace, latency = simulate(0.01, 0.05, 0.01, 0.001, 0.02, 0.0)
+    assert pace == pytest.approx(0.05, rel=0.05) and latency > 4 * 0.071
+    assert split_stream.MAX_WINDOW >= 8
