@@ -41,6 +41,7 @@ class RemoteClient:
         self.connection: Optional[Connection] = None
         self.generation = 0  # counts connections: what was set up on an earlier one must be set up again
         self.interruptions = 0
+        self.part_in_use: Optional[ClientPart] = None  # what is set up on this connection
         self._ids = itertools.count(1)
 
     def __enter__(self) -> 'RemoteClient':
@@ -72,7 +73,7 @@ class RemoteClient:
             newer = self.listener.get(timeout_s=self._return_s)
         if newer is None:
             raise UserError(f'no client within {self._return_s:g} s; the same command goes on from what is saved')
-        self.connection = newer
+        self.connection, self.part_in_use = newer, None
         self.generation += 1
         self._say(f'client connected from {newer.peer}')
         return newer
@@ -171,12 +172,11 @@ class ClientPart:
         units = units_of(model)[spec.first:spec.last]
         self._blobs = {hash_of(pack_unit(unit)): unit for unit in units}
         self._hashes = [hash_of(pack_unit(unit)) for unit in units]
-        self._ready_on = -1  # the connection on which it was set up last
         self._steps = itertools.count(1)
 
     def set_up(self, connection: Connection) -> None:
         """Send the configuration, and what the client lacks, unless this connection has it."""
-        if self._ready_on == self.client.generation and getattr(connection, 'part', None) is self:
+        if self.client.part_in_use is self:
             return
         spec = self.spec
         blobs = {digest: (lambda unit=unit: pack_unit(unit)) for digest, unit in self._blobs.items()}
@@ -189,7 +189,7 @@ class ClientPart:
             fields['gamma'] = list(spec.gamma)
             tensors['alpha'] = torch.tensor(spec.alpha, dtype=torch.float64).reshape(-1, 3)
         self.client.ask(connection, 'part', fields, tensors)
-        self._ready_on, connection.part = self.client.generation, self
+        self.client.part_in_use = self
 
     def unit(self, work: Callable[[Connection], T]) -> T:
         """`RemoteClient.unit` with this part set up; what the client turns out to lack is sent."""
@@ -201,7 +201,7 @@ class ClientPart:
                 except PeerError as error:
                     if error.code != 'unknown' or left == 0 or connection.is_closed:
                         raise
-                    self._ready_on = -1
+                    self.client.part_in_use = None
             raise AssertionError('unreachable')
 
         try:
