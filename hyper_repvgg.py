@@ -6,6 +6,7 @@
 """
 from __future__ import annotations
 
+from itertools import islice
 from typing import Dict, List, Optional, Sequence
 
 import numpy as np
@@ -160,7 +161,7 @@ class DeployedNetwork(nn.Module):
         """Blocks [first, last); the stem goes before block 0 when any block runs."""
         if first == 0 and last > 0:
             x = self.stem(x)
-        for block in self.blocks[first:last]:
+        for block in islice(self.blocks, first, last):  # a slice of a ModuleList would be a new module, 25 µs
             x = block(x)
         return x
 
