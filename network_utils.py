@@ -167,8 +167,20 @@ class Connection:
     # --- life ---
 
     def handshake(self, role: str, peer_roles: Tuple[str, ...], token: bytes, starts: bool) -> None:
-        """HELLO and, with a secret, PROOF (docs/protocol.md). Raises `Refused`, `ProtocolError`, `ConnectionLost`."""
+        """HELLO and, with a secret, PROOF (docs/protocol.md); closed unless it succeeds. Raises `NetworkError`."""
         self._deadline = time.monotonic() + HANDSHAKE_S
+        try:
+            self._prove(role, peer_roles, token, starts)
+        except NetworkError as error:
+            if not self.is_closed:
+                self.fail('protocol', str(error))
+            raise
+        self._deadline = None
+        self._limit_waits(SILENCE_S)
+        self.max_payload_bytes = MAX_PAYLOAD_BYTES
+        threading.Thread(target=self._beat, name=f'heartbeat {self.peer}', daemon=True).start()
+
+    def _prove(self, role: str, peer_roles: Tuple[str, ...], token: bytes, starts: bool) -> None:
         nonce = secrets.token_hex(32)
         hello = {'role': role, 'nonce': nonce, 'secret': bool(token)}
         if starts:
@@ -189,10 +201,6 @@ class Connection:
                 self._refuse('SPLIT_AUTH_TOKEN differs between the two ends')
             if not starts:
                 self.send(Kind.PROOF, {'hmac': proof(token, mine, peer_nonce, nonce)})
-        self._deadline = None
-        self._limit_waits(SILENCE_S)
-        self.max_payload_bytes = MAX_PAYLOAD_BYTES
-        threading.Thread(target=self._beat, name=f'heartbeat {self.peer}', daemon=True).start()
 
     def _expect(self, kind: Kind) -> Message:
         message = self.receive()
@@ -201,7 +209,6 @@ class Connection:
             self.close()
             raise error(f'{self.peer} refused this end: {message.text("text")}')
         if message.kind != kind:
-            self.fail('protocol', f'expected {kind.name}, got {message.kind.name}')
             raise ProtocolError(f'{self.peer}: expected {kind.name}, got {message.kind.name}')
         return message
 
@@ -356,7 +363,7 @@ class Listener:
             self._ready.put(connection)
         except NetworkError as error:
             self._say_once(peer.rpartition(':')[0], str(error))
-        except OSError:
+        except OSError:  # gone before anything was said
             sock.close()
         finally:
             self._slots.release()

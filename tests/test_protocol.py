@@ -250,6 +250,17 @@ def test_strangers_get_no_payload_and_no_endless_handshake(monkeypatch):
     listener.close()
 
 
+@pytest.mark.parametrize('greeting', [{}, {'role': 5}, {'role': 'worker'}, {'role': 'worker', 'nonce': 'x'},
+                                      {'role': 'control', 'nonce': 'x', 'secret': False}])
+def test_an_incomplete_greeting_is_answered_and_closed_at_once(greeting):
+    listener = Listener(Address('127.0.0.1', 0), b'', 'server', ('worker',), quiet)
+    with socket.create_connection(listener.address, timeout=5) as stranger:
+        stranger.sendall(raw_frame(Kind.HELLO, greeting))
+        answer = b''.join(iter(lambda: stranger.recv(4096), b''))
+    assert b'protocol' in answer and listener.get(timeout_s=0) is None
+    listener.close()
+
+
 def test_a_peer_of_another_version_is_named():
     frame = bytearray(raw_frame(Kind.HELLO, {'role': 'worker'}))
     frame[4] = 9
