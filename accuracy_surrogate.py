@@ -16,6 +16,7 @@ import numpy as np
 SINGLE_MEAN, SINGLE_SD = 0.15, 0.5  # of one dropped branch's loss
 PAIR_MEAN, PAIR_SD = 0.025, 0.25  # of what a pair loses beyond its two
 NOISE_SD = 0.15  # everything that pairs do not explain
+LARGEST_LOSS = 4  # what is lost beyond counts as this much: collapsed networks must not bend the model where it matters
 SMALLEST_EPSILON = 0.005  # below this, one image more or less would look like signal
 
 
@@ -26,7 +27,7 @@ class AccuracySurrogate:
         """dropped: bool [n, F], which branches each measured network lacks; loss: [n], accuracy lost (fraction)."""
         self.scale = max(epsilon, SMALLEST_EPSILON)
         self.dropped = dropped.astype(float)
-        residual = loss - self._mean(self.dropped)
+        residual = np.minimum(loss, LARGEST_LOSS * self.scale) - self._mean(self.dropped)
         covariance = self._kernel(self.dropped, self.dropped)
         covariance[np.diag_indices_from(covariance)] += (NOISE_SD * self.scale) ** 2
         self.inverse = np.linalg.inv(covariance)
