@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Callable, Iterator, List, Optional, Sequence
 
@@ -37,14 +38,19 @@ class NetworkTiming:
 
 
 class MarkedNetwork:
-    """Runs a deployed network and notes the clock before the stem, after it, after each block and at the end."""
+    """Runs a deployed network and notes the clock before the stem, after it, after each block and at the end; or only
+    before and after the network, where it runs as a whole."""
 
-    def __init__(self, network: DeployedNetwork, device: torch.device) -> None:
-        self.network, self.on_cuda = network, device.type == 'cuda'
+    def __init__(self, network: DeployedNetwork, device: torch.device, as_a_whole: bool = False) -> None:
+        self.network, self.on_cuda, self.as_a_whole = network, device.type == 'cuda', as_a_whole
         self.passes: List[list] = []
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         marks = [self._mark()]
+        if self.as_a_whole:
+            x = self.network(x)
+            self.passes.append([*marks, self._mark()])
+            return x
         x = self.network.stem(x)
         marks.append(self._mark())
         for block in self.network.blocks:
@@ -63,7 +69,7 @@ class MarkedNetwork:
         return event
 
     def intervals_ms(self) -> np.ndarray:
-        """[passes, N + 2] ms: stem, blocks, classifier."""
+        """[passes, N + 2] ms: stem, blocks, classifier; as a whole [passes, 1]."""
         if not self.on_cuda:
             return 1000 * np.diff(np.array(self.passes), axis=1)
         torch.cuda.synchronize()
@@ -126,7 +132,7 @@ def time_network(model: HyperRepVGG, image: torch.Tensor, threads: int, rounds: 
     `rounds`: visits of every (block, γ); `progress(done, total)` is called after each visit.
     """
     samples = BlockSamples(len(model.blocks))
-    with torch.inference_mode():
+    with torch.inference_mode(), thread_count(threads):
         for done, gamma in enumerate(latin_visits(model, rounds), start=1):
             samples.add(gamma, timed_passes(assign(model, gamma), image, threads))
             if progress is not None:
@@ -134,9 +140,21 @@ def time_network(model: HyperRepVGG, image: torch.Tensor, threads: int, rounds: 
     return samples.timing()
 
 
-def timed_passes(network: DeployedNetwork, image: torch.Tensor, threads: int) -> np.ndarray:
-    """PASSES rows [N + 2] of stem, block and classifier times, ms."""
-    marked = MarkedNetwork(network, image.device)
+@contextmanager
+def thread_count(threads: int) -> Iterator[None]:
+    """This many CPU threads for everything, also between timings: threads that have just folded a network go on
+    spinning for a while, and would compete with what is timed next."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def timed_passes(network: DeployedNetwork, image: torch.Tensor, threads: int, as_a_whole: bool = False) -> np.ndarray:
+    """PASSES rows [N + 2] of stem, block and classifier times, ms; as a whole [1]."""
+    marked = MarkedNetwork(network, image.device, as_a_whole)
     benchmark.Timer('network(image)', globals={'network': marked, 'image': image},
                     num_threads=threads).timeit(PASSES)
     return marked.intervals_ms()[-PASSES:]
@@ -144,9 +162,8 @@ def timed_passes(network: DeployedNetwork, image: torch.Tensor, threads: int) ->
 
 def whole_network_ms(network: DeployedNetwork, image: torch.Tensor, threads: int) -> float:
     """Median time of PASSES uninterrupted forward passes, ms: what the sum of a table's entries should give."""
-    timer = benchmark.Timer('network(image)', globals={'network': network, 'image': image}, num_threads=threads)
     with torch.inference_mode():
-        return 1000 * float(np.median([timer.timeit(1).median for _ in range(PASSES)]))
+        return float(np.median(timed_passes(network, image, threads, as_a_whole=True)))
 
 
 def summarise(values_ms: Sequence[float]) -> benchmark.Measurement:
