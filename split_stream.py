@@ -66,7 +66,7 @@ class Pacer:
         slowest = max(head, link, tail, 1e-6)
         target = SLACK * (head + link + tail + self.rest_s)
         self.done.append(done)
-        if len(self.done) > 4:
+        if len(self.done) > 4 and target < slowest * len(self.done) / 2:  # else the pace lags behind what is decided
             pace = (self.done[-1] - self.done[0]) / (len(self.done) - 1)
             slowest = max(slowest, min(pace, PACE_LIMIT * slowest))
         self.window = min(MAX_WINDOW, max(1, -int(-target // slowest)))

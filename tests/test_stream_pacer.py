@@ -6,7 +6,7 @@ import random
 import statistics
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 import split_stream
 from split_stream import LOCKSTEP_FRAMES, SETTLE_FRAMES, Pacer
@@ -47,6 +47,7 @@ stage_s = st.floats(0.001, 0.1)
 
 
 @given(stage_s, stage_s, stage_s, st.floats(0, 0.05), st.floats(0, 0.05), st.integers(0, 9))
+@example(0.001, 0.001, 0.001, 0.046875, 0.0, 0)  # many frames in flight
 @settings(max_examples=300)
 def test_the_slowest_stage_is_busy_and_latency_stays_near_a_lone_frames(head, link, tail, rtt, jitter, seed):
     pace, latency = simulate(head, link, tail, rtt, jitter, 0.0, seed=seed)
