@@ -27,7 +27,7 @@ from gamma_mask_builder import runnable_gammas
 from hyper_repvgg import surviving_branches, unpruned_alpha
 from joint_result import AccuracyReport, Baseline, JointResult
 from lut_manager import TierCosts
-from progressive_pruning import CurvePoint
+from pruning_search import CurvePoint
 from throughput_optimizer import baselines, solve_exact
 
 TOP = os.path.dirname(os.path.abspath(step5.__file__))
