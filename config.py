@@ -68,7 +68,7 @@ class Settings:
     CLIENT_THREADS: int = _setting(1, 'client')  # CPU threads of a real client; 0: all cores
     DEVICE_PROFILE: str = _setting('edge-cpu', 'client')  # simulated client: 'edge-cpu', 'jetson-tx2', a JSON
     #                                                       file, or '' when a real client is meant
-    EDGE_CPU_SLOWDOWN: float = _setting(4.0, 'client')  # edge-cpu: times one thread here, times this
+    EDGE_CPU_SLOWDOWN: float = _setting(6.0, 'client')  # edge-cpu: the time of one thread here, times this
     LUT_ROUNDS: int = _setting(21, 'lut')  # timed visits of every (block, γ); the median is kept
 
     # --- link --------------------------------------------------------------------------------
