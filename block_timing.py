@@ -24,7 +24,8 @@ from repvgg import BRANCHES
 logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)  # it warns where there is nvcc but no GPU
 from torch.utils import benchmark  # noqa: E402
 
-PASSES = 3  # timed forward passes a visit, after torch.utils.benchmark's own warm-up
+PASSES = 3  # timed forward passes a visit, after torch.utils.benchmark's own warm-up of two passes
+WARM_UP_MS = 10  # before that: a network that was just built needs about ten passes of 1 ms to reach its final speed
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,9 @@ def thread_count(threads: int) -> Iterator[None]:
 
 def timed_passes(network: DeployedNetwork, image: torch.Tensor, threads: int, as_a_whole: bool = False) -> np.ndarray:
     """PASSES rows [N + 2] of stem, block and classifier times, ms; as a whole [1]."""
+    start = time.perf_counter()
+    while 1000 * (time.perf_counter() - start) < WARM_UP_MS:
+        network(image)
     marked = MarkedNetwork(network, image.device, as_a_whole)
     benchmark.Timer('network(image)', globals={'network': marked, 'image': image},
                     num_threads=threads).timeit(PASSES)
