@@ -98,6 +98,12 @@ class JointSearch(PruningSearch):
 
     # --- looks ---
 
+    def start(self) -> SearchState:
+        """As every search; the one pass that fills the cache of activations is counted here, not after a restart."""
+        state = super().start()
+        state.block_evaluations += len(self.model.blocks) * len(self.val)
+        return state
+
     def look(self, state: SearchState, choices: Iterable[Choice]) -> None:
         """Measure these choices without recovery, α as it was before pruning."""
         for choice in choices:
