@@ -1,0 +1,159 @@
+"""The joint search: exact looks, constraint, acceptance, resumption, and results that can be read back."""
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings as hypothesis_settings, strategies as st
+
+import alpha_training
+import config
+import cost_model
+import joint_result
+import lut_manager
+from accuracy_surrogate import AccuracySurrogate
+from cost_model import Roofline
+from domain_dataset import load_domain
+from evaluation import ImageSet
+from gamma_mask_builder import build_gamma_mask, runnable_gammas
+from hyper_repvgg import create_hyper_repvgg, surviving_branches, unpruned_alpha
+from importance_pruning import ImportanceSearch
+from lut_manager import TierCosts
+from prefix_activations import PruningEvaluator
+from progressive_pruning import JointSearch, smaller_sets
+from throughput_optimizer import solve_exact
+
+SETTINGS = config.load(('LOOKS=16', 'RECOVERY_STEPS=2', 'MAX_PRUNING_ROUNDS=6'), environ={})
+
+
+def fake_tier(tier: str, rng: np.random.Generator) -> TierCosts:
+    """Times in which a 3x3 costs about four times a 1x1, on a slow client and a fast server."""
+    _, has_identity = lut_manager.blocks_of(SETTINGS)
+    base = np.array([4, 1, .8, 5, 4, 4.5, 4, 2, 1, 6, 5, 5, 5, 4]) * (0.12 if tier == 'client' else 0.03)
+    block_ms = base * rng.uniform(0.9, 1.1, (len(has_identity), 14))
+    block_ms[~runnable_gammas(np.array(has_identity))] = np.nan
+    return TierCosts(tier, {'name': tier, 'simulated': True, 'profile': 'fake'}, block_ms, 0 * block_ms, 0.05, 0.05,
+                     Roofline(50, 10))
+
+
+def first_images(split: str, count: int) -> ImageSet:
+    data = load_domain(SETTINGS, 0, split)
+    return ImageSet(data.images[:count], data.labels[:count])
+
+
+@pytest.fixture(scope='module')
+def parts():
+    rng = np.random.default_rng(5)
+    table = lut_manager.merge(fake_tier('server', rng), fake_tier('client', rng), SETTINGS)
+    model = create_hyper_repvgg(SETTINGS.WEIGHT_PATH_SERVER, SETTINGS.MODEL_NAME, SETTINGS.NUM_CLASSES)
+    return table, model, first_images('train', 96), first_images('val', 120)
+
+
+def new_search(parts, search_type=JointSearch, settings: config.Settings = SETTINGS):
+    table, model, train, val = parts
+    torch.set_num_threads(1)
+    alpha = unpruned_alpha(table.has_identity)
+    model.set_alpha_array(alpha)
+    reference = alpha_training.accuracy(model, val, settings)
+    unpruned = solve_exact(table, surviving_branches(alpha), settings).times.T_eff_ms
+    importance = [(k, b) for k in range(table.n_blocks) for b in range(3) if not np.isnan(alpha[k, b])]
+    return search_type(model, table, train, val, settings, 0, alpha, reference, unpruned, importance)
+
+
+@hypothesis_settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), cache_mb=st.sampled_from([0, 2, 512]))
+def test_a_look_from_cached_activations_is_the_accuracy_of_the_pruned_network(parts, data, cache_mb):
+    table, model, _, val = parts
+    alpha = unpruned_alpha(table.has_identity)
+    settings = dataclasses.replace(SETTINGS, ACTIVATION_CACHE_MB=cache_mb)
+    whole = tuple(tuple(bool(v) for v in row) for row in surviving_branches(alpha))
+    choice = tuple(data.draw(st.sampled_from([keep, *smaller_sets(keep)])) for keep in whole)
+    looked = PruningEvaluator(model, alpha, val, settings).accuracy(choice)
+    model.set_alpha_array(np.where(np.isnan(alpha), np.nan, np.where(np.array(choice), alpha, 0.0)))
+    with torch.no_grad():  # the training form, not folded, all at once
+        x = (val.images.float() / 255 - 0.5) / 0.5
+        plain = float((model(x).argmax(1) == val.labels).float().mean())
+    assert looked == pytest.approx(plain, abs=1.5 / len(val))  # float32 ties may fall either way
+
+
+@pytest.mark.parametrize('search_type', [JointSearch, ImportanceSearch])
+def test_what_a_search_ends_with_meets_the_constraint_and_is_no_worse_than_its_start(parts, search_type):
+    settings = dataclasses.replace(SETTINGS, MAX_PRUNING_ROUNDS=3)
+    search = new_search(parts, search_type, settings)
+    start_J = search.J(search.T_eff_ref_ms, search.reference)
+    state = search.run(search.start(), lambda state: None)
+    assert state.finished and len(state.curve) > 1
+    assert state.accuracy >= search.reference - settings.EPSILON
+    assert search.J_of(state) <= start_J
+    surviving = surviving_branches(state.alpha)
+    assert surviving.any(axis=1).all()
+    assert state.curve[-1].n_pruned == int((state.alpha == 0).sum()) > 0
+    search.model.set_alpha_array(state.alpha)
+    assert alpha_training.accuracy(search.model, search.val, settings) == state.accuracy
+    solution = search.final(state.alpha)
+    assert build_gamma_mask(surviving)[np.arange(len(solution.gamma)), solution.gamma].all()
+
+
+def test_every_accepted_change_of_the_joint_search_lowers_J(parts):
+    search = new_search(parts)
+    state = search.run(search.start(), lambda state: None)
+    values = [search.J(point.T_eff_ms, point.accuracy) for point in state.curve]
+    assert values == sorted(values, reverse=True)
+
+
+class Killed(Exception):
+    """Stands for a kill between two rounds."""
+
+
+def test_a_search_killed_after_every_round_ends_where_an_undisturbed_one_does(parts, tmp_path):
+    table = parts[0]
+    settings = dataclasses.replace(SETTINGS, RESULTS_DIR=str(tmp_path))
+    undisturbed = new_search(parts).run(new_search(parts).start(), lambda state: None)
+
+    def save_and_die(state):
+        joint_result.save_state('joint_state', state, 0, table, settings, 'inputs', 1.0)
+        raise Killed
+
+    for _ in range(200):
+        search = new_search(parts)  # nothing survives but the file
+        saved = joint_result.load_state('joint_state', 0, table, settings, 'inputs')
+        state = saved[0] if saved else search.start()
+        if state.finished:
+            break
+        with pytest.raises(Killed):
+            search.run(state, save_and_die)
+    assert state.finished
+    np.testing.assert_array_equal(state.alpha, undisturbed.alpha)
+    assert state.curve == undisturbed.curve and state.looks == undisturbed.looks
+    assert state.block_evaluations == undisturbed.block_evaluations
+    assert joint_result.load_state('joint_state', 0, table, settings, 'other inputs') is None
+
+
+@hypothesis_settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 10 ** 6), head_tier=st.sampled_from(cost_model.TIERS))
+def test_times_of_many_choices_at_once_equal_those_of_each_alone(parts, seed, head_tier):
+    settings = dataclasses.replace(SETTINGS, HEAD_TIER=head_tier)
+    search = new_search(parts, settings=settings)
+    rng = np.random.default_rng(seed)
+    whole = [tuple(bool(v) for v in row) for row in surviving_branches(search.unpruned)]
+    choices = [tuple(keeps[rng.integers(len(keeps))] for keeps in ([keep, *smaller_sets(keep)] for keep in whole))
+               for _ in range(5)]
+    together = search.relative_T_eff(choices)
+    alone = [solve_exact(search.table, np.array(choice), settings).times.T_eff_ms / search.T_eff_ref_ms
+             for choice in choices]
+    np.testing.assert_allclose(together, alone, rtol=1e-12)
+
+
+@given(seed=st.integers(0, 10 ** 6))
+@hypothesis_settings(max_examples=30, deadline=None)
+def test_the_surrogate_learns_losses_that_add_up_and_is_less_sure_where_it_has_not_been(seed):
+    rng = np.random.default_rng(seed)
+    cost = rng.uniform(0, 0.006, 10)
+    seen = np.vstack([np.zeros(10, bool), np.eye(10, dtype=bool), rng.random((20, 10)) < 0.3])
+    surrogate = AccuracySurrogate(seen, seen @ cost, epsilon=0.02)
+    pairs = np.array([np.eye(10, dtype=bool)[i] | np.eye(10, dtype=bool)[j] for i in range(10) for j in range(i)])
+    loss, sd = surrogate.predict(pairs)
+    assert np.abs(loss - pairs @ cost).mean() < 0.004
+    assert sd.mean() > surrogate.predict(seen[:11])[1].mean()
