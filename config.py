@@ -151,6 +151,7 @@ _positive = (lambda v: v > 0, 'above 0')
 _not_negative = (lambda v: v >= 0, '0 or more')
 _fraction = (lambda v: 0 <= v <= 1, 'between 0 and 1')
 _port = (lambda v: 0 < v < 65536, 'a port, 1 to 65535')
+_named = (lambda v: v.strip() != '', 'a path')
 _RULES = {
     'PROFILE': (lambda v: v in PROFILES, "'quickstart' or 'imagenet'"),
     'HEAD_TIER': (lambda v: v in ('client', 'server'), "'client' or 'server'"),
@@ -160,6 +161,8 @@ _RULES = {
     'NORM_MEAN': (lambda v: len(v) == 3, 'three numbers'),
     'NORM_STD': (lambda v: len(v) == 3 and min(v) > 0, 'three numbers above 0'),
     'WIRE_FORMATS': (lambda v: len(v) > 0, 'at least one format'),
+    'SEED': (lambda v: 0 <= v < 2 ** 63, '0 or more, below 2^63'),
+    'RESULTS_DIR': _named, 'PARTITION_FILE': _named,
     'PORT_MAIN': _port, 'PORT_CONTROL': _port, 'OMEGA': _fraction, 'EPSILON': _fraction, 'MIN_SAVING': _fraction,
     'LAMBDA_MAX': (lambda v: v is None or v >= 0, '0 or more, or none'),
     'OBJECTIVE': (lambda v: v == 'T_eff' or v in OMEGA_OF, "'T_eff', 'throughput' or 'latency'"),
@@ -171,7 +174,7 @@ _RULES = {
         'LUT_ROUNDS', 'BANDWIDTH_MBPS', 'SIGMA', 'THROUGHPUT_OPTIM_LR', 'LOOKS',
         'RECOVERY_LR')},
     **{name: _not_negative for name in (
-        'SEED', 'IMAGES_PER_SPLIT', 'NUM_WORKERS', 'TORCH_THREADS', 'ALPHA_EPOCHS', 'SERVER_THREADS',
+        'IMAGES_PER_SPLIT', 'NUM_WORKERS', 'TORCH_THREADS', 'ALPHA_EPOCHS', 'SERVER_THREADS',
         'CLIENT_THREADS', 'RTT_MS', 'LAMBDA_MIN', 'ROOFLINE_BETA', 'ROOFLINE_LAMBDA', 'ROOFLINE_RHO',
         'THROUGHPUT_OPTIM_STEPS', 'KAPPA', 'MU', 'MAX_PRUNING_ROUNDS', 'PRUNING_THRESHOLD', 'RECOVERY_STEPS',
         'L1_WEIGHT', 'ACTIVATION_CACHE_MB')},

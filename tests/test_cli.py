@@ -170,6 +170,7 @@ def test_a_value_of_the_wrong_type_is_refused_by_name(name):
     'BANDWIDTH_MBPS=0', 'RTT_MS=-1', 'PORT_MAIN=0', 'PORT_MAIN=65536', 'BATCH_SIZE=0', 'INPUT_SIZE=0', 'NUM_CLASSES=0',
     'TRAIN_FRACTION=0', 'TRAIN_FRACTION=1', 'VAL_FRACTION=1', 'NORM_MEAN=0.5', 'NORM_STD=1,1,0', 'NORM_STD=1,1,1,1',
     'WIRE_FORMATS=', 'LAMBDA_MIN=-1', 'LAMBDA_MAX=-1', 'LUT_ROUNDS=0', 'EDGE_CPU_SLOWDOWN=0', 'SEED=-1', 'SIGMA=0',
+    f'SEED={2 ** 63}', 'RESULTS_DIR=', 'PARTITION_FILE= ',
     'MAX_PRUNING_ROUNDS=-1', 'ALPHA_LR=0', 'SERVER_THREADS=-1', 'KAPPA=-1', 'THROUGHPUT_OPTIM_STEPS=-1'])
 def test_a_value_out_of_range_is_refused_with_its_range(override):
     name = override.partition('=')[0]
