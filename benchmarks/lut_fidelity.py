@@ -4,10 +4,10 @@
     python benchmarks/lut_fidelity.py --isolated            # beside it: each block timed in a loop of its own
     python benchmarks/lut_fidelity.py --models RepVGG-A0@224 --assignments 100 --rounds 9 --threads 2
 
-Claim (2-core AMD EPYC virtual machine, one thread, PyTorch 2.15, `--rounds 15 --isolated`, n = 60 each): the sum is
-within 5 % of the measured network for 92 % of assignments of RepVGG-Micro and 98 % of RepVGG-A0 (median ratio 1.008
-and 0.982, worst 1.154 and 0.933); each block timed in a loop of its own: 3 % and 0 % (median 0.898 and 0.887). With
-the fewer rounds of a short run on a restless machine it was 60 % and 88 %.
+Claim (2-core AMD EPYC virtual machine that other work shares, one thread, PyTorch 2.15, `--isolated`, n = 60 each): the
+sum is within 5 % of the measured network for 92 % of assignments of RepVGG-A0 (median ratio 0.981) and for 72 % of
+RepVGG-Micro (0.976): the bar is met for the large model, not for the small one. An earlier version, on a calmer machine
+with 15 rounds, gave 98 % and 92 %. Each block timed in a loop of its own: 0 % and 5 % (median 0.880 and 0.888).
 
 Bar: of at least 50 random assignments (α mask and γ of every block drawn) the sum is within 5 % of the measured whole
 network for at least 90 %; exit status 1 where it is not.
@@ -16,8 +16,9 @@ How: the table is measured as step 1 measures it (block_timing.py: blocks timed 
 table and uninterrupted runs of the assigned networks take turns in one shuffled order, and every figure is a median
 over visits spread over the whole run. A shared machine changes its speed by tens of percent from one second to the
 next; so one fixed network, the yardstick, is timed between any two tasks, and a task counts as disturbed when the
-yardstick before or after it took 1.3 times its lower quartile. Sums are cost_model.times at λ = 0 (all on the server).
-The isolated method takes turns with both: each block's plan called again and again on one input, warm caches.
+yardstick before or after it took more than 1.1 times its lower quartile. Sums are cost_model.times at λ = 0 (all on
+the server). The isolated method takes turns with both: each block's plan called again and again on one input, warm
+caches.
 Limit: an entry is an average over what else runs. Networks whose weights all stay in the level 2 cache are faster than
 their sum, by up to 13 % (RepVGG-Micro with one or two 3x3 left, on a machine with 1 MB a core).
 """
@@ -45,7 +46,7 @@ from hyper_repvgg import HyperRepVGG, create_hyper_repvgg  # noqa: E402
 
 Gammas = Tuple[int, ...]  # γ of every block; which branches are kept follows from it
 TOLERANCE, SHARE_BAR = 0.05, 0.90
-CALM = 1.3  # times the yardstick's lower quartile
+CALM = 1.1  # times the yardstick's lower quartile
 ISOLATED_CALLS = 5  # timed calls of one block in a row, after the timer's own warm-up
 
 
