@@ -47,7 +47,7 @@ def decode(tensors: Mapping[str, torch.Tensor], wire: str, shape: Sequence[int])
     scale, offset = (_of_shape(tensors.get(name), shape[:2]) for name in ('scale', 'offset'))
     if scale.dtype != torch.float32 or offset.dtype != torch.float32:
         raise ValueError('scale and offset must be float32')
-    return torch.addcmul(offset[:, :, None, None], z.float(), scale[:, :, None, None])
+    return z.float().mul_(scale[:, :, None, None]).add_(offset[:, :, None, None])
 
 
 def _of_shape(tensor: Optional[torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
@@ -66,7 +66,8 @@ def _quantise(z: torch.Tensor) -> Dict[str, torch.Tensor]:
     flat = z.flatten(2)  # (B, C, h·w)
     low, high = flat.min(dim=2)[0], flat.max(dim=2)[0]
     scale = ((high - low) / 255).clamp(min=torch.finfo(torch.float32).tiny)
-    q = torch.round((z - low[:, :, None, None]) / scale[:, :, None, None]).clamp_(0, 255).to(torch.uint8)
+    q = z - low[:, :, None, None]  # the only copy: on a small device, memory is what quantising costs
+    q = q.div_(scale[:, :, None, None]).round_().clamp_(0, 255).to(torch.uint8)
     return {'z': q, 'scale': scale, 'offset': low}
 
 
