@@ -7,6 +7,7 @@ more (`Pacer`).
 from __future__ import annotations
 
 import collections
+import math
 import queue
 import statistics
 import threading
@@ -24,8 +25,8 @@ Tensors = Mapping[str, torch.Tensor]
 MAX_WINDOW = 64
 LOCKSTEP_FRAMES = 6  # sent one at a time before a stream, to learn what a frame takes when it waits for nothing
 SETTLE_FRAMES = 8  # after them, while the stream fills; like them, they do not count
-SLACK = 1.12  # latency that the pacer allows, as a multiple of the frame's own stages
-PACE_LIMIT = 1.25
+SLACK = 1.2  # latency that the pacer wants, as a multiple of a frame's that waits for nothing
+GAIN = 0.1  # share of a frame's error in latency that is corrected at once
 RECENT = 32  # frames that the pacer looks back
 
 
@@ -33,44 +34,45 @@ class Pacer:
     """When may the next frame start?
 
     With stage times h, l, t, a round trip r, and S = h + l + t + r, a frame that never waits takes S, and the slowest
-    stage, C = max(h, l, t), sets the pace. Little's law: with W frames in flight at pace C the latency is W·C. So frame
-    i may start when the result of frame i - W is back, with W = ceil(1.12·S / C), and W·C - 1.12·S after that: the
-    latency becomes 1.12·S, and what is above S is the slack that keeps the slowest stage busy when times vary.
-    S and C follow the measured stage times. A receiver may see a frame of a slow link arrive faster than the link is
-    (buffers on the way), so C is the pace of the latest results where that is up to PACE_LIMIT times slower; beyond, it
-    was a pause, which must not slow the pacer down.
+    stage, C = max(h, l, t), sets the pace. Little's law: with w frames in flight at pace C the latency is w·C. The
+    pacer wants the latency SLACK·S: what is above S keeps the slowest stage busy when times vary. It starts from
+    w = SLACK·S / C and lets every result correct it: up where a frame took less than SLACK·S, down where it took more,
+    so that errors of h, l, t do not matter (a receiver sees a frame of a slow link arrive faster than the link is,
+    where there are buffers on the way). For w that is no whole number, frame i may start when the result of frame
+    i - W is back, W = ceil(w), and (W - w)·C after that.
     """
 
     def __init__(self) -> None:
         self.recent: Deque[Tuple[float, float, float]] = collections.deque(maxlen=RECENT)
         self.lockstep: List[Tuple[float, float, float, float]] = []
         self.rest_s = self.link_s = 0.0  # of the lockstep frames: latency outside the stages; the link's time
+        self.in_flight = 1.0  # w
         self.window, self.delay_s = 1, 0.0
-        self.done: Deque[float] = collections.deque(maxlen=RECENT // 2)
 
-    def add(self, head_s: float, link_s: float, tail_s: float, latency_s: float, done: float) -> None:
-        """A frame came back at `done` (seconds on any clock)."""
-        self.recent.append((head_s, link_s, tail_s))
-        if len(self.lockstep) < LOCKSTEP_FRAMES:
+    def add(self, head_s: float, link_s: float, tail_s: float, latency_s: float) -> None:
+        """A frame came back."""
+        learning = len(self.lockstep) < LOCKSTEP_FRAMES
+        if learning:
             self.lockstep.append((head_s, link_s, tail_s, latency_s))
             if len(self.lockstep) < LOCKSTEP_FRAMES:
                 return
             warm = self.lockstep[1:]
             self.link_s = statistics.median(frame[1] for frame in warm)
             self.rest_s = max(0.0, statistics.median(frame[3] - sum(frame[:3]) for frame in warm))
-            self.done.clear()
-            self.recent.clear()
             self.recent.extend(frame[:3] for frame in warm)
+        self.recent.append((head_s, link_s, tail_s))
         head, link, tail = (statistics.median(stage) for stage in zip(*self.recent))
         link = max(link, self.link_s)  # a receiver that was busy elsewhere sees a frame arrive faster than it was sent
         slowest = max(head, link, tail, 1e-6)
         target = SLACK * (head + link + tail + self.rest_s)
-        self.done.append(done)
-        if len(self.done) > 4 and target < slowest * len(self.done) / 2:  # else the pace lags behind what is decided
-            pace = (self.done[-1] - self.done[0]) / (len(self.done) - 1)
-            slowest = max(slowest, min(pace, PACE_LIMIT * slowest))
-        self.window = min(MAX_WINDOW, max(1, -int(-target // slowest)))
-        self.delay_s = min(max(0.0, self.window * slowest - target), slowest) if self.window < MAX_WINDOW else 0.0
+        if learning:
+            self.in_flight = target / slowest
+        else:
+            error = (target - latency_s) / slowest  # in frames; one long pause must not count for more than a frame
+            self.in_flight += GAIN * min(1.0, max(-1.0, error))
+        self.in_flight = min(float(MAX_WINDOW), max(1.0, self.in_flight))
+        self.window = math.ceil(self.in_flight)
+        self.delay_s = (self.window - self.in_flight) * slowest
 
 
 @dataclass
@@ -193,7 +195,7 @@ def stream_head(connection: Connection, compute: Callable[[int], Tensors], first
             prediction = message.integers('prediction', 0, 2 ** 31)
             record.results.append(prediction)
             on_result(i, prediction)
-            pacer.add(frame.head_s, frame.link_s, frame.tail_s, frame.done - frame.start, frame.done)
+            pacer.add(frame.head_s, frame.link_s, frame.tail_s, frame.done - frame.start)
             with came_back:
                 finished.append(frame.done)
                 came_back.notify()

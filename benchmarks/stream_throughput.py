@@ -63,9 +63,11 @@ def namespace() -> Iterator[None]:
 
 
 def shape(mbps: float) -> None:
-    """Token buckets in both directions: 5 ms of burst, 50 ms of queue."""
-    burst = str(max(32 << 10, int(mbps * 125 * 5)))
+    """Token buckets in both directions: a burst of 32 KiB or 0.5 ms, 50 ms of queue. A longer burst would let a good
+    part of a frame after a pause pass at once, as no real link does."""
+    burst = str(max(32 << 10, int(mbps * 125 * 0.5)))
     for prefix, device in (([], 'split0'), (['-n', SPACE], 'split1')):
+        run('ip', *prefix, 'link', 'set', 'dev', device, 'gso_max_size', str(16 << 10))  # packets that fit the bucket
         run('tc', *prefix, 'qdisc', 'replace', 'dev', device, 'root', 'tbf', 'rate', f'{mbps}mbit', 'burst', burst,
             'latency', '50ms')
 

@@ -25,7 +25,7 @@ def simulate(head: float, link: float, tail: float, rtt: float, jitter: float, h
             while pending and pending[0][0] <= now:
                 done, h, sent, t, start = heapq.heappop(pending)
                 finished.append(done)
-                pacer.add(h, sent - min(hidden, sent), t, done - start, done)
+                pacer.add(h, sent - min(hidden, sent), t, done - start)
             if i - len(finished) < pacer.window:
                 break
             now = pending[0][0]
