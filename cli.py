@@ -18,6 +18,7 @@ import time
 from contextlib import contextmanager
 from typing import Callable, Iterator, List, Optional, Sequence, Tuple
 
+import allocator
 import config
 from config import UserError
 
@@ -70,6 +71,7 @@ def parse(with_parser: argparse.ArgumentParser, argv: Optional[Sequence[str]],
 def run(main: Callable[[Optional[Sequence[str]]], Optional[int]]) -> None:
     """Run a script's `main`: one line and status 2 for a `UserError`, 130 for Ctrl-C."""
     name = os.path.basename(sys.argv[0])
+    allocator.keep_freed_memory()
     try:
         sys.exit(main(None) or 0)
     except UserError as error:

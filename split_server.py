@@ -20,10 +20,11 @@ import cli
 import wire_codec
 import wire_formats
 from config import Settings, UserError
+from connection import Connection
 from frames import Kind, Message, NetworkError, PeerError, ProtocolError
 from hyper_repvgg import HyperRepVGG
 from network_part import PartSpec, hash_of, pack_unit, units_of
-from network_utils import Address, Connection, Listener, token_from_environment
+from network_utils import Address, Listener, token_from_environment
 
 RETURN_S = 600.0  # a client that broke off may take this long to come back
 BLOB_PIECE_BYTES = 4 << 20

@@ -7,6 +7,7 @@ more (`Pacer`).
 from __future__ import annotations
 
 import collections
+import functools
 import math
 import queue
 import statistics
@@ -18,8 +19,8 @@ from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Tuple
 import torch
 
 import wire_codec
+from connection import Connection
 from frames import Kind, NetworkError, PeerError, ProtocolError
-from network_utils import Connection
 
 Tensors = Mapping[str, torch.Tensor]
 MAX_WINDOW = 64
@@ -178,10 +179,12 @@ def stream_head(connection: Connection, compute: Callable[[int], Tensors], first
     finished: List[float] = []  # when each result came back
 
     def send() -> None:
-        for i in range(first, last):
-            tensors = _get(outbox, failure)
-            connection.send(Kind.FRAME, {'i': i}, tensors)
-        connection.send(Kind.END, {})
+        while True:
+            rest = _get(outbox, failure)
+            if rest is None:
+                return connection.send(Kind.END, {})
+            rest()
+            outbox.task_done()
 
     def collect() -> None:
         for i in range(first, last):
@@ -217,7 +220,14 @@ def stream_head(connection: Connection, compute: Callable[[int], Tensors], first
             frame.head_s = time.perf_counter() - frame.start
             frame.n_bytes = wire_codec.encoded_bytes(tensors)
             record.frames.append(frame)
-            _put(outbox, tensors, failure)
+            message = (Kind.FRAME, {'i': i}, tensors)
+            rest: Any = functools.partial(connection.send, *message)
+            if not outbox.unfinished_tasks:  # what the system takes at once needs no other thread
+                rest = connection.begin_send(*message)
+                frame.head_s = time.perf_counter() - frame.start
+            if rest is not None:
+                _put(outbox, rest, failure)
+        _put(outbox, None, failure)
         _join(threads, failure)
     except BaseException as error:
         failure.set(error)

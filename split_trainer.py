@@ -18,10 +18,10 @@ import torch
 import wire_formats
 from config import Settings
 from evaluation import batches
+from connection import Connection
 from frames import PeerError
 from hyper_repvgg import HyperRepVGG
 from network_part import NetworkPart, PartSpec, client_units, head_units, part_of, server_units
-from network_utils import Connection
 from split_server import ClientPart, ImageSetOnClient, RemoteClient, folded_specs
 
 _NAMES = {torch.float32: 'float32', torch.float64: 'float64'}

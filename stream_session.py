@@ -12,11 +12,11 @@ import torch
 
 import wire_formats
 from config import Settings
+from connection import Connection
 from cost_model import Configuration
 from frames import Message, ProtocolError
 from hyper_repvgg import HyperRepVGG
 from network_part import client_units, head_units, cut_shape, part_of, server_units
-from network_utils import Connection
 from split_server import ClientPart, ImageSetOnClient, RemoteClient, folded_specs
 from split_stream import head_compute, stream_head, stream_tail, tail_compute
 

@@ -20,9 +20,9 @@ import wire_codec
 import wire_formats
 from blob_store import BlobStore
 from config import UserError
+from connection import Connection
 from frames import MAX_PAYLOAD_BYTES, Message, NetworkError, PeerError, ProtocolError
 from network_part import DTYPES, NetworkPart, PartSpec, empty_unit, load_unit
-from network_utils import Connection
 from repvgg import architecture
 
 Reply = Tuple[Dict[str, Any], Dict[str, torch.Tensor]]

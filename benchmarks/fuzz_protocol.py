@@ -29,7 +29,8 @@ import torch
 
 from blob_store import BlobStore
 from frames import FIXED, Kind, Message, NetworkError, PeerError
-from network_utils import Address, Connection, Listener, connect
+from connection import Connection
+from network_utils import Address, Listener, connect
 from worker_tasks import Tasks
 
 

@@ -19,7 +19,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import torch
 
 from frames import Kind
-from network_utils import Address, Connection, Listener, connect
+from connection import Connection
+from network_utils import Address, Listener, connect
 
 TENSOR = torch.rand(1, 192, 56, 56)  # 2.4 MB: RepVGG-B3's stage1 at 224x224
 ROUNDS, REPEATS = 30, 20

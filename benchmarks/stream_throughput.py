@@ -67,7 +67,7 @@ def shape(mbps: float) -> None:
     part of a frame after a pause pass at once, as no real link does."""
     burst = str(max(32 << 10, int(mbps * 125 * 0.5)))
     for prefix, device in (([], 'split0'), (['-n', SPACE], 'split1')):
-        run('ip', *prefix, 'link', 'set', 'dev', device, 'gso_max_size', str(16 << 10))  # packets that fit the bucket
+        run('ip', *prefix, 'link', 'set', 'dev', device, 'gso_max_size', str(min(65536, int(burst) // 2)))
         run('tc', *prefix, 'qdisc', 'replace', 'dev', device, 'root', 'tbf', 'rate', f'{mbps}mbit', 'burst', burst,
             'latency', '50ms')
 

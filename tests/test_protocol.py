@@ -14,12 +14,14 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 import frames
+import connection
 import network_utils
 import wire_codec
 import wire_formats
 from config import UserError
 from frames import FIXED, ConnectionLost, Kind, NetworkError, ProtocolError
-from network_utils import Address, Connection, Listener, connect
+from connection import Connection
+from network_utils import Address, Listener, connect
 
 names = st.from_regex(r'[a-z0-9_.]{1,64}', fullmatch=True)
 scalars = st.one_of(st.none(), st.booleans(), st.integers(-2 ** 63, 2 ** 63 - 1), st.text(max_size=40),
@@ -209,7 +211,7 @@ def test_ends_with_the_same_secret_meet(token):
 @pytest.mark.parametrize('tokens', [(b'a', b''), (b'', b'a'), (b'a', b'b')])
 def test_ends_with_different_secrets_part(tokens):
     client, server, said = met(*tokens)
-    assert isinstance(client, network_utils.Refused) and 'SPLIT_AUTH_TOKEN' in str(client) and server is None
+    assert isinstance(client, connection.Refused) and 'SPLIT_AUTH_TOKEN' in str(client) and server is None
 
 
 def test_the_secret_never_travels_and_a_proof_cannot_be_replayed():
@@ -230,13 +232,13 @@ def test_the_secret_never_travels_and_a_proof_cannot_be_replayed():
     client.handshake('worker', ('server',), b'swordfish', True)
     greeting.join()
     assert b'swordfish' not in seen and b'hmac' in seen
-    old = network_utils.proof(b'swordfish', 'client', '0' * 64, '1' * 64)
-    assert old not in (network_utils.proof(b'swordfish', label, *nonces) for label, nonces in (
+    old = connection.proof(b'swordfish', 'client', '0' * 64, '1' * 64)
+    assert old not in (connection.proof(b'swordfish', label, *nonces) for label, nonces in (
         ('server', ('0' * 64, '1' * 64)), ('client', ('1' * 64, '0' * 64)), ('client', ('0' * 64, '2' * 64))))
 
 
 def test_strangers_get_no_payload_and_no_endless_handshake(monkeypatch):
-    monkeypatch.setattr(network_utils, 'HANDSHAKE_S', 0.3)
+    monkeypatch.setattr(connection, 'HANDSHAKE_S', 0.3)
     said = []
     listener = Listener(Address('127.0.0.1', 0), b'', 'server', ('worker',), said.append)
     silent = socket.create_connection(listener.address)
@@ -276,7 +278,7 @@ def test_open_addresses_need_a_secret():
 
 
 def test_silence_is_noticed_in_the_stated_time(monkeypatch):
-    monkeypatch.setattr(network_utils, 'SILENCE_S', 0.3)
+    monkeypatch.setattr(connection, 'SILENCE_S', 0.3)
     a, b = pair()
     start = time.monotonic()
     with pytest.raises(ConnectionLost, match='silent for 0.3 s'):
@@ -288,8 +290,8 @@ def test_silence_is_noticed_in_the_stated_time(monkeypatch):
 
 
 def test_heartbeats_keep_a_busy_peer_alive(monkeypatch):
-    monkeypatch.setattr(network_utils, 'SILENCE_S', 0.6)
-    monkeypatch.setattr(network_utils, 'HEARTBEAT_S', 0.2)
+    monkeypatch.setattr(connection, 'SILENCE_S', 0.6)
+    monkeypatch.setattr(connection, 'HEARTBEAT_S', 0.2)
     client, server, _ = met(b'', b'')
     threading.Timer(1.5, lambda: server.send(Kind.REPLY, {'id': 1})).start()
     assert client.receive().kind == Kind.REPLY

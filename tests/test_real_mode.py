@@ -19,6 +19,7 @@ import torch.nn.functional as F
 import client_control
 import config
 import link_measurement
+import connection
 import network_utils
 import split_server
 from blob_store import BlobStore
@@ -205,7 +206,7 @@ def test_a_client_killed_during_a_stream_costs_nothing_but_time(served):
 @pytest.fixture
 def over_a_relay(tmp_path, monkeypatch):
     """A client behind a relay: (RemoteClient, Client, Relay, what the server said). Silence is noticed after 3 s."""
-    monkeypatch.setattr(network_utils, 'SILENCE_S', 3.0)
+    monkeypatch.setattr(connection, 'SILENCE_S', 3.0)
     port, said = free_port(), []
     listener = network_utils.Listener(network_utils.Address('127.0.0.1', port), b'', 'server', ('worker',),
                                       said.append)
