@@ -211,12 +211,13 @@ def test_set_may_be_repeated_and_take_several(monkeypatch):
     assert (settings.SEED, settings.OMEGA, settings.EPSILON) == (5, 1.0, 0.1)
 
 
-@pytest.mark.parametrize('text, found', [(None, list(range(10))), ('3', [3]), ('7,0,7', [0, 7])])
+@pytest.mark.parametrize('text, found', [(None, list(range(10))), ('3', [3]), ('7,0,7', [0, 7]),
+                                         ('0-9', list(range(10))), ('5-5, 1-2', [1, 2, 5])])
 def test_domains_are_read_as_a_list(text, found):
     assert cli.domains(text, Settings()) == found
 
 
-@pytest.mark.parametrize('text', ['10', '-1', 'a', '', '1,,2', '0-9'])
+@pytest.mark.parametrize('text', ['10', '-1', 'a', '', '1,,2', '3-1', '0-', '8-10', '0-999999999', '1-2-3'])
 def test_a_domain_that_does_not_exist_is_one_line(text):
     with pytest.raises(UserError) as caught:
         cli.domains(text, Settings())
