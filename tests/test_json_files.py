@@ -201,6 +201,16 @@ def test_what_is_written_is_read_back(tmp_path_factory, content, metadata):
     assert json_files.read(path, '').content == {'schema_version': 1, 'metadata': metadata, **content}
 
 
+@given(st.lists(st.none() | st.integers() | st.floats(allow_nan=False, allow_infinity=False), min_size=1))
+def test_a_list_of_numbers_is_one_line(tmp_path_factory, numbers):
+    path = str(tmp_path_factory.getbasetemp() / 'numbers.json')
+    json_files.write(path, {'text': '[\n 1,\n 2\n]', 'rows': {'a': numbers, 'b': [numbers, ['x']]}}, {})
+    content = {'text': '[\n 1,\n 2\n]', 'rows': {'a': numbers, 'b': [numbers, ['x']]}}
+    assert json_files.read(path, '').content == {'schema_version': 1, 'metadata': {}, **content}
+    with open(path, encoding='utf-8') as stream:
+        assert stream.read().count(json.dumps(numbers)) == 2
+
+
 @given(json_values, st.sampled_from([dict, list, str, float, int, bool]))
 def test_a_checked_field_has_its_type_or_is_refused_by_name(value, kind):
     document = json_files.Document('f.json', {'a': {'b': value}}, '')
