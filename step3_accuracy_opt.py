@@ -43,6 +43,7 @@ def main(argv: Optional[Sequence[str]]) -> int:
     parser = cli.parser(__doc__)
     cli.add_if_changed(parser)
     domain_engine.add_flags(parser)
+    cli.add_limits(parser)
     args, settings = cli.parse(parser, argv)
     return domain_engine.run('step3_accuracy_opt', KIND, args, settings)
 

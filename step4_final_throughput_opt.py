@@ -44,6 +44,7 @@ def main(argv: Optional[Sequence[str]]) -> int:
     parser = cli.parser(__doc__)
     cli.add_if_changed(parser)
     domain_engine.add_flags(parser)
+    cli.add_limits(parser)
     args, settings = cli.parse(parser, argv)
     return domain_engine.run('step4_final_throughput_opt', 'sequential', args, settings)
 
