@@ -60,7 +60,7 @@ step 'roofline of the client'               roofline_measure.py --tier client
 step 'step 1: table of the server'          step1_measure_lut.py --mode server
 step 'step 1: table of the client'          step1_measure_lut.py --mode client
 step 'step 1: complete table'               step1_measure_lut.py --mode merge
-step 'step 2: γ and λ without pruning'      step2_initial_throughput_opt.py
+step 'step 2: γ and λ without pruning'      step2_initial_throughput_opt.py --pruning_follows
 
 failed=0
 each_domain() {  # title, script, arguments: all chosen domains; one that fails does not stop others
