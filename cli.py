@@ -13,22 +13,30 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import time
 from contextlib import contextmanager
-from typing import Callable, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, Iterator, List, NoReturn, Optional, Sequence, Tuple
 
 import allocator
 import config
 from config import UserError
 
+EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, as every other mistake of a user."""
+        self.exit(EXIT_BAD_INPUT, f'{self.prog}: error: {message}; see --help\n')
+
+
 def parser(docstring: str) -> argparse.ArgumentParser:
     """An argument parser whose help is the script's docstring, with the flags all scripts have."""
-    made = argparse.ArgumentParser(description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = _Parser(description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument('--set', dest='overrides', metavar='NAME=VALUE', nargs='+', action='append', default=[],
                       help='override settings of config.py; may be repeated')
     return made
@@ -99,26 +107,17 @@ def step(what: str) -> Iterator[None]:
 
 
 def domains(text: Optional[str], settings: config.Settings) -> List[int]:
-    """'0,3,7' -> [0, 3, 7]; None: all of NUM_DOMAINS. Raises `UserError` for anything else."""
+    """'0,3,7' -> [0, 3, 7]; '0-2,7' -> [0, 1, 2, 7]; None: all of NUM_DOMAINS. Raises `UserError` for anything else."""
     if text is None:
         return list(range(settings.NUM_DOMAINS))
-    try:
-        found = sorted({int(part) for part in text.split(',')})
-    except ValueError:
-        raise UserError(f'domains {text!r}: write them as 0,3,7') from None
-    for domain in found:
+    found = set()
+    for part in text.split(','):
+        ends = re.fullmatch(r'(-?\d{1,9})(?:-(\d{1,9}))?', part.strip(), re.ASCII)
+        if ends is None or int(ends[2] or ends[1]) < int(ends[1]):
+            raise UserError(f'domains {text!r}: write them as 0-9 or 0,3,7')
+        found.update((int(ends[1]), int(ends[2] or ends[1])))
+        found.update(range(int(ends[1]), min(int(ends[2] or ends[1]), settings.NUM_DOMAINS)))
+    for domain in sorted(found):
         if not 0 <= domain < settings.NUM_DOMAINS:
             raise UserError(f'domain {domain}: there are domains 0 to {settings.NUM_DOMAINS - 1}')
-    return found
-
-
-def _print_domains(argv: Optional[Sequence[str]]) -> None:
-    """Check the settings and print the chosen domain ids: run_pipeline.sh's first step."""
-    checker = parser('Check settings and print the chosen domains.')
-    checker.add_argument('--domains', metavar='0,3,7')
-    args, settings = parse(checker, argv)
-    print(*domains(args.domains, settings))
-
-
-if __name__ == '__main__':
-    run(_print_domains)
+    return sorted(found)

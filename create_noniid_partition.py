@@ -37,7 +37,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
                 'labels count from 0 in alphabetical order of the classes')
     partition = make_partition(source, settings)
     save_partition(partition, source, settings)
-    draw_picture(picture, partition, source)
+    draw_picture(picture, partition, source, settings.DATASET)
     print(f'{len(source)} images, {len(source.class_names)} classes: ' + ', '.join(
         f'{len(partition.pools[split])} {split}' for split in SPLITS) + f'; {len(partition.skipped)} skipped')
     print('domain    ' + ''.join(f'{split:>7}' for split in SPLITS) + '  commonest class')
@@ -55,8 +55,8 @@ def count_labels(source: Any, indices: Any) -> Any:
     return np.bincount(source.labels[indices], minlength=len(source.class_names))
 
 
-def draw_picture(path: str, partition: Any, source: Any) -> None:
-    """Heatmaps of images per class and domain, one a split."""
+def draw_picture(path: str, partition: Any, source: Any, dataset: str) -> None:
+    """Heatmaps of images per class and domain, one a split, in one colour scale."""
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
@@ -70,19 +70,24 @@ def draw_picture(path: str, partition: Any, source: Any) -> None:
     few = tables[0].shape[1] <= 20  # room for every class name and number
     height = 2.2 + 0.42 * len(partition.domains)
     figure, axes = plt.subplots(1, 3, figsize=(19, height), sharey=True, constrained_layout=True)
-    figure.suptitle(f'Images per class in every domain ({os.path.basename(source.name)})', fontsize=17)
+    figure.suptitle(f'Images per class in every domain: {dataset}, skewed differently in each', fontsize=17)
+    most = max(table.max() for table in tables)
     for axis, split, table in zip(axes, SPLITS, tables):
-        drawn = axis.imshow(table, cmap='cividis', aspect='auto', vmin=0, interpolation='nearest')
-        axis.set_title(f'{split}: {table.sum(axis=1).min()} to {table.sum(axis=1).max()} images a domain', fontsize=14)
+        drawn = axis.imshow(table, cmap='cividis', aspect='auto', vmin=0, vmax=most, interpolation='nearest')
+        sizes = sorted(set(table.sum(axis=1).tolist()))
+        axis.set_title(f"{split}: {' to '.join(map(str, dict.fromkeys((sizes[0], sizes[-1]))))} images a domain",
+                       fontsize=14)
         axis.set_xlabel('class', fontsize=13)
         axis.tick_params(labelsize=12)
-        figure.colorbar(drawn, ax=axis, shrink=0.9).ax.tick_params(labelsize=11)
         if few:
             axis.set_xticks(range(table.shape[1]))
             axis.set_xticklabels(source.class_names, rotation=0 if max(map(len, source.class_names)) < 3 else 60)
             for (row, column), count in np.ndenumerate(table):
                 axis.text(column, row, count, ha='center', va='center', fontsize=11,
-                          color='black' if count > 0.55 * table.max() else 'white')
+                          color='black' if count > 0.55 * most else 'white')
+    bar = figure.colorbar(drawn, ax=axes, shrink=0.9, pad=0.01)
+    bar.set_label('images', fontsize=13)
+    bar.ax.tick_params(labelsize=11)
     axes[0].set_yticks(range(len(partition.domains)))
     axes[0].set_yticklabels([f'{domain}  {domain_name(domain)}' for domain in range(len(partition.domains))])
     axes[0].set_ylabel('domain', fontsize=13)

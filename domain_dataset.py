@@ -6,7 +6,7 @@ Reads the partition (noniid_partition.py) and applies the domain's corruption (d
 """
 from __future__ import annotations
 
-from typing import Optional, Tuple
+from typing import Dict, Optional, Tuple
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from evaluation import ImageSet
 from image_sources import ImageSource, open_source
 from noniid_partition import SPLITS, load_partition
 
+IN_MEMORY: Dict[Tuple[int, str], ImageSet] = {}  # (domain, split): images that came to a cluster's node with their job
 LOADER_BATCH = 32  # images that a loading process hands over at once
 
 
@@ -49,6 +50,8 @@ def load_domain(settings: Settings, domain_id: int, split: str) -> ImageSet:
     Raises `UserError` for a domain that does not exist, missing data, or a partition that does not fit.
     """
     check_domain(domain_id, settings.NUM_DOMAINS)
+    if (domain_id, split) in IN_MEMORY:
+        return IN_MEMORY[domain_id, split]
     source, partition = _open(settings, split)
     dataset = DomainDataset(source, partition.domains[domain_id][split], domain_id, settings.SEED)
     return _read_all(dataset, settings, f'domain {domain_id} ({domain_name(domain_id)}), {split}')

@@ -12,6 +12,7 @@ import difflib
 import hashlib
 import inspect
 import os
+from abc import ABC, abstractmethod
 from typing import Any, List, Sequence, Tuple
 
 import numpy as np
@@ -25,7 +26,7 @@ EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', 
 IDENTITY_SAMPLES = 64  # images of a torchvision dataset that are hashed into its identity
 
 
-class ImageSource:
+class ImageSource(ABC):
     """Images with labels. Index i always means the same image as long as `identity` is the same."""
 
     def __init__(self, name: str, class_names: Sequence[str], labels: np.ndarray, identity: str) -> None:
@@ -37,9 +38,9 @@ class ImageSource:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @abstractmethod
     def read(self, index: int) -> torch.Tensor:
         """uint8 [3, S, S]; raises whatever a damaged image provokes."""
-        raise NotImplementedError
 
     def describe(self, index: int) -> str:
         """A name of this image for messages."""

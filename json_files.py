@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import re
 import tempfile
 from contextlib import contextmanager
 from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Union
@@ -134,13 +135,17 @@ def check_writable(path: str) -> None:
         raise UserError(f'cannot write {path}: a folder is in the way')
 
 
+_NUMBER = r'(?:null|-?\d[\d.eE+-]*)'
+_LIST_OF_NUMBERS = re.compile(rf'\[\n *{_NUMBER}(?:,\n *{_NUMBER})*\n *\]')  # no text in JSON holds a line end
+
+
 def write(path: str, content: Dict[str, Any], metadata: Dict[str, Any]) -> None:
-    """Write one JSON file atomically, with `schema_version` and `metadata` first. NaN and infinity are
-    programming errors (`ValueError`): a missing number is None."""
+    """Write one JSON file atomically, with `schema_version` and `metadata` first, a list of numbers in one line. NaN
+    and infinity are programming errors (`ValueError`): a missing number is None."""
     text = json.dumps({'schema_version': SCHEMA_VERSION, 'metadata': metadata, **content}, indent=1, allow_nan=False)
     with replacing(path) as temporary:
         with open(temporary, 'w', encoding='utf-8') as stream:
-            stream.write(text + '\n')
+            stream.write(_LIST_OF_NUMBERS.sub(lambda found: json.dumps(json.loads(found[0])), text) + '\n')
 
 
 def make_metadata(settings: Settings, kind: str, inputs: str) -> Dict[str, Any]:

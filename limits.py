@@ -129,18 +129,25 @@ def violations(candidate: Candidate, limits: Limits) -> List[str]:
 
 def limited_to_json(found: LimitedSolution, limits: Limits, table: HardwareTable) -> Dict[str, Any]:
     """The field `limited` of step 2's file."""
-    best = found.best
+    return {**_candidate_to_json(found.best, limits, table), 'exceeded': [], 'certificate': {
+        'objective': found.objective, 'bound_ms': found.bound_ms, 'proven': found.proven,
+        'per_split': [{'lambda': line.split, 'wire': line.wire,
+                       'bound_ms': None if math.isinf(line.bound_ms) else line.bound_ms} for line in found.bounds]}}
+
+
+def nearest_to_json(error: NothingFits, limits: Limits, table: HardwareTable) -> Dict[str, Any]:
+    """The same where nothing unpruned fits: the nearest configuration, and what it exceeds."""
+    return {**_candidate_to_json(error.nearest, limits, table), 'exceeded': violations(error.nearest, limits),
+            'certificate': None}
+
+
+def _candidate_to_json(candidate: Candidate, limits: Limits, table: HardwareTable) -> Dict[str, Any]:
     return {
+        'fits': candidate.fits,
         'limits': {_WORDS[name][0]: value / _WORDS[name][3] for name, value in vars(limits).items()
                    if value is not None},
-        'used': {_WORDS[name][0]: factor for name, factor in best.factors.items()},
-        'wire': best.solution.wire, 'lambda': best.solution.split,
-        'gamma': dict(zip(table.block_names, best.solution.gamma)), **best.solution.times.as_dict(),
-        'bytes_per_frame': int(best.n_bytes), 'client_weight_bytes': int(best.weight_bytes),
-        'client_activation_bytes': int(best.activation_bytes),
-        'certificate': {
-            'objective': found.objective, 'bound_ms': found.bound_ms, 'proven': found.proven,
-            'per_split': [{'lambda': line.split, 'wire': line.wire,
-                           'bound_ms': None if math.isinf(line.bound_ms) else line.bound_ms}
-                          for line in found.bounds]},
-    }
+        'used': {_WORDS[name][0]: factor for name, factor in candidate.factors.items()},
+        'wire': candidate.solution.wire, 'lambda': candidate.solution.split,
+        'gamma': dict(zip(table.block_names, candidate.solution.gamma)), **candidate.solution.times.as_dict(),
+        'bytes_per_frame': int(candidate.n_bytes), 'client_weight_bytes': int(candidate.weight_bytes),
+        'client_activation_bytes': int(candidate.activation_bytes)}

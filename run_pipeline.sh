@@ -6,8 +6,9 @@
 #     bash run_pipeline.sh --set BANDWIDTH_MBPS=20 EPSILON=0.01
 #     PROFILE=imagenet DATA_PATH=/data/imagenet/val bash run_pipeline.sh
 #
-#   --domains 0,3,7      only these domains
-#   --jobs N             domains searched at the same time (default: the number of cores)
+#   --domains 0,3,7      only these domains; 0-4 for a range
+#   --jobs N             domains searched at the same time (default: what the cores allow)
+#   --engine E           where: processes (default), serial, or ray (the cluster at RAY_ADDRESS, or this machine)
 #   --with_sequential    also run the sequential baseline: prune by importance first, then choose γ and λ
 #   --force              run every step, also those whose output is up to date
 #   --set NAME=VALUE...  override settings of config.py in every step
@@ -18,12 +19,17 @@ cd "$(dirname "$0")"
 
 fail() { echo "run_pipeline.sh: error: $1" >&2; exit 2; }
 
-domains=() overrides=() if_changed=(--if_changed) jobs='' sequential=0
+domains=() overrides=() if_changed=(--if_changed) at_once=() sequential=0
 while [ $# -gt 0 ]; do
     case $1 in
         --domains) [ $# -ge 2 ] || fail "--domains needs a list such as 0,3,7"; domains=(--domains "$2"); shift 2 ;;
         --domains=*) domains=(--domains "${1#*=}"); shift ;;
-        --jobs) [ $# -ge 2 ] || fail "--jobs needs a number"; jobs=$2; shift 2 ;;
+        --jobs) [ $# -ge 2 ] || fail "--jobs needs a number"
+            case $2 in *[!0-9]*|0|'') fail "--jobs '$2': must be a whole number above 0" ;; esac
+            at_once+=(--jobs "$2"); shift 2 ;;
+        --engine) [ $# -ge 2 ] || fail "--engine needs a name"
+            case $2 in serial|processes|ray) ;; *) fail "--engine '$2': must be serial, processes or ray" ;; esac
+            at_once+=(--engine "$2"); shift 2 ;;
         --with_sequential) sequential=1; shift ;;
         --force) if_changed=(); shift ;;
         --set) shift; while [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; do overrides+=(--set "$1"); shift; done ;;
@@ -31,16 +37,12 @@ while [ $# -gt 0 ]; do
         *) fail "unknown argument '$1'; see --help" ;;
     esac
 done
-if [ -n "$jobs" ]; then
-    case $jobs in *[!0-9]*|0) fail "--jobs '$jobs': must be a whole number above 0" ;; esac
-fi
-
 . ./setup_environment.sh
 setup_environment requirements.txt
 
-# Settings are checked once, before any work; `chosen` is the list of domain ids.
-chosen=$(python cli.py "${overrides[@]+"${overrides[@]}"}" "${domains[@]+"${domains[@]}"}") || exit $?
-[ -n "$jobs" ] || jobs=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+# Settings and flags are checked once, before any work; `chosen` is the list of domains: 0,3,7.
+chosen=$(python domain_engine.py "${overrides[@]+"${overrides[@]}"}" "${domains[@]+"${domains[@]}"}" \
+    "${at_once[@]+"${at_once[@]}"}") || exit $?
 
 started=$SECONDS
 step() {  # title, script, arguments
@@ -58,14 +60,16 @@ step 'roofline of the client'               roofline_measure.py --tier client
 step 'step 1: table of the server'          step1_measure_lut.py --mode server
 step 'step 1: table of the client'          step1_measure_lut.py --mode client
 step 'step 1: complete table'               step1_measure_lut.py --mode merge
-step 'step 2: γ and λ without pruning'      step2_initial_throughput_opt.py
+step 'step 2: γ and λ without pruning'      step2_initial_throughput_opt.py --pruning_follows
 
 failed=0
-each_domain() {  # title, script, arguments: all chosen domains, $jobs at a time; one that fails does not stop others
-    local title=$1 start=$SECONDS; shift
-    echo "== $title, domains $chosen ($jobs at a time)" >&2
-    printf '%s\n' $chosen | xargs -P "$jobs" -I{} python "$1" --domain_id {} "${@:2}" \
-        "${if_changed[@]+"${if_changed[@]}"}" "${overrides[@]+"${overrides[@]}"}" || failed=1
+each_domain() {  # title, script, arguments: all chosen domains; one that fails does not stop others
+    local title=$1 start=$SECONDS status=0; shift
+    echo "== $title, domains $chosen" >&2
+    python "$@" --domains "$chosen" "${at_once[@]+"${at_once[@]}"}" "${if_changed[@]+"${if_changed[@]}"}" \
+        "${overrides[@]+"${overrides[@]}"}" || status=$?
+    [ "$status" -ne 130 ] || exit 130  # Ctrl-C
+    [ "$status" -eq 0 ] || failed=$status
     echo "   took $((SECONDS - start)) s" >&2
 }
 
@@ -77,5 +81,6 @@ each_domain 'step 3: α, γ and λ together' step_3_joint.py --mode pseudo
 step 'step 5: pictures'                     step5_visualize_results.py
 echo "== done in $((SECONDS - started)) s" >&2
 if [ "$failed" -ne 0 ]; then
-    fail "a domain failed, see above; the same command goes on with what is missing"
+    echo "run_pipeline.sh: error: a domain failed, see above; the same command goes on with what is missing" >&2
+    exit "$failed"
 fi

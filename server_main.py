@@ -45,7 +45,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
     from step_3_joint import optimise_real
     with real_mode.open_session(settings, args.bind, args.port, args.allow_open) as session:
         session.table(load_domain(settings, domains[0], 'val').images, args.remeasure)
-        step2_initial_throughput_opt.main(['--lut_file', lut_file, '--if_changed', *overrides])
+        step2_initial_throughput_opt.main(['--lut_file', lut_file, '--if_changed', '--pruning_follows', *overrides])
         for domain in domains:
             path = json_files.path_of('joint', settings, domain)
             if json_files.is_current([path], json_files.inputs_of('joint', settings, domain)):

@@ -1,7 +1,7 @@
 """One process on the server: wait for a client, measure, optimise γ and λ without pruning, stream, and compare.
 
     python server_main_throughput.py                   # then start client_worker.py on the device
-    python server_main_throughput.py --frames 1000 --set HEAD_TIER=server
+    python server_main_throughput.py --frames 1000 --max_client_ms 5 --set HEAD_TIER=server
 
 Writes results/stream_measured.json: the measured stream beside the predicted times.
 """
@@ -34,6 +34,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
     """The command line."""
     parser = cli.parser(__doc__)
     cli.add_server(parser)
+    cli.add_limits(parser)
     parser.add_argument('--frames', type=int, default=300, help='frames to stream (at least 16)')
     args, settings = cli.parse(parser, argv)
     settings = dataclasses.replace(settings, DEVICE_PROFILE='')  # a real device is meant
@@ -44,13 +45,13 @@ def main(argv: Optional[Sequence[str]]) -> None:
     from cost_model import Configuration
     from domain_dataset import load_domain
     from hyper_repvgg import create_hyper_repvgg, surviving_branches, unpruned_alpha
-    from throughput_optimizer import solve_exact
+    from throughput_optimizer_limit import solve_within_limits
     test = load_domain(settings, 0, 'test')
     model = create_hyper_repvgg(settings.WEIGHT_PATH_SERVER, settings.MODEL_NAME, settings.NUM_CLASSES)
     with real_mode.open_session(settings, args.bind, args.port, args.allow_open) as session:
         table = session.table(test.images, args.remeasure)
         alpha = unpruned_alpha(table.has_identity)
-        chosen = solve_exact(table, surviving_branches(alpha), settings)
+        chosen = solve_within_limits(table, surviving_branches(alpha), settings)
         configuration = Configuration(alpha, chosen.gamma, chosen.split, chosen.wire)
         measured = session.measure(model, configuration, table, test, max(args.frames, 16))
     json_files.write(path, {'gamma': dict(zip(table.block_names, chosen.gamma)), 'measured': measured},

@@ -13,12 +13,14 @@ import json_files
 from config import Settings
 
 
-def optimise(table: Any, settings: Settings) -> Dict[str, Any]:
-    """Everything that the output file holds, from a table."""
+def optimise(table: Any, settings: Settings, pruning_follows: bool = False) -> Dict[str, Any]:
+    """Everything that the output file holds, from a table.
+
+    Raises `limits.NothingFits`; with `pruning_follows` only when no pruned network can be within the limits either.
+    """
     import throughput_optimizer as optimizer
     from hyper_repvgg import surviving_branches, unpruned_alpha
-    from limits import limited_to_json, limits_of
-    from throughput_optimizer_limit import solve_limited
+    from limits import limits_of
     surviving = surviving_branches(unpruned_alpha(table.has_identity))
 
     def to_json(solution: optimizer.Solution) -> Dict[str, Any]:
@@ -43,15 +45,29 @@ def optimise(table: Any, settings: Settings) -> Dict[str, Any]:
     }
     limits = limits_of(settings)
     if limits.any:
-        result['limited'] = limited_to_json(solve_limited(table, surviving, settings), limits, table)
+        result['limited'] = limited(table, surviving, settings, pruning_follows)
     return result
+
+
+def limited(table: Any, surviving: Any, settings: Settings, pruning_follows: bool) -> Dict[str, Any]:
+    """The best within the limits; with `pruning_follows` the nearest where only a pruned network can fit."""
+    from limits import NothingFits, limited_to_json, limits_of, nearest_to_json
+    from throughput_optimizer_limit import check_possible, solve_limited
+    limits = limits_of(settings)
+    try:
+        return limited_to_json(solve_limited(table, surviving, settings), limits, table)
+    except NothingFits as error:
+        if not pruning_follows:
+            raise
+        check_possible(table, settings)
+        return nearest_to_json(error, limits, table)
 
 
 def summary(result: Dict[str, Any]) -> str:
     """A table for people: the answers beside the baselines, and whether splitting pays."""
     rows = [('exact', result['exact']), ('gradient', result['gradient'])]
     if 'limited' in result:
-        rows.insert(0, ('limited', result['limited']))
+        rows.insert(0, ('limited' if result['limited']['fits'] else 'nearest', result['limited']))
     rows += [(name.replace('_', ' '), entry) for name, entry in result['baselines'].items()]
     lines = [f"{'':12} {'λ':>3} " + ' '.join(f'{word:>8}' for word in ('client', 'link', 'server', 'T_lat', 'T_cyc',
                                                                        'T_eff', 'fps'))]
@@ -67,7 +83,9 @@ def summary(result: Dict[str, Any]) -> str:
 
 
 def limits_used(limited: Dict[str, Any]) -> str:
-    """One line: how much of each limit the answer uses, and what its optimality rests on."""
+    """One line: how much of each limit the answer uses and what proves it; or what the nearest misses."""
+    if not limited['fits']:
+        return f"nothing unpruned is within the limits; the nearest has {', '.join(limited['exceeded'])}: step 3 prunes"
     used = ', '.join(f"{100 * factor:.1f} % of {name}={limited['limits'][name]:g}"
                      for name, factor in limited['used'].items())
     proof = 'optimal within the limits' if limited['certificate']['proven'] else 'best found within the limits'
@@ -84,22 +102,29 @@ def whether_splitting_pays(result: Dict[str, Any]) -> str:
     return f"{verdict} {best_name.replace('_', ' ')} ({best['T_eff_ms']:.2f} ms)"
 
 
+def fits(path: str) -> bool:
+    """Is what a file of ours reports within its limits?"""
+    return json_files.read(path, '').content.get('limited', {}).get('fits', True)
+
+
 def main(argv: Optional[Sequence[str]]) -> None:
     """The command line."""
     parser = cli.parser(__doc__)
     cli.add_if_changed(parser)
     cli.add_limits(parser)
+    parser.add_argument('--pruning_follows', action='store_true',
+                        help='limits that only a pruned network can meet are no error: report the nearest')
     parser.add_argument('--lut_file', metavar='FILE', help='the complete table (default: the one in RESULTS_DIR)')
     args, settings = cli.parse(parser, argv)
     path, lut_file = json_files.path_of('step2', settings), args.lut_file or json_files.path_of('lut', settings)
     inputs = json_files.inputs_of('step2', settings, lut=lut_file)
-    if args.if_changed and json_files.is_current([path], inputs):
+    if args.if_changed and json_files.is_current([path], inputs) and (args.pruning_follows or fits(path)):
         cli.say(f'{path} is up to date')
         return
     import lut_manager
     table = lut_manager.load(lut_file, settings)
     json_files.check_writable(path)
-    result = optimise(table, settings)
+    result = optimise(table, settings, args.pruning_follows)
     json_files.write(path, result, json_files.make_metadata(settings, 'step2', inputs))
     print(summary(result))
     print(f'-> {path}')

@@ -1,6 +1,7 @@
 """The sequential baseline, first half: prune one domain by importance alone, blind to time.
 
     python step3_accuracy_opt.py --domain_id 3
+    python step3_accuracy_opt.py --domains 0-9 --jobs 4      # many at once (domain_engine.py)
 
 Reads what step_3_joint.py reads; writes results/sequential/domain_D_accuracy.json (the same fields), in which the
 pruned network runs at the split that step 2 chose for the unpruned one. step4_final_throughput_opt.py then chooses γ
@@ -11,31 +12,22 @@ from __future__ import annotations
 from typing import Optional, Sequence
 
 import cli
+import domain_engine
 import json_files
+from config import Settings
 
 KIND = 'sequential_accuracy'
 
 
-def main(argv: Optional[Sequence[str]]) -> None:
-    """The command line."""
-    parser = cli.parser(__doc__)
-    cli.add_if_changed(parser)
-    parser.add_argument('--domain_id', type=int, required=True)
-    args, settings = cli.parse(parser, argv)
-    domain = cli.domains(str(args.domain_id), settings)[0]
-    path = json_files.path_of(KIND, settings, domain)
-    inputs = json_files.inputs_of(KIND, settings, domain)
-    if args.if_changed and json_files.is_current([path], inputs):
-        cli.say(f'{path} is up to date')
-        return
-    json_files.check_writable(path)
+def run_domain(domain: int, settings: Settings, inputs: str, lut_file: str) -> None:
+    """One domain."""
     import domain_search
     import joint_result
     import lut_manager
     from hyper_repvgg import surviving_branches
     from importance_pruning import ImportanceSearch
     from throughput_optimizer import solve_exact
-    table = lut_manager.load(json_files.path_of('lut', settings), settings)
+    table = lut_manager.load(lut_file, settings)
     outcome = domain_search.run_search(domain, table, settings, ImportanceSearch, KIND, inputs)
     split = domain_search.solve_unpruned(table, settings).split
     chosen = solve_exact(table, surviving_branches(outcome.state.alpha), settings, splits=[split])
@@ -43,7 +35,17 @@ def main(argv: Optional[Sequence[str]]) -> None:
     joint_result.save(KIND, result, settings, inputs)
     joint_result.drop_state(f'{KIND}_state', domain, settings)
     print(domain_search.summary(result))
-    print(f'  -> {path}')
+    print(f'  -> {json_files.path_of(KIND, settings, domain)}')
+
+
+def main(argv: Optional[Sequence[str]]) -> int:
+    """The command line."""
+    parser = cli.parser(__doc__)
+    cli.add_if_changed(parser)
+    domain_engine.add_flags(parser)
+    cli.add_limits(parser)
+    args, settings = cli.parse(parser, argv)
+    return domain_engine.run('step3_accuracy_opt', KIND, args, settings)
 
 
 if __name__ == '__main__':

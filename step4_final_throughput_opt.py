@@ -1,6 +1,7 @@
 """The sequential baseline, second half: γ and λ for the network that step3_accuracy_opt.py left.
 
     python step4_final_throughput_opt.py --domain_id 3
+    python step4_final_throughput_opt.py --domains 0-9 --jobs 4      # many at once (domain_engine.py)
 
 Reads results/sequential/domain_D_accuracy.json and the table; writes results/sequential/domain_D_sequential.json and,
 where the joint result of the domain exists, adds itself to the baselines there.
@@ -11,29 +12,20 @@ import dataclasses
 from typing import Optional, Sequence
 
 import cli
+import domain_engine
 import json_files
+from config import Settings
 
 
-def main(argv: Optional[Sequence[str]]) -> None:
-    """The command line."""
-    parser = cli.parser(__doc__)
-    cli.add_if_changed(parser)
-    parser.add_argument('--domain_id', type=int, required=True)
-    args, settings = cli.parse(parser, argv)
-    domain = cli.domains(str(args.domain_id), settings)[0]
-    path = json_files.path_of('sequential', settings, domain)
-    inputs = json_files.inputs_of('sequential', settings, domain)
-    if args.if_changed and json_files.is_current([path], inputs):
-        cli.say(f'{path} is up to date')
-        return
-    json_files.check_writable(path)
+def run_domain(domain: int, settings: Settings, inputs: str, lut_file: str) -> None:
+    """One domain."""
     import domain_search
     import joint_result
     import lut_manager
     from cost_model import Configuration, goal
     from hyper_repvgg import surviving_branches
     from throughput_optimizer_limit import solve_within_limits
-    table = lut_manager.load(json_files.path_of('lut', settings), settings)
+    table = lut_manager.load(lut_file, settings)
     pruned = joint_result.load(domain, table, settings, 'sequential_accuracy')
     alpha = pruned.configuration.alpha
     chosen = solve_within_limits(table, surviving_branches(alpha), settings)
@@ -44,7 +36,17 @@ def main(argv: Optional[Sequence[str]]) -> None:
     joint_result.save('sequential', result, settings, inputs)
     joint_result.add_sequential_baseline(result, settings)
     print(domain_search.summary(result))
-    print(f'  -> {path}')
+    print(f"  -> {json_files.path_of('sequential', settings, domain)}")
+
+
+def main(argv: Optional[Sequence[str]]) -> int:
+    """The command line."""
+    parser = cli.parser(__doc__)
+    cli.add_if_changed(parser)
+    domain_engine.add_flags(parser)
+    cli.add_limits(parser)
+    args, settings = cli.parse(parser, argv)
+    return domain_engine.run('step4_final_throughput_opt', 'sequential', args, settings)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
 """Step 3: choose α, γ and λ of one domain together, within ε of the unpruned network's accuracy.
 
     python step_3_joint.py --domain_id 3 --mode pseudo       # times from the table, no client device
+    python step_3_joint.py --domains 0-9 --jobs 4            # many at once (domain_engine.py)
     python step_3_joint.py --domain_id 3 --mode real         # waits for client_worker.py; measures, trains and streams
 
 Reads the table (step 1), task 1's α, task 2's rankings and the dataset; writes
@@ -12,8 +13,9 @@ import dataclasses
 from typing import Any, Callable, Dict, Optional, Sequence
 
 import cli
+import domain_engine
 import json_files
-from config import Settings
+from config import Settings, UserError
 
 
 def optimise(domain: int, table: Any, settings: Settings, inputs: str, mode: str = 'pseudo', search_type: Any = None,
@@ -46,32 +48,37 @@ def optimise_real(domain: int, session: Any, settings: Settings, remeasure: bool
              lambda model, result: session.measure(model, result.configuration, table, test))
 
 
-def main(argv: Optional[Sequence[str]]) -> None:
+def run_domain(domain: int, settings: Settings, inputs: str, lut_file: str) -> None:
+    """One domain in pseudo mode."""
+    import lut_manager
+    optimise(domain, lut_manager.load(lut_file, settings), settings, inputs)
+
+
+def main(argv: Optional[Sequence[str]]) -> int:
     """The command line."""
     parser = cli.parser(__doc__)
     cli.add_if_changed(parser)
-    parser.add_argument('--domain_id', type=int, required=True)
+    domain_engine.add_flags(parser)
     parser.add_argument('--mode', choices=('pseudo', 'real'), default='pseudo')
     parser.add_argument('--lut_file', metavar='FILE', help='the complete table (default: the one in RESULTS_DIR)')
     cli.add_limits(parser)
     cli.add_server(parser)
     args, settings = cli.parse(parser, argv)
-    if args.mode == 'real':
-        settings = dataclasses.replace(settings, DEVICE_PROFILE='')  # a real device is meant
+    if args.mode == 'pseudo':
+        return domain_engine.run('step_3_joint', 'joint', args, settings, args.lut_file)
+    if args.domain_id is None or args.engine is not None:
+        raise UserError('--mode real does one domain, without --engine; server_main.py does many with one client')
+    settings = dataclasses.replace(settings, DEVICE_PROFILE='')  # a real device is meant
     domain = cli.domains(str(args.domain_id), settings)[0]
-    path, lut_file = json_files.path_of('joint', settings, domain), args.lut_file or json_files.path_of('lut', settings)
-    inputs = json_files.inputs_of('joint', settings, domain, lut=lut_file)
-    if args.if_changed and json_files.is_current([path], inputs):
+    path = json_files.path_of('joint', settings, domain)
+    if args.if_changed and json_files.is_current([path], json_files.inputs_of('joint', settings, domain)):
         cli.say(f'{path} is up to date')
-        return
+        return 0
     json_files.check_writable(path)
-    if args.mode == 'real':
-        import real_mode
-        with real_mode.open_session(settings, args.bind, args.port, args.allow_open) as session:
-            optimise_real(domain, session, settings, args.remeasure)
-        return
-    import lut_manager
-    optimise(domain, lut_manager.load(lut_file, settings), settings, inputs)
+    import real_mode
+    with real_mode.open_session(settings, args.bind, args.port, args.allow_open) as session:
+        optimise_real(domain, session, settings, args.remeasure)
+    return 0
 
 
 if __name__ == '__main__':

@@ -23,6 +23,7 @@ import limits as limits_module
 import lut_manager
 import memory_knapsack
 import step2_initial_throughput_opt
+import step2_result
 from block_memory import MemoryTable, UnitMemory, activation_bytes, classifier_memory, memory_table, weight_bytes
 from config import Settings, UserError
 from gamma_configurator import GAMMAS, build_plan
@@ -314,6 +315,36 @@ def test_step_2_says_in_one_line_what_does_not_fit(results):
                          stdout=subprocess.PIPE, universal_newlines=True)
     assert run.returncode == 2 and run.stderr.count('\n') == 1
     assert 'MIN_FPS=1e+06 asks for' in run.stderr and 'λ = ' in run.stderr and run.stdout == ''
+
+
+def test_limits_that_only_a_pruned_network_meets_are_no_error_where_pruning_follows(results, tmp_path, capsys):
+    _, table, surviving = results
+    light = surviving.copy()
+    light[:, 0] = False  # without any 3x3
+    lightest = solve_limited(table, light, Settings(), Limits(client_ms=1e9)).best
+    enough_mb = 1.5 * (lightest.weight_bytes + lightest.activation_bytes) / MB
+    overrides = [f'RESULTS_DIR={tmp_path}', 'THROUGHPUT_OPTIM_STEPS=1', f'LAMBDA_MIN={table.n_blocks - 1}',
+                 f'MAX_CLIENT_MEMORY_MB={enough_mb}']
+    settings = config.load(tuple(overrides), {})
+    lut_manager.save(table, settings)
+    path = os.path.join(str(tmp_path), 'initial_throughput_config.json')
+    with pytest.raises(NothingFits):
+        step2_initial_throughput_opt.main(['--set', *overrides])
+    assert not os.path.exists(path)
+    step2_initial_throughput_opt.main(['--pruning_follows', '--set', *overrides])
+    with open(path) as stream:
+        limited = json.load(stream)['limited']
+    nearest, excess = solve_or_nearest(table, surviving, settings)
+    assert not limited['fits'] and limited['T_eff_ms'] == nearest.times.T_eff_ms and limited['certificate'] is None
+    assert limited['used']['MAX_CLIENT_MEMORY_MB'] == pytest.approx(1 + excess) and 'memory' in limited['exceeded'][0]
+    assert limited['exceeded'][0] in capsys.readouterr().out
+    assert step2_result.load(table, settings).split == solve_exact(table, surviving, settings).split
+    step2_initial_throughput_opt.main(['--pruning_follows', '--if_changed', '--set', *overrides])
+    assert 'is up to date' in capsys.readouterr().err
+    with pytest.raises(NothingFits):  # the file is current, but alone it is no answer
+        step2_initial_throughput_opt.main(['--if_changed', '--set', *overrides])
+    with pytest.raises(NothingFits, match='whatever is pruned'):
+        step2_initial_throughput_opt.main(['--pruning_follows', '--set', *overrides, 'MAX_CLIENT_MEMORY_MB=1e-4'])
 
 
 def test_a_joint_search_can_prune_until_the_limits_are_met(results):
