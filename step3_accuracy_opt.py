@@ -32,6 +32,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
     import domain_search
     import joint_result
     import lut_manager
+    from cost_model import Configuration
     from hyper_repvgg import surviving_branches
     from importance_pruning import ImportanceSearch
     from throughput_optimizer import solve_exact
@@ -39,7 +40,8 @@ def main(argv: Optional[Sequence[str]]) -> None:
     outcome = domain_search.run_search(domain, table, settings, ImportanceSearch, KIND, inputs)
     split = domain_search.solve_unpruned(table, settings).split
     chosen = solve_exact(table, surviving_branches(outcome.state.alpha), settings, splits=[split])
-    result = domain_search.assemble(outcome, chosen, 'pseudo')
+    configuration = Configuration(outcome.state.alpha, chosen.gamma, chosen.split, chosen.wire)
+    result = domain_search.assemble(outcome, configuration, outcome.state.accuracy, 'pseudo')
     joint_result.save(KIND, result, settings, inputs)
     joint_result.drop_state(f'{KIND}_state', domain, settings)
     print(domain_search.summary(result))
