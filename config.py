@@ -108,8 +108,8 @@ class Settings:
     RECOVERY_STEPS: int = _setting(12, 'joint')  # α steps (batches) after a candidate change
     RECOVERY_LR: float = _setting(0.02, 'joint')  # Adam
     L1_WEIGHT: float = _setting(0.02, 'joint')  # L1 pressure on α, times each branch's share of the time
-    FRONTIER_LOOKS: int = _setting(16, 'joint')  # further looks after the search, where they promise the frontier most
-    FRONTIER_RECOVERIES: int = _setting(4, 'joint')  # and recoveries of α of networks on it
+    FRONTIER_LOOKS: int = _setting(4, 'joint')  # further looks after the search, where they promise the frontier most
+    FRONTIER_RECOVERIES: int = _setting(1, 'joint')  # and recoveries of α; one costs as much as seven looks
     PICK: str = _setting('constraint', 'pick')  # which point of the frontier is the answer: 'constraint', 'knee' or
     #                                             'budget' (frontier.py says what they mean)
     BUDGET_T_EFF_MS: Optional[float] = _setting(None, 'pick')  # of PICK=budget; none: no bound

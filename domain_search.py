@@ -25,7 +25,6 @@ from joint_result import AccuracyReport, Baseline, JointResult
 from pruning_search import PruningSearch, SearchState
 from repvgg import BRANCHES
 from throughput_optimizer import Solution, baselines, solve_exact
-from throughput_optimizer_limit import solve_within_limits
 from wire_loss import through_wire
 
 
@@ -173,7 +172,7 @@ def pick_from_search(outcome: SearchOutcome, mode: str) -> JointResult:
     search, settings = outcome.search, outcome.search.settings
     frontiers = search.frontiers(outcome.state)
     if not frontiers['T_eff']:
-        solve_within_limits(search.table, surviving_branches(outcome.state.alpha), settings)  # says what does not fit
+        search.final(outcome.state.alpha)  # says which limit is not met
     point = frontier.pick(frontiers, settings, search.reference, search.T_eff_ref_ms)
     result = assemble(outcome, point.configuration, point.accuracy, mode)
     return replace(result, frontier=frontiers, pick=frontier.rule_of(settings))

@@ -47,25 +47,26 @@ class FrontierSearch(JointSearch):
         return self.accept_lowest_J(state)
 
     def widening_look(self, state: SearchState) -> Optional[Choice]:
-        """The choice whose look is expected to add most to the frontier of looks; None when none adds anything."""
+        """The choice whose look is expected to add most to the frontier; None when none adds anything."""
         pool = self.proposals(state)
         accuracy, sd = self.predicted(state, pool) if pool else (np.zeros(0), np.zeros(0))
-        return self.largest_gain(pool, accuracy, sd, state.looks)
+        return self.largest_gain(state, pool, accuracy, sd)
 
     def widening_recovery(self, state: SearchState) -> Optional[Choice]:
         """The look that adds most to the frontier if it wins what recoveries won; None when none would."""
         pool = [choice for choice in state.looks if choice not in state.judged]
-        judged = {choice: judgement.lossless_accuracy for choice, judgement in state.judged.items()}
-        won = [accuracy - state.looks[choice] for choice, accuracy in judged.items()][-RECENT:]
+        won = [judgement.lossless_accuracy - state.looks[choice]
+               for choice, judgement in state.judged.items()][-RECENT:]
         promised = np.array([state.looks[choice] for choice in pool]) + (np.mean(won) if won else 0.0)
         half_an_image = np.full(len(pool), 0.5 / len(self.val))
-        return self.largest_gain(pool, np.minimum(promised, self.reference), half_an_image, {**state.looks, **judged})
+        return self.largest_gain(state, pool, np.minimum(promised, self.reference), half_an_image)
 
-    def largest_gain(self, pool: List[Choice], accuracy: np.ndarray, sd: np.ndarray, known: Dict[Choice, float],
+    def largest_gain(self, state: SearchState, pool: List[Choice], accuracy: np.ndarray, sd: np.ndarray,
                      ) -> Optional[Choice]:
-        """The choice of the pool that adds most to the frontier of the known accuracies; None when none adds any."""
+        """The choice of the pool that adds most to the frontier of the known networks; None when none adds any."""
         if not pool:
             return None
+        known = {**state.looks, **{choice: found.lossless_accuracy for choice, found in state.judged.items()}}
         gain = expected_hypervolume_gain(accuracy, sd, self.relative_T_eff(pool), np.array(list(known.values())),
                                          self.relative_T_eff(known),
                                          lowest_explored(self.reference, self.settings.EPSILON), SLOWEST)

@@ -14,7 +14,7 @@ from gamma_mask_builder import build_gamma_mask
 from hyper_repvgg import HyperRepVGG, surviving_branches
 from prefix_activations import Choice, Keep
 from throughput_optimizer import Solution, fastest_gammas
-from throughput_optimizer_limit import check_possible, solve_or_nearest
+from throughput_optimizer_limit import check_possible, solve_or_nearest, solve_within_limits
 from wire_formats import by_loss, is_lossless
 from wire_loss import WireLoss
 
@@ -91,6 +91,10 @@ class PruningSearch:
     def solve(self, alpha: np.ndarray, formats: Formats = None) -> Solution:
         """Optimal γ, λ and wire format for what survives in alpha; while nothing is within the limits, the nearest."""
         return solve_or_nearest(self.table, surviving_branches(alpha), self.settings_with(formats))[0]
+
+    def final(self, alpha: np.ndarray) -> Solution:
+        """The same for the end of a search. Raises `limits.NothingFits` when nothing is within the limits."""
+        return solve_within_limits(self.table, surviving_branches(alpha), self.settings)
 
     def T_eff_ms(self, surviving: np.ndarray, formats: Formats = None) -> float:
         """T_eff at the best γ and λ of these branches. While nothing is within the limits, T_eff of the nearest plus

@@ -41,6 +41,8 @@ class WireLoss:
 
     def accuracy(self, alpha: np.ndarray, split: int, wire: str, lossless: float) -> float:
         """Accuracy of α [N, 3] when it is cut at `split` and sent as `wire`; `lossless`: what it is without a loss."""
+        if is_lossless(wire):
+            return lossless
         n = len(self.model.blocks)
         sent_as = plain(format_at(split, n, wire))
         if is_lossless(sent_as):

@@ -96,7 +96,7 @@ def test_the_file_has_every_field_of_the_specification(workspace):
     content, names = workspace.content, list(workspace.table.block_names)
     assert {'domain_id', 'domain_name', 'mode', 'alpha', 'pruned', 'gamma', 'lambda', 'wire', 'accuracy', 'epsilon',
             'xi_A', 'J', 'T_client_ms', 'T_server_ms', 'T_com_ms', 'T_lat_ms', 'T_cyc_ms', 'T_eff_ms',
-            'throughput_fps', 'baselines', 'curve', 'measured', 'seed', 'wall_s'} <= set(content)
+            'throughput_fps', 'baselines', 'curve', 'measured', 'seed', 'wall_s', 'frontier', 'pick'} <= set(content)
     assert (content['domain_id'], content['mode'], content['measured']) == (DOMAIN, 'pseudo', None)
     assert list(content['alpha']) == list(content['gamma']) == names
     assert all(list(row) == list(oracles.BRANCH_NAMES) for row in content['alpha'].values())
@@ -161,7 +161,8 @@ def test_the_file_reads_back_as_the_result_that_it_is(workspace):
     result = joint_result.load(DOMAIN, workspace.table, settings)
     assert result.pruned == workspace.content['pruned'] and result.J == workspace.content['J']
     again = dataclasses.replace(settings, RESULTS_DIR=os.path.join(workspace.folder, 'again'))
-    joint_result.save('joint', result, again, workspace.content['metadata']['inputs'])
+    fingerprints = workspace.content['metadata']
+    joint_result.save('joint', result, again, fingerprints['inputs'], fingerprints['search_inputs'])
     found = json_files.read_kind('joint', again, DOMAIN).content
     assert without_times(found) == without_times(workspace.content)
 
