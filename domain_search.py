@@ -22,10 +22,12 @@ from evaluation import ImageSet, wilson_interval
 from hyper_repvgg import (HyperRepVGG, alpha_from_blocks, create_hyper_repvgg, deploy, surviving_branches,
                           unpruned_alpha)
 from joint_result import AccuracyReport, Baseline, JointResult
+from limits import NothingFits
 from pruning_search import PruningSearch, SearchState
 from repvgg import BRANCHES
 from throughput_optimizer import Solution, baselines, solve_exact
-from wire_loss import through_wire
+from wire_formats import by_loss
+from wire_loss import WireLoss, through_wire
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,29 @@ def as_chosen(result: JointResult, chosen: Configuration, accuracy: float, model
     report = replace(result.accuracy, final=correct / len(test), ci95=wilson_interval(correct, len(test)),
                      val_final=accuracy)
     return replace(result, configuration=chosen, accuracy=report, times=found, J=J, xi_A=xi)
+
+
+def best_on_wire(alpha: np.ndarray, solve: Callable[[Settings], Solution], model: HyperRepVGG, val: ImageSet,
+                 goal_of: Callable[[float, float], float], settings: Settings) -> Tuple[Configuration, float]:
+    """A pruned network at its lowest J over the wire formats, each with the validation accuracy that it leaves.
+
+    `solve` chooses γ and λ under settings that list formats of one loss; `goal_of(T_eff_ms, accuracy)` is J.
+    Raises `limits.NothingFits` when no format is within the limits.
+    """
+    measured, found = WireLoss(model, val, settings), []
+    lossless = correct_with(model, Configuration(alpha, (), 0, FLOAT32), val, settings) / len(val)
+    groups = by_loss(settings.WIRE_FORMATS)
+    for formats in groups:
+        try:
+            at = solve(replace(settings, WIRE_FORMATS=formats))
+        except NothingFits:
+            if formats == groups[-1] and not found:
+                raise
+            continue
+        accuracy = measured.accuracy(alpha, at.split, at.wire, lossless)
+        found.append((goal_of(at.times.T_eff_ms, accuracy), at, accuracy))
+    _, best, accuracy = min(found, key=lambda option: option[0])
+    return Configuration(alpha, best.gamma, best.split, best.wire), accuracy
 
 
 def pick_from_search(outcome: SearchOutcome, mode: str) -> JointResult:

@@ -119,16 +119,21 @@ def load(domain: int, table: HardwareTable, settings: Settings, kind: str = 'joi
 def load_same_search(domain: int, table: HardwareTable, settings: Settings, search_inputs: str, mode: str,
                      ) -> Optional[JointResult]:
     """A finished result of the search with this fingerprint, whatever was picked from it; None where there is none."""
-    path = json_files.path_of('joint', settings, domain)
-    if not os.path.isfile(path):
+    if search_of(json_files.path_of('joint', settings, domain)) != search_inputs:
         return None
     try:
-        if json_files.read(path, '').content['metadata'].get('search_inputs') != search_inputs:
-            return None
         found = load(domain, table, settings)
     except UserError:
         return None
     return found if found.mode == mode and found.frontier.get('T_eff') else None
+
+
+def search_of(path: str) -> Optional[str]:
+    """The fingerprint of the search behind a joint result; None where there is no such file."""
+    try:
+        return json_files.read(path, '').content['metadata'].get('search_inputs')
+    except UserError:
+        return None
 
 
 def sequential_baseline(domain: int, table: HardwareTable, settings: Settings) -> Optional[Baseline]:
@@ -141,10 +146,11 @@ def sequential_baseline(domain: int, table: HardwareTable, settings: Settings) -
 
 
 def add_sequential_baseline(sequential: JointResult, settings: Settings) -> None:
-    """Put the sequential result among the baselines of the joint one, where that exists and is of the same inputs."""
+    """Put the sequential result among the baselines of the joint one, where that exists and its search had the same
+    inputs."""
     domain = sequential.domain_id
     path = json_files.path_of('joint', settings, domain)
-    if not json_files.is_current([path], json_files.inputs_of('joint', settings, domain)):
+    if search_of(path) != json_files.inputs_of('joint_state', settings, domain):
         return
     content = dict(json_files.read_kind('joint', settings, domain).content)
     content['baselines'] = {**content['baselines'],

@@ -32,16 +32,17 @@ def main(argv: Optional[Sequence[str]]) -> None:
     import domain_search
     import joint_result
     import lut_manager
-    from cost_model import Configuration
     from hyper_repvgg import surviving_branches
     from importance_pruning import ImportanceSearch
     from throughput_optimizer import solve_exact
     table = lut_manager.load(json_files.path_of('lut', settings), settings)
     outcome = domain_search.run_search(domain, table, settings, ImportanceSearch, KIND, inputs)
     split = domain_search.solve_unpruned(table, settings).split
-    chosen = solve_exact(table, surviving_branches(outcome.state.alpha), settings, splits=[split])
-    configuration = Configuration(outcome.state.alpha, chosen.gamma, chosen.split, chosen.wire)
-    result = domain_search.assemble(outcome, configuration, outcome.state.accuracy, 'pseudo')
+    search, alpha = outcome.search, outcome.state.alpha
+    configuration, accuracy = domain_search.best_on_wire(
+        alpha, lambda chosen: solve_exact(table, surviving_branches(alpha), chosen, splits=[split]), search.model,
+        search.val, search.J, settings)
+    result = domain_search.assemble(outcome, configuration, accuracy, 'pseudo')
     joint_result.save(KIND, result, settings, inputs)
     joint_result.drop_state(f'{KIND}_state', domain, settings)
     print(domain_search.summary(result))

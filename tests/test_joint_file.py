@@ -63,18 +63,21 @@ def without_times(content: Dict[str, Any]) -> Dict[str, Any]:
 @pytest.fixture(scope='module')
 def workspace(tmp_path_factory) -> Workspace:
     """80 images a split of the built-in data, random times, few looks: a search of seconds."""
-    folder = str(tmp_path_factory.mktemp('step3'))
     before = os.getcwd()
     os.chdir(TOP)  # where the built-in data, weights and task 1 and 2 outputs are
+    yield made_workspace(str(tmp_path_factory.mktemp('step3')))
+    os.chdir(before)
+
+
+def made_workspace(folder: str, *more: str) -> Workspace:
+    """In this folder, with these further settings."""
     overrides = [f'PARTITION_FILE={folder}/partition.json', 'IMAGES_PER_SPLIT=80', 'LOOKS=10', 'RECOVERY_STEPS=2',
-                 'MAX_PRUNING_ROUNDS=3', 'EPSILON=0.05']
+                 'MAX_PRUNING_ROUNDS=3', 'EPSILON=0.05', *more]
     settings = config.load((*overrides, f'RESULTS_DIR={folder}'), {})
     create_noniid_partition.main(['--set', *overrides])
     table = whole_table(settings, seed=3)
     os.rename(lut_manager.save(table, settings), os.path.join(folder, 'table.json'))
-    content = run_step3(overrides, os.path.join(folder, 'undisturbed'))
-    yield Workspace(folder, overrides, table, content)
-    os.chdir(before)
+    return Workspace(folder, overrides, table, run_step3(overrides, os.path.join(folder, 'undisturbed')))
 
 
 def model_with(workspace: Workspace, alpha: np.ndarray):
