@@ -66,7 +66,7 @@ def accuracy_curves(results: Sequence[JointResult], speed: Speed, sequential: Ma
             panels[index].set_ylabel('validation accuracy (%)')
     handles = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels())}
     legend_axes(figure, grid, len(results)).legend(handles.values(), handles.keys(), loc='upper center',
-                                                   ncol=1 if width < 7 else 2 if width < 14 else 4)
+                                                   ncol=2 if width < 13 else 3 if width < 17 else 4)
     headline(figure, curve_message(results, speed) + note)
     return figure
 
@@ -105,7 +105,7 @@ def draw_curve(axes: Any, result: JointResult, speed: Speed, sequential: Optiona
     axes.axhspan(reference - 100 * result.epsilon, reference, color='0.91', linewidth=0, zorder=0,
                  label='allowed: up to ε below the reference accuracy')
     axes.plot(x, y, 'o-', color=RED, drawstyle='steps-post', markersize=4, zorder=3,  # fastest first on both axes
-              label='frontier: nothing found is both faster and more accurate')
+              label='frontier: nothing found beats it')
     axes.plot(getattr(start, speed.field), 100 * start.accuracy, 's', color=BLACK, markersize=8, zorder=4,
               label=BASELINE_LABEL['step2'])
     axes.plot(getattr(result.times, speed.field), 100 * result.accuracy.val_final, '*', color=RED, markersize=17,
