@@ -172,9 +172,8 @@ def test_baselines_are_the_best_that_each_allows(case):
     unfused = found['unfused']
     for g, row in zip(unfused.gamma, surviving):
         assert g in oracles.valid_gammas(row) and len(oracles.GAMMA_TABLE[g][1]) == sum(row)
-    wire = chosen.WIRE_FORMATS[0]
     best = min(oracles.naive_times(table, unfused.gamma, split, wire, chosen.HEAD_TIER, chosen.OMEGA).T_eff_ms
-               for split in range(chosen.LAMBDA_MIN, chosen.LAMBDA_MAX + 1))
+               for wire in chosen.WIRE_FORMATS for split in range(chosen.LAMBDA_MIN, chosen.LAMBDA_MAX + 1))
     assert unfused.times.T_eff_ms == pytest.approx(best, rel=1e-12, abs=1e-12)
     assert_same_times(unfused.times, naive(table, unfused, chosen))
 
