@@ -59,6 +59,16 @@ def add_limits(to: argparse.ArgumentParser) -> None:
         group.add_argument(f'--{name}', metavar='T_eff|throughput|latency' if name == 'objective' else 'N')
 
 
+PICK_FLAGS = ('pick', 'budget_T_eff_ms', 'budget_latency_ms', 'budget_min_fps')  # settings' names, upper case
+
+
+def add_pick(to: argparse.ArgumentParser) -> None:
+    """Which point of the frontier is the answer: `--pick knee` is `--set PICK=knee`."""
+    group = to.add_argument_group('which point of the frontier is the answer (docs/frontier.md); also settings')
+    for name in PICK_FLAGS:
+        group.add_argument(f'--{name}', metavar='|'.join(config.PICKS) if name == 'pick' else 'N')
+
+
 def add_server(to: argparse.ArgumentParser) -> None:
     """The flags of scripts that wait for a client (real mode)."""
     to.add_argument('--bind', metavar='ADDRESS', help='listen here for the client (default: SERVER_IP)')
@@ -72,7 +82,8 @@ def parse(with_parser: argparse.ArgumentParser, argv: Optional[Sequence[str]],
           ) -> Tuple[argparse.Namespace, config.Settings]:
     """Arguments and settings; raises `UserError` for a bad setting, exits 2 for a bad argument."""
     args = with_parser.parse_args(argv)
-    flags = [f'{name.upper()}={getattr(args, name)}' for name in LIMIT_FLAGS if getattr(args, name, None) is not None]
+    flags = [f'{name.upper()}={getattr(args, name)}' for name in LIMIT_FLAGS + PICK_FLAGS
+             if getattr(args, name, None) is not None]
     return args, config.load((*(item for group in args.overrides for item in group), *flags))
 
 

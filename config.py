@@ -108,6 +108,13 @@ class Settings:
     RECOVERY_STEPS: int = _setting(12, 'joint')  # α steps (batches) after a candidate change
     RECOVERY_LR: float = _setting(0.02, 'joint')  # Adam
     L1_WEIGHT: float = _setting(0.02, 'joint')  # L1 pressure on α, times each branch's share of the time
+    FRONTIER_LOOKS: int = _setting(4, 'joint')  # further looks after the search, where they promise the frontier most
+    FRONTIER_RECOVERIES: int = _setting(1, 'joint')  # and recoveries of α; one costs as much as seven looks
+    PICK: str = _setting('constraint', 'pick')  # which point of the frontier is the answer: 'constraint', 'knee' or
+    #                                             'budget' (frontier.py says what they mean)
+    BUDGET_T_EFF_MS: Optional[float] = _setting(None, 'pick')  # of PICK=budget; none: no bound
+    BUDGET_LATENCY_MS: Optional[float] = _setting(None, 'pick')  # T_lat, round trip included
+    BUDGET_MIN_FPS: Optional[float] = _setting(None, 'pick')  # frames a second of a stream, 1000 / T_cyc
 
     # --- real mode ---------------------------------------------------------------------------
     SERVER_IP: str = _setting('127.0.0.1', 'none')
@@ -147,6 +154,9 @@ PROFILES: Dict[str, Dict[str, Any]] = {
 
 OMEGA_OF = {'throughput': 0.0, 'latency': 1.0}  # what OBJECTIVE means: T_eff with all its weight on one of its terms
 
+PICKS = ('constraint', 'knee', 'budget')
+BUDGETS = ('BUDGET_T_EFF_MS', 'BUDGET_LATENCY_MS', 'BUDGET_MIN_FPS')
+
 _positive = (lambda v: v > 0, 'above 0')
 _not_negative = (lambda v: v >= 0, '0 or more')
 _fraction = (lambda v: 0 <= v <= 1, 'between 0 and 1')
@@ -168,7 +178,8 @@ _RULES = {
     'OBJECTIVE': (lambda v: v == 'T_eff' or v in OMEGA_OF, "'T_eff', 'throughput' or 'latency'"),
     **{name: (lambda v: v is None or v > 0, 'above 0, or none') for name in (
         'MAX_CLIENT_MS', 'MAX_SERVER_MS', 'MAX_CLIENT_MEMORY_MB', 'MAX_BYTES_PER_FRAME', 'MAX_LATENCY_MS',
-        'MIN_FPS')},
+        'MIN_FPS', 'BUDGET_T_EFF_MS', 'BUDGET_LATENCY_MS', 'BUDGET_MIN_FPS')},
+    'PICK': (lambda v: v in PICKS, "'constraint', 'knee' or 'budget'"),
     **{name: _positive for name in (
         'NUM_CLASSES', 'INPUT_SIZE', 'DIRICHLET_BETA', 'BATCH_SIZE', 'ALPHA_LR', 'EDGE_CPU_SLOWDOWN',
         'LUT_ROUNDS', 'BANDWIDTH_MBPS', 'SIGMA', 'THROUGHPUT_OPTIM_LR', 'LOOKS',
@@ -177,7 +188,7 @@ _RULES = {
         'IMAGES_PER_SPLIT', 'NUM_WORKERS', 'TORCH_THREADS', 'ALPHA_EPOCHS', 'SERVER_THREADS',
         'CLIENT_THREADS', 'RTT_MS', 'LAMBDA_MIN', 'ROOFLINE_BETA', 'ROOFLINE_LAMBDA', 'ROOFLINE_RHO',
         'THROUGHPUT_OPTIM_STEPS', 'KAPPA', 'MU', 'MAX_PRUNING_ROUNDS', 'PRUNING_THRESHOLD', 'RECOVERY_STEPS',
-        'L1_WEIGHT', 'ACTIVATION_CACHE_MB')},
+        'L1_WEIGHT', 'ACTIVATION_CACHE_MB', 'FRONTIER_LOOKS', 'FRONTIER_RECOVERIES')},
 }
 _TYPES = get_type_hints(Settings)
 
@@ -208,7 +219,13 @@ def load(overrides: Tuple[str, ...] = (), environ: Optional[Mapping[str, str]] =
         implied = OMEGA_OF[given['OBJECTIVE']]
         if given.setdefault('OMEGA', implied) != implied:
             raise UserError(f"OBJECTIVE={given['OBJECTIVE']} sets OMEGA to {implied:g}: leave one of them out")
-    return Settings(**{**PROFILES.get(profile, {}), **given})
+    settings = Settings(**{**PROFILES.get(profile, {}), **given})
+    budgets = [name for name in BUDGETS if getattr(settings, name) is not None]
+    if settings.PICK == 'budget' and not budgets:
+        raise UserError(f'PICK=budget needs a budget: set one of {", ".join(BUDGETS)}')
+    if settings.PICK != 'budget' and budgets:
+        raise UserError(f'{budgets[0]} is only used by PICK=budget, and PICK is {settings.PICK}')
+    return settings
 
 
 def _nearest(name: str, cutoff: float) -> Optional[str]:

@@ -22,10 +22,11 @@ import sys
 import threading
 import traceback
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from typing import Callable, Deque, List, Optional, Sequence
+from typing import Any, Callable, Deque, Dict, List, Optional, Sequence
 
+import allocator
 import cli
 import json_files
 from config import Settings, UserError
@@ -36,16 +37,18 @@ GRACE_S = 5.0  # a worker that is told to end is killed after this
 
 @dataclass(frozen=True)
 class Job:
-    """One domain's work: `script`.run_domain(domain, settings, inputs, lut_file)."""
+    """One domain's work: `script`.run_domain(domain, settings, inputs, lut_file, **options)."""
     script: str  # a module, 'step_3_joint'
     domain: int
     settings: Settings
     inputs: str  # json_files.inputs_of what it writes
     lut_file: str
+    options: Dict[str, Any] = field(default_factory=dict)
 
     def run(self) -> None:
         """Do it, here. Raises whatever it raises."""
-        importlib.import_module(self.script).run_domain(self.domain, self.settings, self.inputs, self.lut_file)
+        importlib.import_module(self.script).run_domain(self.domain, self.settings, self.inputs, self.lut_file,
+                                                         **self.options)
 
 
 @dataclass(frozen=True)
@@ -82,10 +85,12 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UserError('--engine ray needs Ray, which is not installed here; get it with `pip install ray`')
 
 
-def run(script: str, kind: str, args: argparse.Namespace, settings: Settings, lut_file: Optional[str] = None) -> int:
+def run(script: str, kind: str, args: argparse.Namespace, settings: Settings, lut_file: Optional[str] = None,
+        options: Callable[[int], Dict[str, Any]] = lambda domain: {}) -> int:
     """Make the files of this kind for the domains that `args` names; the exit status.
 
-    One domain without --engine runs in this process and raises what it raises.
+    One domain without --engine runs in this process and raises what it raises. `options(domain)`: what else the
+    script's `run_domain` is told.
     """
     check_flags(args)
     domains = cli.domains(str(args.domain_id) if args.domains is None else args.domains, settings)
@@ -98,7 +103,7 @@ def run(script: str, kind: str, args: argparse.Namespace, settings: Settings, lu
             cli.say(f'{path} is up to date')
         else:
             json_files.check_writable(path)
-            jobs.append(Job(script, domain, settings, inputs, lut_file))
+            jobs.append(Job(script, domain, settings, inputs, lut_file, options(domain)))
     if args.domains is None and args.engine is None:
         for job in jobs:
             job.run()
@@ -169,6 +174,7 @@ class Lines(io.TextIOBase):
 
 def serve(connection: Connection) -> None:
     """A worker process: jobs come in, lines of progress and outcomes go out, until None comes or the driver is gone."""
+    allocator.keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the driver, which ends its workers
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # an exception: half-written files are removed
     threading.Thread(target=_end_with_driver, daemon=True).start()

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 import numpy as np
@@ -10,20 +10,24 @@ import torch
 
 import alpha_training as training
 import cli
+import frontier
 import joint_result
 import json_files
 import lut_manager
 from config import Settings, UserError
-from cost_model import Configuration, HardwareTable, goal, times
+from cost_model import FLOAT32, Configuration, HardwareTable, goal, times
 from domain_dataset import load_domain
 from domain_transforms import domain_name
 from evaluation import ImageSet, wilson_interval
 from hyper_repvgg import (HyperRepVGG, alpha_from_blocks, create_hyper_repvgg, deploy, surviving_branches,
                           unpruned_alpha)
 from joint_result import AccuracyReport, Baseline, JointResult
+from limits import NothingFits
 from pruning_search import PruningSearch, SearchState
 from repvgg import BRANCHES
 from throughput_optimizer import Solution, baselines, solve_exact
+from wire_formats import by_loss
+from wire_loss import WireLoss, through_wire
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,11 @@ def reference_alpha(model: HyperRepVGG, val: ImageSet, domain: int, settings: Se
     return alpha, value
 
 
+def base_model(settings: Settings) -> HyperRepVGG:
+    """The network that is pruned."""
+    return create_hyper_repvgg(settings.WEIGHT_PATH_SERVER, settings.MODEL_NAME, settings.NUM_CLASSES)
+
+
 @dataclass(frozen=True)
 class SearchOutcome:
     """A finished search with what it started from."""
@@ -89,7 +98,7 @@ def run_search(domain: int, table: HardwareTable, settings: Settings, search_typ
     start = time.perf_counter()
     torch.set_num_threads(settings.threads(settings.TORCH_THREADS))
     torch.manual_seed(settings.SEED)
-    model = create_hyper_repvgg(settings.WEIGHT_PATH_SERVER, settings.MODEL_NAME, settings.NUM_CLASSES)
+    model = base_model(settings)
     ranking = importance_ranking(domain, table.block_names, settings)
     train, val = load_domain(settings, domain, 'train'), load_domain(settings, domain, 'val')
     reference, A_ref = reference_alpha(model, val, domain, settings)
@@ -121,38 +130,97 @@ def solve_unpruned(table: HardwareTable, settings: Settings) -> Solution:
     return solve_exact(table, surviving_branches(unpruned_alpha(table.has_identity)), settings)
 
 
-def assemble(outcome: SearchOutcome, chosen: Solution, mode: str) -> JointResult:
-    """The result of a finished search that runs as `chosen`. The only place where test images are used."""
+def assemble(outcome: SearchOutcome, chosen: Configuration, accuracy: float, mode: str) -> JointResult:
+    """The result of a finished search that runs as `chosen`, of this validation accuracy. Test images are used here,
+    in `picked` and nowhere else."""
     search, state = outcome.search, outcome.state
     table, settings = search.table, search.settings
     test = load_domain(settings, search.domain_id, 'test')
     ones = unpruned_alpha(table.has_identity)
-    original, at_reference, final = (correct_with(search.model, alpha, test, settings)
-                                     for alpha in (ones, outcome.reference, state.alpha))
-    configuration = Configuration(state.alpha, chosen.gamma, chosen.split, chosen.wire)
-    found = times(table, configuration, settings.HEAD_TIER, settings.OMEGA)
-    J, xi = goal(found.T_eff_ms, search.T_eff_ref_ms, state.accuracy, search.reference, settings.EPSILON,
-                 settings.KAPPA, settings.MU)
     compared = baselines(table, surviving_branches(ones), settings)
     compared['step2'] = solve_unpruned(table, settings)
-    return JointResult(
-        search.domain_id, domain_name(search.domain_id), mode, table.block_names, configuration,
-        AccuracyReport(original / len(test), at_reference / len(test), final / len(test), len(test),
-                       wilson_interval(final, len(test)), search.reference, state.accuracy),
-        settings.EPSILON, xi, J, found,
-        {name: Baseline(at_reference / len(test), compared[name].times)
-         for name in ('all_client', 'all_server', 'step2')},
+
+    def share(alpha: np.ndarray, split: int, wire: str) -> float:
+        return correct_with(search.model, Configuration(alpha, (), split, wire), test, settings) / len(test)
+
+    original, at_reference = (share(alpha, 0, FLOAT32) for alpha in (ones, outcome.reference))
+    result = JointResult(
+        search.domain_id, domain_name(search.domain_id), mode, table.block_names, chosen,
+        AccuracyReport(original, at_reference, 0.0, len(test), (0.0, 1.0), search.reference, accuracy),
+        settings.EPSILON, 0.0, 0.0, times(table, chosen, settings.HEAD_TIER, settings.OMEGA),
+        {'all_client': Baseline(at_reference, compared['all_client'].times),
+         'all_server': Baseline(at_reference, compared['all_server'].times),
+         'step2': Baseline(share(outcome.reference, compared['step2'].split, compared['step2'].wire),
+                           compared['step2'].times)},
         state.curve, None, settings.SEED, outcome.wall_s, state.block_evaluations)
+    return as_chosen(result, chosen, accuracy, search.model, test, table, settings)
 
 
-def correct_with(model: HyperRepVGG, alpha: np.ndarray, data: ImageSet, settings: Settings) -> int:
-    """Correctly classified images under this α."""
-    model.set_alpha_array(alpha)
-    return training.count_correct(deploy(model), data, settings)
+def as_chosen(result: JointResult, chosen: Configuration, accuracy: float, model: HyperRepVGG, test: ImageSet,
+              table: HardwareTable, settings: Settings) -> JointResult:
+    """The same search's result with another configuration, of this validation accuracy, as its answer."""
+    correct = correct_with(model, chosen, test, settings)
+    found = times(table, chosen, settings.HEAD_TIER, settings.OMEGA)
+    J, xi = goal(found.T_eff_ms, result.baselines['step2'].times.T_eff_ms, accuracy, result.accuracy.val_reference,
+                 settings.EPSILON, settings.KAPPA, settings.MU)
+    report = replace(result.accuracy, final=correct / len(test), ci95=wilson_interval(correct, len(test)),
+                     val_final=accuracy)
+    return replace(result, configuration=chosen, accuracy=report, times=found, J=J, xi_A=xi)
+
+
+def best_on_wire(alpha: np.ndarray, solve: Callable[[Settings], Solution], model: HyperRepVGG, val: ImageSet,
+                 goal_of: Callable[[float, float], float], settings: Settings) -> Tuple[Configuration, float]:
+    """A pruned network at its lowest J over the wire formats, each with the validation accuracy that it leaves.
+
+    `solve` chooses γ and λ under settings that list formats of one loss; `goal_of(T_eff_ms, accuracy)` is J.
+    Raises `limits.NothingFits` when no format is within the limits.
+    """
+    measured, found = WireLoss(model, val, settings), []
+    lossless = correct_with(model, Configuration(alpha, (), 0, FLOAT32), val, settings) / len(val)
+    groups = by_loss(settings.WIRE_FORMATS)
+    for formats in groups:
+        try:
+            at = solve(replace(settings, WIRE_FORMATS=formats))
+        except NothingFits:
+            if formats == groups[-1] and not found:
+                raise
+            continue
+        accuracy = measured.accuracy(alpha, at.split, at.wire, lossless)
+        found.append((goal_of(at.times.T_eff_ms, accuracy), at, accuracy))
+    _, best, accuracy = min(found, key=lambda option: option[0])
+    return Configuration(alpha, best.gamma, best.split, best.wire), accuracy
+
+
+def pick_from_search(outcome: SearchOutcome, mode: str) -> JointResult:
+    """A finished joint search's result: its frontiers and the point that PICK chooses. Raises `limits.NothingFits` when
+    no network is within the limits."""
+    search, settings = outcome.search, outcome.search.settings
+    frontiers = search.frontiers(outcome.state)
+    if not frontiers['T_eff']:
+        search.final(outcome.state.alpha)  # says which limit is not met
+    point = frontier.pick(frontiers, settings, search.reference, search.T_eff_ref_ms)
+    result = assemble(outcome, point.configuration, point.accuracy, mode)
+    return replace(result, frontier=frontiers, pick=frontier.rule_of(settings))
+
+
+def pick_again(result: JointResult, table: HardwareTable, settings: Settings, model: HyperRepVGG) -> JointResult:
+    """What PICK chooses from the frontiers of a finished result: the same as after a search, without the search."""
+    torch.set_num_threads(settings.threads(settings.TORCH_THREADS))
+    point = frontier.pick(result.frontier, settings, result.accuracy.val_reference,
+                          result.baselines['step2'].times.T_eff_ms)
+    test = load_domain(settings, result.domain_id, 'test')
+    again = as_chosen(result, point.configuration, point.accuracy, model, test, table, settings)
+    return replace(again, pick=frontier.rule_of(settings), measured=None)
+
+
+def correct_with(model: HyperRepVGG, chosen: Configuration, data: ImageSet, settings: Settings) -> int:
+    """Correctly classified images under this α, with the loss of the wire format at the split."""
+    model.set_alpha_array(chosen.alpha)
+    return training.count_correct(through_wire(deploy(model), chosen.split, chosen.wire), data, settings)
 
 
 def summary(result: JointResult) -> str:
-    """What a user wants to know first, in three lines."""
+    """What a user wants to know first, in a few lines."""
     step2, a = result.baselines['step2'], result.accuracy
     lines = [f'domain {result.domain_id} ({result.domain_name}): {len(result.pruned)} branches pruned, '
              f'λ = {result.configuration.split}, T_eff {result.times.T_eff_ms:.3f} ms '
@@ -161,6 +229,11 @@ def summary(result: JointResult) -> str:
              f'({100 * (result.times.throughput_fps / step2.times.throughput_fps - 1):+.1f} %)',
              f'  test accuracy {a.final:.3f} [{a.ci95[0]:.3f}, {a.ci95[1]:.3f}], unpruned {a.reference:.3f}, '
              f'α = 1 {a.original:.3f}; validation {a.val_final:.3f}, reference {a.val_reference:.3f}']
+    points = result.frontier.get('T_eff')
+    if points:
+        lines.append(f'  picked by {result.pick.rule} from a frontier of {len(points)} points: T_eff '
+                     f'{points[0].times.T_eff_ms:.3f} to {points[-1].times.T_eff_ms:.3f} ms, validation accuracy '
+                     f'{points[0].accuracy:.3f} to {points[-1].accuracy:.3f}')
     single_tier: Dict[str, Any] = {name: result.baselines[name].times.T_eff_ms for name in ('all_client', 'all_server')}
     best = min(single_tier, key=single_tier.__getitem__)
     if single_tier[best] < result.times.T_eff_ms:

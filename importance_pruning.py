@@ -35,6 +35,10 @@ class ImportanceSearch(PruningSearch):
             state.rejected.add((block, keep))
         return True
 
+    def on_the_wire(self, state: SearchState, judgement: Judgement) -> Judgement:
+        """Blind to the link, too: step 4 chooses the wire format."""
+        return judgement
+
     def judge(self, state: SearchState, block: int, keep: Keep) -> Judgement:
         """The change after a short recovery, without L1 pressure: its weights would be times."""
         alpha = state.alpha.copy()

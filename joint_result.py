@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
@@ -10,12 +10,13 @@ import numpy as np
 import json_files
 from config import Settings, UserError
 from cost_model import Configuration, HardwareTable, Times
+from frontier import OBJECTIVES, FrontierPoint, PickRule
 from gamma_configurator import gamma_by_id
 from gamma_mask_builder import build_gamma_mask
 from hyper_repvgg import alpha_by_block, alpha_from_blocks, surviving_branches, unpruned_alpha
 from json_files import Document, numbers_or_none
 from prefix_activations import Choice
-from pruning_search import CurvePoint, Judgement, SearchState
+from pruning_search import CurvePoint, Formats, Judgement, SearchState
 from repvgg import BRANCHES
 
 
@@ -61,6 +62,8 @@ class JointResult:
     seed: int
     wall_s: float
     block_evaluations: int  # forward passes of one block on one validation image, in the whole search
+    frontier: Dict[str, List[FrontierPoint]] = field(default_factory=dict)  # by objective; none: not a joint search
+    pick: Optional[PickRule] = None  # how the configuration was picked from the frontier
 
     @property
     def pruned(self) -> List[str]:
@@ -69,20 +72,25 @@ class JointResult:
                 for branch, value in zip(BRANCHES, row) if value == 0]
 
 
-def save(kind: str, result: JointResult, settings: Settings, inputs: str) -> str:
-    """Write a domain's result ('joint', 'sequential', 'sequential_accuracy'); returns its path."""
+def save(kind: str, result: JointResult, settings: Settings, inputs: str, search_inputs: str = '') -> str:
+    """Write a domain's result ('joint', 'sequential', 'sequential_accuracy'); returns its path. `search_inputs`: the
+    fingerprint of its search, which does not depend on what is picked."""
     path = json_files.path_of(kind, settings, result.domain_id)
     choice, accuracy = result.configuration, result.accuracy
     content = {
         'domain_id': result.domain_id, 'domain_name': result.domain_name, 'mode': result.mode,
         'alpha': alpha_by_block(choice.alpha, result.block_names), 'pruned': result.pruned,
         'gamma': dict(zip(result.block_names, choice.gamma)), 'lambda': choice.split, 'wire': choice.wire,
+        'pick': None if result.pick is None else vars(result.pick),
         'accuracy': {**vars(accuracy), 'ci95': list(accuracy.ci95)},
         'epsilon': result.epsilon, 'xi_A': result.xi_A, 'J': result.J, **result.times.as_dict(),
         'baselines': {name: baseline.as_dict() for name, baseline in result.baselines.items()},
         'curve': [vars(point) for point in result.curve], 'measured': result.measured,
-        'block_evaluations': result.block_evaluations, 'seed': result.seed, 'wall_s': result.wall_s}
-    json_files.write(path, content, json_files.make_metadata(settings, kind, inputs))
+        'block_evaluations': result.block_evaluations, 'seed': result.seed, 'wall_s': result.wall_s,
+        'frontier': {name: [point_to_json(point, result.block_names) for point in points]
+                     for name, points in result.frontier.items()}}
+    metadata = json_files.make_metadata(settings, kind, inputs)
+    json_files.write(path, content, {**metadata, 'search_inputs': search_inputs} if search_inputs else metadata)
     return path
 
 
@@ -104,7 +112,28 @@ def load(domain: int, table: HardwareTable, settings: Settings, kind: str = 'joi
         {name: Baseline(document.number(('baselines', name, 'accuracy'), 0),
                         times_from_json(document, ('baselines', name))) for name in document.get('baselines')},
         curve_from_json(document), None if measured is None else document.get('measured'),
-        document.get('seed', int), document.number('wall_s', 0), document.get('block_evaluations', int))
+        document.get('seed', int), document.number('wall_s', 0), document.get('block_evaluations', int),
+        frontier_from_json(document, table), pick_from_json(document))
+
+
+def load_same_search(domain: int, table: HardwareTable, settings: Settings, search_inputs: str, mode: str,
+                     ) -> Optional[JointResult]:
+    """A finished result of the search with this fingerprint, whatever was picked from it; None where there is none."""
+    if search_of(json_files.path_of('joint', settings, domain)) != search_inputs:
+        return None
+    try:
+        found = load(domain, table, settings)
+    except UserError:
+        return None
+    return found if found.mode == mode and found.frontier.get('T_eff') else None
+
+
+def search_of(path: str) -> Optional[str]:
+    """The fingerprint of the search behind a joint result; None where there is no such file."""
+    try:
+        return json_files.read(path, '').content['metadata'].get('search_inputs')
+    except UserError:
+        return None
 
 
 def sequential_baseline(domain: int, table: HardwareTable, settings: Settings) -> Optional[Baseline]:
@@ -117,10 +146,11 @@ def sequential_baseline(domain: int, table: HardwareTable, settings: Settings) -
 
 
 def add_sequential_baseline(sequential: JointResult, settings: Settings) -> None:
-    """Put the sequential result among the baselines of the joint one, where that exists and is of the same inputs."""
+    """Put the sequential result among the baselines of the joint one, where that exists and its search had the same
+    inputs."""
     domain = sequential.domain_id
     path = json_files.path_of('joint', settings, domain)
-    if not json_files.is_current([path], json_files.inputs_of('joint', settings, domain)):
+    if search_of(path) != json_files.inputs_of('joint_state', settings, domain):
         return
     content = dict(json_files.read_kind('joint', settings, domain).content)
     content['baselines'] = {**content['baselines'],
@@ -134,6 +164,39 @@ def times_from_json(document: Document, where: Tuple[str, ...]) -> Times:
     return Times(**{name: document.number((*where, name), 0) for name in Times.__dataclass_fields__})
 
 
+def point_to_json(point: FrontierPoint, names: Tuple[str, ...]) -> Dict[str, Any]:
+    """One point of a frontier."""
+    choice = point.configuration
+    return {'accuracy': point.accuracy, 'n_pruned': point.n_pruned, 'recovered': point.recovered,
+            'lambda': choice.split, 'wire': choice.wire, **point.times.as_dict(),
+            'gamma': dict(zip(names, choice.gamma)), 'alpha': alpha_by_block(choice.alpha, names)}
+
+
+def frontier_from_json(document: Document, table: HardwareTable) -> Dict[str, List[FrontierPoint]]:
+    """The frontier of every objective; none where the result is not of a joint search."""
+    if not document.get('frontier'):
+        return {}
+    found: Dict[str, List[FrontierPoint]] = {}
+    for name in OBJECTIVES:
+        found[name] = []
+        for index, entry in enumerate(document.get(('frontier', name), list)):
+            label = f'frontier.{name}[{index}]'
+            point = Document(document.path, {label: entry}, document.made_by)
+            found[name].append(FrontierPoint(
+                configuration_from_json(point, table, (label,)), point.number((label, 'accuracy'), 0),
+                times_from_json(point, (label,)), point.get((label, 'recovered'), bool)))
+    return found
+
+
+def pick_from_json(document: Document) -> Optional[PickRule]:
+    """How the configuration was picked."""
+    if document.find('pick') is None:
+        return None
+    return PickRule(document.get('pick.rule', str), **{
+        name: None if document.find(('pick', name)) is None else document.number(('pick', name), 0)
+        for name in ('T_eff_ms', 'latency_ms', 'min_fps')})
+
+
 def curve_from_json(document: Document) -> List[CurvePoint]:
     """The accepted changes."""
     points = []
@@ -145,39 +208,39 @@ def curve_from_json(document: Document) -> List[CurvePoint]:
     return points
 
 
-def alpha_from_json(document: Document, table: HardwareTable) -> np.ndarray:
-    """α [N, 3], null exactly where a block has no identity, every block with at least one branch."""
-    expected = unpruned_alpha(table.has_identity)
+def alpha_from_json(document: Document, table: HardwareTable, at: Tuple[str, ...] = ()) -> np.ndarray:
+    """α [N, 3] of the object at `at`: null exactly where a block has no identity, a branch left in every block."""
+    expected, label = unpruned_alpha(table.has_identity), ''.join(f'{part}: ' for part in at)
     by_block: Dict[str, Dict[str, Optional[float]]] = {}
     for name, row in zip(table.block_names, expected):
         by_block[name] = {}
         for branch, present in zip(BRANCHES, ~np.isnan(row)):
-            where = ('alpha', name, branch)
+            where = (*at, 'alpha', name, branch)
             if not present and document.find(where) is not None:
                 raise document.refuse(f"field '{'.'.join(where)}' must be null: the block has no identity branch")
             by_block[name][branch] = document.number(where) if present else None
     alpha = alpha_from_blocks(by_block, table.block_names)
     for name, alive in zip(table.block_names, surviving_branches(alpha)):
         if not alive.any():
-            raise document.refuse(f'block {name} has no branch left')
+            raise document.refuse(f'{label}block {name} has no branch left')
     return alpha
 
 
-def configuration_from_json(document: Document, table: HardwareTable) -> Configuration:
-    """α, γ, λ and wire format, checked against each other and the table."""
-    alpha = alpha_from_json(document, table)
+def configuration_from_json(document: Document, table: HardwareTable, at: Tuple[str, ...] = ()) -> Configuration:
+    """α, γ, λ and wire format of the object at `at`, checked against each other and the table."""
+    alpha, label = alpha_from_json(document, table, at), ''.join(f'{part}: ' for part in at)
     valid = build_gamma_mask(surviving_branches(alpha))
     gamma = []
     for k, name in enumerate(table.block_names):
-        value = gamma_by_id(document.get(('gamma', name), int), f'{document.path}: block {name}').id
+        value = gamma_by_id(document.get((*at, 'gamma', name), int), f'{document.path}: {label}block {name}').id
         if not valid[k, value]:
-            raise document.refuse(f'block {name}: γ {value} does not run exactly the surviving branches')
+            raise document.refuse(f'{label}block {name}: γ {value} does not run exactly the surviving branches')
         gamma.append(value)
-    split, wire = document.get('lambda', int), document.get('wire', str)
+    split, wire = document.get((*at, 'lambda'), int), document.get((*at, 'wire'), str)
     if not 0 <= split <= table.n_blocks:
-        raise document.refuse(f'lambda is {split}, not between 0 and {table.n_blocks}')
+        raise document.refuse(f'{label}lambda is {split}, not between 0 and {table.n_blocks}')
     if wire not in table.block_bytes:
-        raise document.refuse(f'unknown wire format {wire!r}')
+        raise document.refuse(f'{label}unknown wire format {wire!r}')
     return Configuration(alpha, tuple(gamma), split, wire)
 
 
@@ -190,9 +253,10 @@ def save_state(kind: str, state: SearchState, domain: int, table: HardwareTable,
         'alpha': alpha_by_block(state.alpha, table.block_names), 'accuracy': state.accuracy,
         'curve': [vars(point) for point in state.curve],
         'looks': [[_choice_to_text(choice), accuracy] for choice, accuracy in state.looks.items()],
-        'judged': [[_choice_to_text(choice), judgement.accuracy, [numbers_or_none(row) for row in judgement.alpha]]
-                   for choice, judgement in state.judged.items()],
+        'judged': [[_choice_to_text(choice), judgement.accuracy, [numbers_or_none(row) for row in judgement.alpha],
+                    judgement.formats, judgement.lossless] for choice, judgement in state.judged.items()],
         'rejected': [[block, list(keep)] for block, keep in sorted(state.rejected)], 'rounds': state.rounds,
+        'formats': None if state.formats is None else list(state.formats), 'frontier_steps': state.frontier_steps,
         'polished': state.polished, 'finished': state.finished, 'block_evaluations': state.block_evaluations,
         'wall_s': wall_s}, json_files.make_metadata(settings, kind, inputs))
 
@@ -207,13 +271,16 @@ def load_state(kind: str, domain: int, table: HardwareTable, settings: Settings,
     state = SearchState(alpha_from_json(document, table), document.number('accuracy', 0), curve_from_json(document))
     try:
         state.looks = {_choice_from_text(text): float(accuracy) for text, accuracy in document.get('looks', list)}
-        state.judged = {_choice_from_text(text): Judgement(float(accuracy), np.array(alpha, dtype=float))
-                        for text, accuracy, alpha in document.get('judged', list)}
+        state.judged = {_choice_from_text(text): Judgement(float(accuracy), np.array(alpha, dtype=float),
+                                                           _formats_from_json(formats), lossless)
+                        for text, accuracy, alpha, formats, lossless in document.get('judged', list)}
+        state.formats = _formats_from_json(document.find('formats'))
         state.rejected = {(int(block), tuple(bool(b) for b in keep))
                           for block, keep in document.get('rejected', list)}
     except (TypeError, ValueError):
         raise UserError(f'{path}: is damaged; delete it to start the search again') from None
     state.rounds, state.block_evaluations = document.get('rounds', int), document.get('block_evaluations', int)
+    state.frontier_steps = document.get('frontier_steps', int)
     state.polished, state.finished = document.get('polished', bool), document.get('finished', bool)
     return state, document.number('wall_s', 0)
 
@@ -221,6 +288,10 @@ def load_state(kind: str, domain: int, table: HardwareTable, settings: Settings,
 def _choice_to_text(choice: Choice) -> str:
     """'111 011 ...': which branches every block keeps."""
     return ' '.join(''.join('01'[kept] for kept in keep) for keep in choice)
+
+
+def _formats_from_json(formats: Optional[List[str]]) -> Formats:
+    return None if formats is None else tuple(str(name) for name in formats)
 
 
 def _choice_from_text(text: str) -> Choice:

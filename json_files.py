@@ -39,11 +39,11 @@ _STEP1 = 'python step1_measure_lut.py --mode '
 _STEP3 = 'python step_3_joint.py --domain_id {domain} --mode pseudo'
 _TRAINED = ('model', 'weights', 'data', 'alpha')
 _TABLE = ('model', 'lut', 'server', 'client', 'link')
-_JOINT = FileKind('{results}/joint_optimization/domain_{domain}_joint.json', _STEP3,
-                  (*_TRAINED, 'link', 'objective', 'joint'), ('lut', 'alpha', 'importance_rankings', 'partition'),
-                  ('WEIGHT_PATH_SERVER',))
+_SEARCH = FileKind('{results}/joint_optimization/domain_{domain}_state.json', _STEP3,
+                   (*_TRAINED, 'link', 'objective', 'joint'), ('lut', 'alpha', 'importance_rankings', 'partition'),
+                   ('WEIGHT_PATH_SERVER',))
 
-_SEQUENTIAL = _JOINT._replace(path='{results}/sequential/domain_{domain}_sequential.json',
+_SEQUENTIAL = _SEARCH._replace(path='{results}/sequential/domain_{domain}_sequential.json',
                               made_by='python step3_accuracy_opt.py --domain_id {domain}')
 
 KINDS: Dict[str, FileKind] = {
@@ -66,12 +66,13 @@ KINDS: Dict[str, FileKind] = {
     'step2': FileKind('{results}/initial_throughput_config.json',
                       'python step2_initial_throughput_opt.py --lut_file {results}/hardware_lut_complete.json',
                       ('model', 'link', 'objective', 'gradient'), ('lut',)),
-    'joint': _JOINT,
-    'joint_state': _JOINT._replace(path='{results}/joint_optimization/domain_{domain}_state.json'),
+    'joint': _SEARCH._replace(path='{results}/joint_optimization/domain_{domain}_joint.json',
+                              groups=(*_SEARCH.groups, 'pick')),
+    'joint_state': _SEARCH,
     'sequential_accuracy': _SEQUENTIAL._replace(path='{results}/sequential/domain_{domain}_accuracy.json'),
     'sequential_accuracy_state': _SEQUENTIAL._replace(path='{results}/sequential/domain_{domain}_state.json'),
     'sequential': _SEQUENTIAL._replace(made_by='python step4_final_throughput_opt.py --domain_id {domain}',
-                                       inputs=(*_JOINT.inputs, 'sequential_accuracy')),
+                                       inputs=(*_SEARCH.inputs, 'sequential_accuracy')),
     'summary': FileKind('{results}/visualization/summary.json', 'python step5_visualize_results.py', ()),
 }
 

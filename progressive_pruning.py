@@ -151,16 +151,21 @@ class JointSearch(PruningSearch):
         pool = self.proposals(state)
         if not pool:
             return None
+        accuracy, sd = self.predicted(state, pool)
+        accuracy += self.expected_recovery(state)
+        promise = expected_improvement(accuracy, sd, self.relative_T_eff(pool), self.bound - 0.5 / len(self.val),
+                                       self.settings.MU, self.J_of(state))
+        best = int(np.argmax(promise))
+        return pool[best] if promise[best] > (0 if state.polished else WORTH_A_LOOK) else None
+
+    def predicted(self, state: SearchState, pool: List[Choice]) -> Tuple[np.ndarray, np.ndarray]:
+        """What looks at these choices would give, [m], and its standard deviation [m]."""
         whole = np.array(choice_of(self.unpruned)).ravel()
         seen = list(state.looks)
         surrogate = AccuracySurrogate((whole & ~np.array(seen).reshape(len(seen), -1)),
                                       self.reference - np.array([state.looks[c] for c in seen]), self.settings.EPSILON)
         loss, sd = surrogate.predict(whole & ~np.array(pool).reshape(len(pool), -1))
-        accuracy = self.reference - loss + self.expected_recovery(state)
-        promise = expected_improvement(accuracy, sd, self.relative_T_eff(pool), self.bound - 0.5 / len(self.val),
-                                       self.settings.MU, self.J_of(state))
-        best = int(np.argmax(promise))
-        return pool[best] if promise[best] > (0 if state.polished else WORTH_A_LOOK) else None
+        return self.reference - loss, sd
 
     # --- recovery and judgement ---
 
@@ -187,16 +192,20 @@ class JointSearch(PruningSearch):
     def judge(self, state: SearchState, choice: Choice) -> Judgement:
         """The choice after a short recovery of α, from the best network's α where that has the branch, else from α
         before pruning; as it was looked at, where that is more accurate."""
-        def kept(alpha: np.ndarray) -> np.ndarray:
-            return np.where(np.isnan(alpha), np.nan, np.where(np.array(choice), alpha, 0.0))
-
-        alpha = kept(np.where(state.alpha != 0, state.alpha, self.unpruned))
+        alpha = kept(choice, np.where(state.alpha != 0, state.alpha, self.unpruned))
         seed = alpha_training.seed_of(self.settings.SEED, self.domain_id, *(int(v) for keep in choice for v in keep))
         cost = branch_cost_ms(self.table, surviving_branches(alpha), self.solve(alpha).split, self.settings.HEAD_TIER)
         judgement = self.recovered(state, alpha, self.settings.RECOVERY_STEPS, seed,
                                    self.settings.L1_WEIGHT * cost / self.T_eff_ref_ms)
-        look = Judgement(state.looks[choice], kept(self.unpruned))
-        return max(judgement, look, key=lambda found: found.accuracy)
+        look = Judgement(state.looks[choice], kept(choice, self.unpruned))
+        return self.on_the_wire(state, max(judgement, look, key=lambda found: found.accuracy))
+
+    def try_choice(self, state: SearchState, choice: Choice) -> None:
+        """Judge a choice and accept it if it lowers J within the constraint."""
+        judgement = self.judge(state, choice)
+        state.judged[choice] = judgement
+        if judgement.accuracy >= self.bound and self.J_of(judgement) < self.J_of(state) - LEAST_IMPROVEMENT:
+            self.accept(state, judgement)
 
     # --- the search ---
 
@@ -214,12 +223,13 @@ class JointSearch(PruningSearch):
             return False
         choice = self.best_look(state)
         if choice is not None:
-            judgement = self.judge(state, choice)
-            state.judged[choice] = judgement
-            J = self.J(float(self.relative_T_eff([choice])[0]) * self.T_eff_ref_ms, judgement.accuracy)
-            if judgement.accuracy >= self.bound and J < self.J_of(state) - LEAST_IMPROVEMENT:
-                self.accept(state, judgement)
+            self.try_choice(state, choice)
         return True
+
+
+def kept(choice: Choice, alpha: np.ndarray) -> np.ndarray:
+    """α [N, 3] with 0 for what a choice drops."""
+    return np.where(np.isnan(alpha), np.nan, np.where(np.array(choice), alpha, 0.0))
 
 
 def smaller_sets(surviving: Keep) -> List[Keep]:

@@ -1,8 +1,8 @@
 """What every pruning search shares: its state, what a state is worth, recovery, acceptance, the loop."""
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Callable, Dict, List, Optional, Sequence, Set, Tuple
+from dataclasses import dataclass, field, replace
+from typing import Callable, Dict, List, Optional, Sequence, Set, Tuple, Union
 
 import numpy as np
 
@@ -15,6 +15,10 @@ from hyper_repvgg import HyperRepVGG, surviving_branches
 from prefix_activations import Choice, Keep
 from throughput_optimizer import Solution, fastest_gammas
 from throughput_optimizer_limit import check_possible, solve_or_nearest, solve_within_limits
+from wire_formats import by_loss, is_lossless
+from wire_loss import WireLoss
+
+Formats = Optional[Tuple[str, ...]]  # wire formats that a network may use; None: all of WIRE_FORMATS
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,15 @@ class CurvePoint:
 @dataclass(frozen=True)
 class Judgement:
     """A pruned network after its recovery."""
-    accuracy: float  # validation
+    accuracy: float  # validation; with the loss of the wire format where `formats` is given
     alpha: np.ndarray  # [N, 3]
+    formats: Formats = None  # those for which the accuracy holds, at the split that is best with them
+    lossless: Optional[float] = None  # validation accuracy without the loss of a wire format; None: `accuracy` is
+
+    @property
+    def lossless_accuracy(self) -> float:
+        """Validation accuracy of the network itself."""
+        return self.accuracy if self.lossless is None else self.lossless
 
 
 @dataclass
@@ -46,6 +57,8 @@ class SearchState:
     polished: bool = False  # has the best network had its longer recovery?
     finished: bool = False
     block_evaluations: int = 0  # forward passes of one block on one validation image
+    formats: Formats = None  # wire formats for which `accuracy` holds
+    frontier_steps: int = 0  # looks and recoveries that were spent on the frontier
 
 
 def choice_of(alpha: np.ndarray) -> Choice:
@@ -66,21 +79,27 @@ class PruningSearch:
         self.T_eff_ref_ms = T_eff_ref_ms  # best T_eff without pruning
         self.importance = list(importance)  # (block, branch), least important first
         self.bound = reference - settings.EPSILON
+        self.formats = by_loss(settings.WIRE_FORMATS)
+        self._settings_with = {formats: replace(settings, WIRE_FORMATS=formats) for formats in self.formats}
 
     # --- what a state is worth ---
 
-    def solve(self, alpha: np.ndarray) -> Solution:
-        """Optimal γ and λ for what survives in alpha; while nothing is within the limits, the nearest."""
-        return solve_or_nearest(self.table, surviving_branches(alpha), self.settings)[0]
+    def settings_with(self, formats: Formats) -> Settings:
+        """The settings with some of the wire formats."""
+        return self.settings if formats is None else self._settings_with[formats]
+
+    def solve(self, alpha: np.ndarray, formats: Formats = None) -> Solution:
+        """Optimal γ, λ and wire format for what survives in alpha; while nothing is within the limits, the nearest."""
+        return solve_or_nearest(self.table, surviving_branches(alpha), self.settings_with(formats))[0]
 
     def final(self, alpha: np.ndarray) -> Solution:
         """The same for the end of a search. Raises `limits.NothingFits` when nothing is within the limits."""
         return solve_within_limits(self.table, surviving_branches(alpha), self.settings)
 
-    def T_eff_ms(self, surviving: np.ndarray) -> float:
+    def T_eff_ms(self, surviving: np.ndarray, formats: Formats = None) -> float:
         """T_eff at the best γ and λ of these branches. While nothing is within the limits, T_eff of the nearest plus
         κ·T_eff_ref for what it exceeds its worst limit by, so that J prices that as it prices lost accuracy."""
-        solution, excess = solve_or_nearest(self.table, surviving, self.settings)
+        solution, excess = solve_or_nearest(self.table, surviving, self.settings_with(formats))
         return solution.times.T_eff_ms + self.settings.KAPPA * excess * self.T_eff_ref_ms
 
     def J(self, T_eff_ms: float, accuracy: float) -> float:
@@ -88,16 +107,16 @@ class PruningSearch:
         return goal(T_eff_ms, self.T_eff_ref_ms, accuracy, self.reference, self.settings.EPSILON,
                     self.settings.KAPPA, self.settings.MU)[0]
 
-    def J_of(self, state: SearchState) -> float:
-        """J of the best network so far."""
-        return self.J(self.T_eff_ms(surviving_branches(state.alpha)), state.accuracy)
+    def J_of(self, network: Union[SearchState, Judgement]) -> float:
+        """J of a judged network, or of the best so far."""
+        return self.J(self.T_eff_ms(surviving_branches(network.alpha), network.formats), network.accuracy)
 
     def start(self) -> SearchState:
         """The state before anything is pruned. Raises `limits.NothingFits` when no pruning can meet the limits."""
         check_possible(self.table, self.settings)
-        times = self.solve(self.unpruned).times
-        point = CurvePoint(0, self.reference, times.T_eff_ms, times.throughput_fps)
-        return SearchState(self.unpruned, self.reference, [point], looks={choice_of(self.unpruned): self.reference})
+        state = SearchState(self.unpruned, self.reference, [], looks={choice_of(self.unpruned): self.reference})
+        self.accept(state, self.on_the_wire(state, Judgement(self.reference, self.unpruned)))
+        return state
 
     # --- judging and accepting ---
 
@@ -118,10 +137,25 @@ class PruningSearch:
         state.block_evaluations += len(self.model.blocks) * len(self.val)
         return alpha_training.accuracy(self.model, self.val, self.settings)
 
+    def on_the_wire(self, state: SearchState, judgement: Judgement) -> Judgement:
+        """The network with the wire formats that give the lowest J, each with the accuracy that it leaves. Formats
+        without loss cost nothing to judge."""
+        if all(is_lossless(wire) for wire in self.settings.WIRE_FORMATS):
+            return judgement
+        measured = WireLoss(self.model, self.val, self.settings)
+        options = []
+        for formats in self.formats:
+            solution = self.solve(judgement.alpha, formats)
+            accuracy = measured.accuracy(judgement.alpha, solution.split, solution.wire, judgement.accuracy)
+            options.append(Judgement(accuracy, judgement.alpha, formats, judgement.accuracy))
+        state.block_evaluations += measured.block_evaluations
+        return min(options, key=self.J_of)
+
     def accept(self, state: SearchState, judgement: Judgement) -> None:
         """Make a judged network the best so far."""
         state.alpha, state.accuracy, state.polished = judgement.alpha, judgement.accuracy, False
-        times = self.solve(state.alpha).times
+        state.formats = judgement.formats
+        times = self.solve(state.alpha, state.formats).times
         state.curve.append(CurvePoint(int((state.alpha == 0).sum()), state.accuracy, times.T_eff_ms,
                                       times.throughput_fps))
 
@@ -132,7 +166,7 @@ class PruningSearch:
         while not state.finished:
             if len(state.curve) > self.settings.MAX_PRUNING_ROUNDS or not self.round(state):
                 if state.polished:
-                    state.finished = True
+                    state.finished = not self.widen(state)
                 else:
                     self.polish(state)
             state.rounds += 1
@@ -143,12 +177,17 @@ class PruningSearch:
         """Try something; False when nothing is left that is worth trying."""
         raise TypeError('a subclass says what a round tries')
 
+    def widen(self, state: SearchState) -> bool:
+        """After the last round: measure something more for the frontier's sake; False when enough was."""
+        return False
+
     def polish(self, state: SearchState) -> None:
         """When nothing more is worth trying, once for each best network: a longer recovery without L1. The accuracy
         that it wins may make another try worthwhile."""
         seed = alpha_training.seed_of(self.settings.SEED, self.domain_id, state.rounds)
-        judgement = self.recovered(state, state.alpha, 3 * self.settings.RECOVERY_STEPS, seed, None)
-        if judgement.accuracy > state.accuracy:
+        recovered = self.recovered(state, state.alpha, 3 * self.settings.RECOVERY_STEPS, seed, None)
+        judgement = self.on_the_wire(state, recovered)
+        if (self.J_of(judgement), -judgement.accuracy) < (self.J_of(state), -state.accuracy):
             state.curve.pop()
             self.accept(state, judgement)
             state.judged.pop(choice_of(state.alpha), None)  # to be the latest

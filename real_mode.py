@@ -25,11 +25,11 @@ from config import Settings
 from cost_model import Configuration, HardwareTable, Roofline, times
 from evaluation import ImageSet, normalise, wilson_interval
 from frames import ProtocolError
+from frontier_search import FrontierSearch
 from gamma_configurator import N_GAMMA
 from hyper_repvgg import HyperRepVGG, create_hyper_repvgg, deploy, surviving_branches, unpruned_alpha
 from link_measurement import measure_link
 from lut_manager import TierCosts, WireCosts
-from progressive_pruning import JointSearch
 from repvgg import architecture, block_shapes
 from split_server import RemoteClient, wait_for_client
 from split_trainer import SplitNetwork, predict
@@ -167,12 +167,12 @@ class Session:
 
     # --- search and measurement ---
 
-    def search_type(self, table: HardwareTable) -> Callable[..., JointSearch]:
-        """`JointSearch` with its α training through the split of the unpruned network."""
+    def search_type(self, table: HardwareTable) -> Callable[..., FrontierSearch]:
+        """`FrontierSearch` with its α training through the split of the unpruned network."""
         split = solve_exact(table, surviving_branches(unpruned_alpha(table.has_identity)), self.settings).split
 
-        def search(model: HyperRepVGG, *arguments: Any) -> JointSearch:
-            return JointSearch(SplitNetwork(model, self.client, split, self.settings), *arguments)
+        def search(model: HyperRepVGG, *arguments: Any) -> FrontierSearch:
+            return FrontierSearch(SplitNetwork(model, self.client, split, self.settings), *arguments)
 
         return search
 

@@ -1,4 +1,4 @@
-"""Pictures of what step 3 found: the curve of accepted changes, the comparison of domains, one configuration."""
+"""Pictures of what step 3 found: the frontier, the comparison of domains, one configuration."""
 from __future__ import annotations
 
 import math
@@ -10,6 +10,7 @@ from cost_figures import TIER_COLOURS
 from cost_model import HardwareTable, Times, gathered, other_tier
 from figures import (BLACK, BLUE, ORANGE, PURPLE, RED, SKY, add_colour_bar, draw_heatmap, headline, plain, styled,
                      subplots)
+from frontier import FrontierPoint, lowest_explored
 from gamma_configurator import GAMMAS
 from joint_result import JointResult
 from result_summary import change, mean_change, percent, points
@@ -21,23 +22,28 @@ BASELINE_LABEL = {'all_client': 'everything on the client (unpruned)',
                   'step2': 'best split (unpruned, step 2)', 'sequential': 'sequential: prune, then split'}
 
 
-# --- accuracy along the curve of accepted changes ------------------------------------------------------
+PICK_LABEL = {'constraint': 'picked: lowest J within ε', 'knee': 'picked: knee of the frontier',
+              'budget': 'picked: most accurate within the budget'}
+
+
+# --- the frontier of accuracy and speed ------------------------------------------------------------------
 
 class Speed(NamedTuple):
     """The horizontal axis of a curve."""
     field: str  # of CurvePoint and of Times
+    frontier: str  # whose points are drawn
     label: str
     word: str  # for titles
 
 
-THROUGHPUT = Speed('throughput_fps', 'throughput (frames/s), further right is faster', 'throughput')
-T_EFF = Speed('T_eff_ms', 'T_eff (ms per image), further left is faster', 'T_eff')
+THROUGHPUT = Speed('throughput_fps', 'throughput', 'throughput (frames/s), further right is faster', 'throughput')
+T_EFF = Speed('T_eff_ms', 'T_eff', 'T_eff (ms per image), further left is faster', 'T_eff')
 
 
 @styled
 def accuracy_curves(results: Sequence[JointResult], speed: Speed, sequential: Mapping[int, JointResult],
                     note: str = '') -> Any:
-    """One panel a domain: validation accuracy along the accepted changes; returns the figure.
+    """One panel a domain: the highest validation accuracy at every speed; returns the figure.
     `sequential`: the sequential baseline's results by domain, as far as they exist. `note` is added to the title."""
     columns = {1: 1, 2: 2, 4: 2, 7: 4, 8: 4, 10: 5}.get(len(results), 3)
     rows = math.ceil(len(results) / columns)
@@ -60,7 +66,7 @@ def accuracy_curves(results: Sequence[JointResult], speed: Speed, sequential: Ma
             panels[index].set_ylabel('validation accuracy (%)')
     handles = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels())}
     legend_axes(figure, grid, len(results)).legend(handles.values(), handles.keys(), loc='upper center',
-                                                   ncol=1 if width < 7 else 2 if width < 14 else 4)
+                                                   ncol=2 if width < 13 else 3 if width < 17 else 4)
     headline(figure, curve_message(results, speed) + note)
     return figure
 
@@ -78,21 +84,32 @@ def legend_axes(figure: Any, grid: Any, used: int) -> Any:
 def value_range(result: JointResult, sequential: Optional[JointResult]) -> Tuple[float, float]:
     """Lowest and highest accuracy (%) that a panel must show."""
     reference = result.accuracy.val_reference
-    shown = [point.accuracy for point in result.curve] + [reference, reference - result.epsilon]
+    shown = [point.accuracy for points in result.frontier.values() for point in shown_points(result, points)]
+    shown += [result.accuracy.val_final, result.curve[0].accuracy, reference, reference - result.epsilon]
     shown += [sequential.accuracy.val_final] if sequential else []
     return 100 * min(shown), 100 * max(max(shown), min(shown) + 1e-3)
+
+
+def shown_points(result: JointResult, points: Sequence[FrontierPoint]) -> List[FrontierPoint]:
+    """The part of a frontier that was explored; networks that lost more say nothing and would flatten the rest."""
+    lowest = min(lowest_explored(result.accuracy.val_reference, result.epsilon), result.accuracy.val_final)
+    return [point for point in points if point.accuracy >= lowest]
 
 
 def draw_curve(axes: Any, result: JointResult, speed: Speed, sequential: Optional[JointResult]) -> None:
     """One domain's panel."""
     reference = 100 * result.accuracy.val_reference
-    x = [getattr(point, speed.field) for point in result.curve]
-    y = [100 * point.accuracy for point in result.curve]
+    points, start = shown_points(result, result.frontier[speed.frontier]), result.curve[0]
+    x = [getattr(point.times, speed.field) for point in points]
+    y = [100 * point.accuracy for point in points]
     axes.axhspan(reference - 100 * result.epsilon, reference, color='0.91', linewidth=0, zorder=0,
                  label='allowed: up to ε below the reference accuracy')
-    axes.plot(x, y, 'o-', color=RED, markersize=4, zorder=3, label='accepted changes (joint search)')
-    axes.plot(x[0], y[0], 's', color=BLACK, markersize=8, zorder=4, label='start: best split, unpruned (step 2)')
-    axes.plot(x[-1], y[-1], '*', color=RED, markersize=17, markeredgecolor=BLACK, zorder=5, label='final')
+    axes.plot(x, y, 'o-', color=RED, drawstyle='steps-post', markersize=4, zorder=3,  # fastest first on both axes
+              label='frontier: nothing found beats it')
+    axes.plot(getattr(start, speed.field), 100 * start.accuracy, 's', color=BLACK, markersize=8, zorder=4,
+              label=BASELINE_LABEL['step2'])
+    axes.plot(getattr(result.times, speed.field), 100 * result.accuracy.val_final, '*', color=RED, markersize=17,
+              markeredgecolor=BLACK, zorder=5, label=PICK_LABEL[result.pick.rule])
     for name in ('all_client', 'all_server'):  # these compute what the unpruned network computes
         colour, marker = BASELINE_LOOK[name]
         axes.plot(getattr(result.baselines[name].times, speed.field), reference, marker, color=colour, markersize=9,

@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from config import UserError
+from config import PICKS, UserError
 from cost_model import HardwareTable, times
 from joint_result import JointResult
 
@@ -29,11 +29,14 @@ def check(result: JointResult, path: str) -> None:
         raise UserError(f"{path}: field 'baselines.{missing[0]}' is missing")
     if not result.curve:
         raise UserError(f"{path}: field 'curve' is empty: its first point is the unpruned network")
-    for entry in [result, *result.baselines.values()]:
+    if not result.frontier.get('T_eff') or result.pick is None or result.pick.rule not in PICKS:
+        raise UserError(f'{path}: has no frontier, or no known rule of picking from it; make it again')
+    for entry in [result, *result.baselines.values(), *(p for points in result.frontier.values() for p in points)]:
         if entry.times.T_cyc_ms <= 0 or entry.times.T_eff_ms <= 0:
             raise UserError(f'{path}: T_cyc_ms and T_eff_ms must be above 0')
     a = result.accuracy
     accuracies = [a.original, a.reference, a.final, a.val_reference, a.val_final, *a.ci95]
+    accuracies += [point.accuracy for points in result.frontier.values() for point in points]
     accuracies += [point.accuracy for point in result.curve] + [b.accuracy for b in result.baselines.values()]
     if max(accuracies) > 1:
         raise UserError(f'{path}: accuracy {max(accuracies):g} is above 1; accuracies are fractions of 1')
@@ -105,6 +108,8 @@ def text(results: Sequence[JointResult], notes: Sequence[str]) -> str:
     mean = mean_change(results)
     lines.append(f'{"mean of " + str(len(results)):30}{"":30}{points(mean.accuracy_loss):>6}'
                  f'{"":19}{percent(mean.T_eff_change):>7}{"":18}{percent(mean.throughput_change):>7}')
+    rules = sorted({result.pick.rule for result in results})
+    lines.append(f'picked from the frontiers by: {", ".join(rules)}')
     lines.append('(unpruned: the best split of step 2; loss in percentage points, below 0 is a gain)')
     sequential = [result for result in results if 'sequential' in result.baselines]
     if sequential:

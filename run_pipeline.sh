@@ -4,6 +4,7 @@
 #     bash run_pipeline.sh                                   # all ten domains, built-in example
 #     bash run_pipeline.sh --domains 0,3,7 --jobs 1
 #     bash run_pipeline.sh --set BANDWIDTH_MBPS=20 EPSILON=0.01
+#     bash run_pipeline.sh --set PICK=knee                   # after a run: picks again, searches nothing (docs/frontier.md)
 #     PROFILE=imagenet DATA_PATH=/data/imagenet/val bash run_pipeline.sh
 #
 #   --domains 0,3,7      only these domains; 0-4 for a range

@@ -51,7 +51,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
             if json_files.is_current([path], json_files.inputs_of('joint', settings, domain)):
                 cli.say(f'{path} is up to date')
                 continue
-            optimise_real(domain, session, settings)
+            optimise_real(domain, session, settings, search_again=False)
     step5_visualize_results.main(['--if_changed', *overrides])
 
 

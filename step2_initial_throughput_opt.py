@@ -24,7 +24,7 @@ def optimise(table: Any, settings: Settings, pruning_follows: bool = False) -> D
     surviving = surviving_branches(unpruned_alpha(table.has_identity))
 
     def to_json(solution: optimizer.Solution) -> Dict[str, Any]:
-        return {'lambda': solution.split, 'gamma': dict(zip(table.block_names, solution.gamma)),
+        return {'wire': solution.wire, 'lambda': solution.split, 'gamma': dict(zip(table.block_names, solution.gamma)),
                 **solution.times.as_dict()}
 
     exact = optimizer.solve_exact(table, surviving, settings)

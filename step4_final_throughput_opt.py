@@ -8,7 +8,6 @@ where the joint result of the domain exists, adds itself to the baselines there.
 """
 from __future__ import annotations
 
-import dataclasses
 from typing import Optional, Sequence
 
 import cli
@@ -19,20 +18,27 @@ from config import Settings
 
 def run_domain(domain: int, settings: Settings, inputs: str, lut_file: str) -> None:
     """One domain."""
+    import torch
+
     import domain_search
     import joint_result
     import lut_manager
-    from cost_model import Configuration, goal
+    from cost_model import goal
+    from domain_dataset import load_domain
     from hyper_repvgg import surviving_branches
     from throughput_optimizer_limit import solve_within_limits
     table = lut_manager.load(lut_file, settings)
     pruned = joint_result.load(domain, table, settings, 'sequential_accuracy')
     alpha = pruned.configuration.alpha
-    chosen = solve_within_limits(table, surviving_branches(alpha), settings)
-    J, xi = goal(chosen.times.T_eff_ms, pruned.baselines['step2'].times.T_eff_ms, pruned.accuracy.val_final,
-                 pruned.accuracy.val_reference, settings.EPSILON, settings.KAPPA, settings.MU)
-    result = dataclasses.replace(pruned, configuration=Configuration(alpha, chosen.gamma, chosen.split, chosen.wire),
-                                 times=chosen.times, J=J, xi_A=xi)
+    T_eff_ref_ms, model = pruned.baselines['step2'].times.T_eff_ms, domain_search.base_model(settings)
+    torch.set_num_threads(settings.threads(settings.TORCH_THREADS))
+    chosen, accuracy = domain_search.best_on_wire(
+        alpha, lambda chosen: solve_within_limits(table, surviving_branches(alpha), chosen), model,
+        load_domain(settings, domain, 'val'),
+        lambda T_eff_ms, accuracy: goal(T_eff_ms, T_eff_ref_ms, accuracy, pruned.accuracy.val_reference,
+                                        settings.EPSILON, settings.KAPPA, settings.MU)[0], settings)
+    result = domain_search.as_chosen(pruned, chosen, accuracy, model, load_domain(settings, domain, 'test'), table,
+                                     settings)
     joint_result.save('sequential', result, settings, inputs)
     joint_result.add_sequential_baseline(result, settings)
     print(domain_search.summary(result))

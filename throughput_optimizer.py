@@ -34,7 +34,7 @@ class Solution:
 class GradientRun:
     """What the gradient method found, before and after rounding."""
     solution: Solution
-    steps: int
+    steps: int  # of each wire format
     wall_s: float
     history: List[Tuple[int, float]]  # (step, roofline-enhanced T_eff in ms)
 
@@ -89,13 +89,15 @@ def solve_exact(table: HardwareTable, surviving: np.ndarray, settings: Settings,
 
 
 def solve_unfused(table: HardwareTable, surviving: np.ndarray, settings: Settings) -> Solution:
-    """Every block with its branches side by side (γ 9 or 3 where nothing is pruned), at its best λ."""
+    """Every block with its branches side by side (γ 9 or 3 where nothing is pruned), at its best λ and wire format."""
     gamma = [unfused_gamma(tuple(row)) for row in np.asarray(surviving, dtype=bool)]
     block_ms = {tier: gathered(table.T_ms[tier], gamma) for tier in TIERS}
-    at_splits = split_times(table, block_ms, settings.WIRE_FORMATS[0], settings.HEAD_TIER, settings.OMEGA)
-    splits = np.asarray(split_range(table.n_blocks, settings))
-    split = int(splits[np.argmin(at_splits.T_eff_ms[splits])])
-    return Solution(tuple(gamma), split, settings.WIRE_FORMATS[0], at_splits.at(split))
+    splits, found = np.asarray(split_range(table.n_blocks, settings)), []
+    for wire in settings.WIRE_FORMATS:
+        at_splits = split_times(table, block_ms, wire, settings.HEAD_TIER, settings.OMEGA)
+        split = int(splits[np.argmin(at_splits.T_eff_ms[splits])])
+        found.append(Solution(tuple(gamma), split, wire, at_splits.at(split)))
+    return min(found, key=lambda solution: solution.times.T_eff_ms)
 
 
 def baselines(table: HardwareTable, surviving: np.ndarray, settings: Settings) -> Dict[str, Solution]:
@@ -119,6 +121,9 @@ class SoftCosts:
         self.flops, self.n_bytes = as_tensor(table.flops), as_tensor(table.bytes_moved)
         self.invalid = torch.as_tensor(~valid)
         self.com_ms = torch.as_tensor(table.link.transfer_ms(table.cut_bytes(wire)))  # (N+1,)
+        head = settings.HEAD_TIER
+        codec = table.cut_codec_ms(wire, head, other_tier(head))
+        self.codec_ms = {tier: torch.as_tensor(ms) for tier, ms in zip((head, other_tier(head)), codec)}  # (N+1,)
         self.index = torch.arange(table.n_blocks, dtype=torch.float64)
 
     def soft_gamma(self, logits):
@@ -139,25 +144,34 @@ class SoftCosts:
             own_ms = (share * (gamma * self.block_ms[tier]).sum(1)).sum() + end.T_ms[tier]
             loss = roofline_loss_ms(flops, n_bytes, table.roofline[tier], settings.ROOFLINE_LAMBDA,
                                     settings.ROOFLINE_RHO, torch.relu)
-            stage_ms[tier] = own_ms + settings.ROOFLINE_BETA * loss
-        return combine(stage_ms['client'], self.transfer_ms(split), stage_ms['server'], table.link.rtt_ms,
-                       settings.OMEGA, torch.maximum)[2]
+            stage_ms[tier] = own_ms + settings.ROOFLINE_BETA * loss + self.between_cuts(self.codec_ms[tier], split)
+        return combine(stage_ms['client'], self.between_cuts(self.com_ms, split), stage_ms['server'],
+                       table.link.rtt_ms, settings.OMEGA, torch.maximum)[2]
 
-    def transfer_ms(self, split):
-        """T_com interpolated between cuts; cut c lies at c - 1/2, where the blocks below c weigh more than half."""
-        position = (split + 0.5).clamp(0, len(self.com_ms) - 1)
-        below = position.detach().floor().clamp(max=len(self.com_ms) - 2).long()
+    def between_cuts(self, values, split):
+        """What a cut costs ([N+1]: T_com, encoding, decoding), interpolated between cuts; cut c lies at c - 1/2, where
+        the blocks below c weigh more than half."""
+        position = (split + 0.5).clamp(0, len(values) - 1)
+        below = position.detach().floor().clamp(max=len(values) - 2).long()
         part = position - below
-        return (1 - part) * self.com_ms[below] + part * self.com_ms[below + 1]
+        return (1 - part) * values[below] + part * values[below + 1]
 
 
 def solve_gradient(table: HardwareTable, surviving: np.ndarray, settings: Settings) -> GradientRun:
     """The published method: Adam on γ logits and a real λ, then rounding (argmax γ; the head takes the blocks with
-    weight above one half). It optimises the first wire format. Deterministic: it starts from equal logits and the
-    middle of the allowed splits."""
-    import torch
+    weight above one half), once for each wire format; the lowest T_eff counts. Deterministic: it starts from equal
+    logits and the middle of the allowed splits."""
     start = time.perf_counter()
-    wire, splits = settings.WIRE_FORMATS[0], split_range(table.n_blocks, settings)
+    runs = [_descend(table, surviving, wire, settings) for wire in settings.WIRE_FORMATS]
+    solution, history = min(runs, key=lambda run: run[0].times.T_eff_ms)
+    return GradientRun(solution, settings.THROUGHPUT_OPTIM_STEPS, time.perf_counter() - start, history)
+
+
+def _descend(table: HardwareTable, surviving: np.ndarray, wire: str, settings: Settings,
+             ) -> Tuple[Solution, List[Tuple[int, float]]]:
+    """The gradient method with one wire format: the rounded answer and the history of its objective."""
+    import torch
+    splits = split_range(table.n_blocks, settings)
     costs = SoftCosts(table, build_gamma_mask(surviving), wire, settings)
     logits = torch.zeros(table.n_blocks, table.flops.shape[1], dtype=torch.float64, requires_grad=True)
     low, high = splits[0] - 0.5, splits[-1] - 0.5
@@ -177,5 +191,4 @@ def solve_gradient(table: HardwareTable, surviving: np.ndarray, settings: Settin
     rounded = min(max(int(np.ceil(float(split.detach()))), splits[0]), splits[-1])
     block_ms: Mapping[str, np.ndarray] = {tier: gathered(table.T_ms[tier], gamma) for tier in TIERS}
     found = split_times(table, block_ms, wire, settings.HEAD_TIER, settings.OMEGA).at(rounded)
-    return GradientRun(Solution(gamma, rounded, wire, found), settings.THROUGHPUT_OPTIM_STEPS,
-                       time.perf_counter() - start, history)
+    return Solution(gamma, rounded, wire, found), history

@@ -260,11 +260,12 @@ def check_possible(table: HardwareTable, settings: Settings) -> None:
                               problem.proven)
 
 
-def solve_within_limits(table: HardwareTable, surviving: np.ndarray, settings: Settings) -> Solution:
+def solve_within_limits(table: HardwareTable, surviving: np.ndarray, settings: Settings, objective: str = 'T_eff_ms',
+                        ) -> Solution:
     """`solve_exact`, under the settings' limits where there are any. Raises `NothingFits`."""
     if not limits_of(settings).any:
-        return solve_exact(table, surviving, settings)
-    return solve_limited(table, surviving, settings).best.solution
+        return solve_exact(table, surviving, settings, objective=objective)
+    return solve_limited(table, surviving, settings, objective=objective).best.solution
 
 
 def solve_or_nearest(table: HardwareTable, surviving: np.ndarray, settings: Settings) -> Tuple[Solution, float]:

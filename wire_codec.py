@@ -12,7 +12,7 @@ from typing import Dict, Mapping, Optional, Sequence
 import numpy as np
 import torch
 
-from wire_formats import AS_COMPUTED, ZLIB
+from wire_formats import AS_COMPUTED, ZLIB, plain
 
 ZLIB_LEVEL = 1  # higher levels cost several times the time for a few per cent
 _DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'uint8': torch.uint8}
@@ -22,8 +22,8 @@ def encode(z: torch.Tensor, wire: str) -> Dict[str, torch.Tensor]:
     """Float32 feature map [B, C, h, w] -> the tensors to send, on the CPU; AS_COMPUTED takes any tensor as it is."""
     if wire == AS_COMPUTED:
         return {'z': z.cpu()}
-    plain = wire[:-len(ZLIB)] if wire.endswith(ZLIB) else wire
-    tensors = _quantise(z) if plain == 'uint8' else {'z': _as_half(z) if plain == 'float16' else z}
+    kind = plain(wire)
+    tensors = _quantise(z) if kind == 'uint8' else {'z': _as_half(z) if kind == 'float16' else z}
     tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
     if wire.endswith(ZLIB):
         tensors['z'] = _pack(tensors['z'])
@@ -37,12 +37,12 @@ def decode(tensors: Mapping[str, torch.Tensor], wire: str, shape: Sequence[int])
         raise ValueError("there is no tensor 'z'")
     if wire == AS_COMPUTED:
         return _of_shape(z, shape)
-    plain = wire[:-len(ZLIB)] if wire.endswith(ZLIB) else wire
+    kind = plain(wire)
     if wire.endswith(ZLIB):
-        z = _unpack(z, _DTYPES[plain], shape)
-    if _of_shape(z, shape).dtype != _DTYPES[plain]:
+        z = _unpack(z, _DTYPES[kind], shape)
+    if _of_shape(z, shape).dtype != _DTYPES[kind]:
         raise ValueError(f'a {wire} feature map of type {z.dtype}')
-    if plain != 'uint8':
+    if kind != 'uint8':
         return z.float()
     scale, offset = (_of_shape(tensors.get(name), shape[:2]) for name in ('scale', 'offset'))
     if scale.dtype != torch.float32 or offset.dtype != torch.float32:

@@ -6,7 +6,7 @@ image (uint8) and the logits (float32) travel as they are.
 """
 from __future__ import annotations
 
-from typing import Dict, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 from config import UserError
 
@@ -28,6 +28,25 @@ def wire_bytes(wire: str, elements: int, channels: int) -> Optional[int]:
 def format_at(split: int, n_blocks: int, wire: str) -> str:
     """The format at a split: only feature maps (1 <= split < N) are encoded, images and logits are not."""
     return wire if 1 <= split < n_blocks else AS_COMPUTED
+
+
+def plain(wire: str) -> str:
+    """The format without its lossless compression."""
+    return wire[:-len(ZLIB)] if wire.endswith(ZLIB) else wire
+
+
+def is_lossless(wire: str) -> bool:
+    """Does a float32 feature map arrive as it left?"""
+    return plain(wire) in ('float32', AS_COMPUTED)
+
+
+def by_loss(names: Sequence[str]) -> Tuple[Tuple[str, ...], ...]:
+    """The formats in groups that lose the same: ('float32', 'uint8', 'uint8+zlib') -> (('float32',), ('uint8',
+    'uint8+zlib'))."""
+    groups: Dict[str, List[str]] = {}
+    for name in names:
+        groups.setdefault(plain(name), []).append(name)
+    return tuple(tuple(group) for group in groups.values())
 
 
 def formats_of(names: Sequence[str]) -> Tuple[str, ...]:

@@ -103,7 +103,7 @@ def test_a_domain_alone_gives_the_same_file_too(workspace):
 def damaged_state(workspace: Workspace, results: str) -> str:
     """The path of a state of domain 2 that lacks its content."""
     settings = config.load((*workspace.overrides, f'RESULTS_DIR={results}'), {})
-    metadata = json_files.make_metadata(settings, 'joint_state', json_files.inputs_of('joint', settings, 2))
+    metadata = json_files.make_metadata(settings, 'joint_state', json_files.inputs_of('joint_state', settings, 2))
     path = json_files.path_of('joint_state', settings, 2)
     json_files.write(path, {}, metadata)
     return path
@@ -204,7 +204,8 @@ def test_a_job_needs_nothing_but_its_parcel_and_hands_back_what_it_wrote(workspa
     results = workspace.results('parcel')
     settings = config.load((*workspace.overrides, f'RESULTS_DIR={results}'), {})
     lut_file = json_files.path_of('lut', settings)
-    job = domain_engine.Job('step_3_joint', 3, settings, json_files.inputs_of('joint', settings, 3), lut_file)
+    job = domain_engine.Job('step_3_joint', 3, settings, json_files.inputs_of('joint', settings, 3), lut_file, {
+        'search_inputs': json_files.inputs_of('joint_state', settings, 3), 'search_again': True})
     parcel, common = ray_engine.packed(job)
     (tmp_path / 'sent').write_bytes(pickle.dumps((parcel, common)))
     for name, content in ray_engine.code().items():

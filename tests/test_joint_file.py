@@ -63,18 +63,21 @@ def without_times(content: Dict[str, Any]) -> Dict[str, Any]:
 @pytest.fixture(scope='module')
 def workspace(tmp_path_factory) -> Workspace:
     """80 images a split of the built-in data, random times, few looks: a search of seconds."""
-    folder = str(tmp_path_factory.mktemp('step3'))
     before = os.getcwd()
     os.chdir(TOP)  # where the built-in data, weights and task 1 and 2 outputs are
+    yield made_workspace(str(tmp_path_factory.mktemp('step3')))
+    os.chdir(before)
+
+
+def made_workspace(folder: str, *more: str) -> Workspace:
+    """In this folder, with these further settings."""
     overrides = [f'PARTITION_FILE={folder}/partition.json', 'IMAGES_PER_SPLIT=80', 'LOOKS=10', 'RECOVERY_STEPS=2',
-                 'MAX_PRUNING_ROUNDS=3', 'EPSILON=0.05']
+                 'MAX_PRUNING_ROUNDS=3', 'EPSILON=0.05', *more]
     settings = config.load((*overrides, f'RESULTS_DIR={folder}'), {})
     create_noniid_partition.main(['--set', *overrides])
     table = whole_table(settings, seed=3)
     os.rename(lut_manager.save(table, settings), os.path.join(folder, 'table.json'))
-    content = run_step3(overrides, os.path.join(folder, 'undisturbed'))
-    yield Workspace(folder, overrides, table, content)
-    os.chdir(before)
+    return Workspace(folder, overrides, table, run_step3(overrides, os.path.join(folder, 'undisturbed')))
 
 
 def model_with(workspace: Workspace, alpha: np.ndarray):
@@ -96,7 +99,7 @@ def test_the_file_has_every_field_of_the_specification(workspace):
     content, names = workspace.content, list(workspace.table.block_names)
     assert {'domain_id', 'domain_name', 'mode', 'alpha', 'pruned', 'gamma', 'lambda', 'wire', 'accuracy', 'epsilon',
             'xi_A', 'J', 'T_client_ms', 'T_server_ms', 'T_com_ms', 'T_lat_ms', 'T_cyc_ms', 'T_eff_ms',
-            'throughput_fps', 'baselines', 'curve', 'measured', 'seed', 'wall_s'} <= set(content)
+            'throughput_fps', 'baselines', 'curve', 'measured', 'seed', 'wall_s', 'frontier', 'pick'} <= set(content)
     assert (content['domain_id'], content['mode'], content['measured']) == (DOMAIN, 'pseudo', None)
     assert list(content['alpha']) == list(content['gamma']) == names
     assert all(list(row) == list(oracles.BRANCH_NAMES) for row in content['alpha'].values())
@@ -161,7 +164,8 @@ def test_the_file_reads_back_as_the_result_that_it_is(workspace):
     result = joint_result.load(DOMAIN, workspace.table, settings)
     assert result.pruned == workspace.content['pruned'] and result.J == workspace.content['J']
     again = dataclasses.replace(settings, RESULTS_DIR=os.path.join(workspace.folder, 'again'))
-    joint_result.save('joint', result, again, workspace.content['metadata']['inputs'])
+    fingerprints = workspace.content['metadata']
+    joint_result.save('joint', result, again, fingerprints['inputs'], fingerprints['search_inputs'])
     found = json_files.read_kind('joint', again, DOMAIN).content
     assert without_times(found) == without_times(workspace.content)
 

@@ -358,7 +358,8 @@ def test_a_joint_search_can_prune_until_the_limits_are_met(results):
     settings = dataclasses.replace(unlimited, MAX_CLIENT_MEMORY_MB=enough / MB, LAMBDA_MIN=table.n_blocks - 1)
 
     def T_eff_ms(branches: np.ndarray, settings: Settings) -> float:
-        search = SimpleNamespace(table=table, settings=settings, T_eff_ref_ms=free.times.T_eff_ms)
+        search = SimpleNamespace(table=table, settings=settings, settings_with=lambda formats: settings,
+                                 T_eff_ref_ms=free.times.T_eff_ms)
         return JointSearch.T_eff_ms(search, branches)
 
     nearest, excess = solve_or_nearest(table, surviving, settings)

@@ -23,12 +23,14 @@ import step2_initial_throughput_opt
 import step5_visualize_results as step5
 from config import UserError
 from cost_model import TIERS, Configuration, Roofline, times
+from frontier import OBJECTIVES, Candidate, PickRule, measured_frontier
 from gamma_mask_builder import runnable_gammas
 from hyper_repvgg import surviving_branches, unpruned_alpha
 from joint_result import AccuracyReport, Baseline, JointResult
 from lut_manager import TierCosts
 from pruning_search import CurvePoint
 from throughput_optimizer import baselines, solve_exact
+from wire_loss import WireLoss
 
 TOP = os.path.dirname(os.path.abspath(step5.__file__))
 
@@ -51,12 +53,18 @@ def save_domain(table, settings, domain, sequential=False):
     ones = unpruned_alpha(table.has_identity)
     unpruned = solve_exact(table, surviving_branches(ones), settings)
     curve = [CurvePoint(0, 0.9, unpruned.times.T_eff_ms, unpruned.times.throughput_fps)]
+    networks = [(ones, 0.9)]
     alpha = ones.copy()
     for block in (1, 5):
         alpha[block, 0] = 0.0
         found = solve_exact(table, surviving_branches(alpha), settings)
         curve.append(CurvePoint(int((alpha == 0).sum()), curve[-1].accuracy - 0.004, found.times.T_eff_ms,
                                 found.times.throughput_fps))
+        networks.append((alpha.copy(), curve[-1].accuracy))
+    frontiers = {name: measured_frontier([
+        Candidate(network, accuracy, True, solve_exact(table, surviving_branches(network), settings, None, objective))
+        for network, accuracy in networks], objective, WireLoss(None, None, settings))
+        for name, objective in OBJECTIVES.items()}
     compared = {**baselines(table, surviving_branches(ones), settings), 'step2': unpruned}
     del compared['unfused']
     others = {name: Baseline(0.89, solution.times) for name, solution in compared.items()}
@@ -66,7 +74,7 @@ def save_domain(table, settings, domain, sequential=False):
         domain, f'domain\n{domain} at $1', 'pseudo', table.block_names,
         Configuration(alpha, found.gamma, found.split, found.wire),
         AccuracyReport(0.88, 0.89, 0.885, 200, (0.83, 0.92), 0.9, curve[-1].accuracy), 0.02, 0.0, -0.1, found.times,
-        others, curve, None, 0, 1.0, 100)
+        others, curve, None, 0, 1.0, 100, frontiers, PickRule('constraint'))
     return joint_result.save('joint', result, settings, 'made for a test')
 
 
@@ -188,6 +196,10 @@ def test_without_any_domain_it_names_the_command_that_makes_one(folder):
     ('domain_0_joint.json', ('curve',), [], "'curve' is empty"),
     ('domain_0_joint.json', ('accuracy', 'final'), 88.5, '88.5 is above 1'),
     ('domain_0_joint.json', ('T_cyc_ms',), 0, 'above 0'),
+    ('domain_0_joint.json', ('frontier',), {}, 'has no frontier'),
+    ('domain_0_joint.json', ('frontier', 'T_eff', 0, 'T_cyc_ms'), 0, 'above 0'),
+    ('domain_0_joint.json', ('frontier', 'latency', 0, 'gamma', 'stage1.1'), 15, 'latency[0]: block stage1.1'),
+    ('domain_0_joint.json', ('pick', 'rule'), 'luck', 'no known rule of picking'),
     ('domain_0_joint.json', ('baselines',), {}, "'baselines.step2' is missing"),
     ('../initial_throughput_config.json', ('per_split',), [], 'per_split'),
     ('../initial_throughput_config.json', ('optimal_lambda',), 99, 'optimal_lambda 99'),

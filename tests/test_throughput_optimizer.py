@@ -172,9 +172,8 @@ def test_baselines_are_the_best_that_each_allows(case):
     unfused = found['unfused']
     for g, row in zip(unfused.gamma, surviving):
         assert g in oracles.valid_gammas(row) and len(oracles.GAMMA_TABLE[g][1]) == sum(row)
-    wire = chosen.WIRE_FORMATS[0]
     best = min(oracles.naive_times(table, unfused.gamma, split, wire, chosen.HEAD_TIER, chosen.OMEGA).T_eff_ms
-               for split in range(chosen.LAMBDA_MIN, chosen.LAMBDA_MAX + 1))
+               for wire in chosen.WIRE_FORMATS for split in range(chosen.LAMBDA_MIN, chosen.LAMBDA_MAX + 1))
     assert unfused.times.T_eff_ms == pytest.approx(best, rel=1e-12, abs=1e-12)
     assert_same_times(unfused.times, naive(table, unfused, chosen))
 
@@ -208,7 +207,6 @@ def test_the_gradient_method_is_never_below_the_exact_optimum(case, steps):
 def test_at_a_hard_choice_the_soft_objective_is_T_eff_plus_the_roofline_loss(case, data):
     table, surviving, chosen = case
     assume(table.n_blocks > 1)
-    table = dataclasses.replace(table, codec_ms={})  # the published method knows no encoding
     chosen = dataclasses.replace(chosen, SIGMA=200.0)  # half a block from the cut, sigmoid is 0 or 1
     gamma = [data.draw(st.sampled_from(oracles.valid_gammas(row))) for row in surviving]
     split, wire = data.draw(st.integers(1, table.n_blocks - 1)), chosen.WIRE_FORMATS[0]
@@ -252,7 +250,7 @@ def test_between_two_cuts_the_transfer_time_is_between_theirs(case, data):
                                  chosen.HEAD_TIER, 0.5).T_com_ms for split in range(table.n_blocks + 1)]
     for split, (here, there) in enumerate(zip(exact, exact[1:])):
         part = data.draw(st.floats(0, 1))
-        found = float(costs.transfer_ms(torch.tensor(split - 0.5 + part, dtype=torch.float64)))
+        found = float(costs.between_cuts(costs.com_ms, torch.tensor(split - 0.5 + part, dtype=torch.float64)))
         assert found == pytest.approx((1 - part) * here + part * there, rel=1e-9, abs=1e-9)
 
 
@@ -270,6 +268,17 @@ def test_rounding_gives_the_head_the_blocks_that_weigh_more_than_half(data):
     weights = [1 / (1 + math.exp(-chosen.SIGMA * (start - k))) for k in range(table.n_blocks)]
     found = solve_gradient(table, surviving, chosen).solution.split
     assert found == min(max(sum(weight > 0.5 for weight in weights), low), high)
+
+
+@given(cases())
+@settings(max_examples=25)
+def test_the_gradient_method_ends_no_higher_than_with_any_one_wire_format(case):
+    table, surviving, chosen = case
+    chosen = dataclasses.replace(chosen, THROUGHPUT_OPTIM_STEPS=5, WIRE_FORMATS=('float32', 'uint8'))
+    alone = [solve_gradient(table, surviving, dataclasses.replace(chosen, WIRE_FORMATS=(wire,))).solution
+             for wire in chosen.WIRE_FORMATS]
+    found = solve_gradient(table, surviving, chosen).solution
+    assert found in alone and found.times.T_eff_ms == min(solution.times.T_eff_ms for solution in alone)
 
 
 def test_where_one_choice_is_clearly_best_the_gradient_method_finds_it():

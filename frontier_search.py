@@ -1,0 +1,112 @@
+"""Step 3's search: the joint search, then a bounded number of measurements for the rest of the frontier.
+
+The ε constraint directs the joint search to one part of the frontier of accuracy and time. When nothing promises a
+lower J any more, FRONTIER_LOOKS looks and FRONTIER_RECOVERIES recoveries are spent where they promise the frontier most
+(`frontier.expected_hypervolume_gain`). Whatever lowers J on the way is accepted as before. Every network whose accuracy
+is known is a candidate for the frontiers, and the search ends with the lowest J of the constraint's region.
+"""
+from __future__ import annotations
+
+from typing import Dict, Iterable, List, Optional
+
+import numpy as np
+
+from frontier import (OBJECTIVES, Candidate, FrontierPoint, expected_hypervolume_gain, lowest_explored, lowest_J,
+                      measured_frontier)
+from hyper_repvgg import surviving_branches
+from limits import NothingFits
+from prefix_activations import Choice
+from progressive_pruning import RECENT, JointSearch, kept
+from pruning_search import Judgement, SearchState, choice_of
+from throughput_optimizer_limit import solve_within_limits
+from wire_loss import WireLoss
+
+SLOWEST = 1.0  # T_eff / T_eff_ref: nothing slower than the unpruned network is looked for
+
+
+class FrontierSearch(JointSearch):
+    """The joint search of one domain with its frontiers."""
+
+    # --- measuring more ---
+
+    def widen(self, state: SearchState) -> bool:
+        """One look or, when these are spent, one recovery where the frontier gains most. False at the end, when the
+        best network is the lowest J of the frontier."""
+        looks, recoveries = self.settings.FRONTIER_LOOKS, self.settings.FRONTIER_RECOVERIES
+        if len(state.looks) > 1 and state.frontier_steps < looks:
+            choice = self.widening_look(state)
+            state.frontier_steps = looks if choice is None else state.frontier_steps + 1
+            self.look(state, [] if choice is None else [choice])
+            return True
+        if len(state.looks) > 1 and state.frontier_steps < looks + recoveries:
+            choice = self.widening_recovery(state)
+            state.frontier_steps = looks + recoveries if choice is None else state.frontier_steps + 1
+            if choice is not None:
+                self.try_choice(state, choice)
+            return True
+        return self.accept_lowest_J(state)
+
+    def widening_look(self, state: SearchState) -> Optional[Choice]:
+        """The choice whose look is expected to add most to the frontier; None when none adds anything."""
+        pool = self.proposals(state)
+        accuracy, sd = self.predicted(state, pool) if pool else (np.zeros(0), np.zeros(0))
+        return self.largest_gain(state, pool, accuracy, sd)
+
+    def widening_recovery(self, state: SearchState) -> Optional[Choice]:
+        """The look that adds most to the frontier if it wins what recoveries won; None when none would."""
+        pool = [choice for choice in state.looks if choice not in state.judged]
+        won = [judgement.lossless_accuracy - state.looks[choice]
+               for choice, judgement in state.judged.items()][-RECENT:]
+        promised = np.array([state.looks[choice] for choice in pool]) + (np.mean(won) if won else 0.0)
+        half_an_image = np.full(len(pool), 0.5 / len(self.val))
+        return self.largest_gain(state, pool, np.minimum(promised, self.reference), half_an_image)
+
+    def largest_gain(self, state: SearchState, pool: List[Choice], accuracy: np.ndarray, sd: np.ndarray,
+                     ) -> Optional[Choice]:
+        """The choice of the pool that adds most to the frontier of the known networks; None when none adds any."""
+        if not pool:
+            return None
+        known = {**state.looks, **{choice: found.lossless_accuracy for choice, found in state.judged.items()}}
+        gain = expected_hypervolume_gain(accuracy, sd, self.relative_T_eff(pool), np.array(list(known.values())),
+                                         self.relative_T_eff(known),
+                                         lowest_explored(self.reference, self.settings.EPSILON), SLOWEST)
+        best = int(np.argmax(gain))
+        return pool[best] if gain[best] > 0 else None
+
+    def accept_lowest_J(self, state: SearchState) -> bool:
+        """Make the lowest J of the frontier within the constraint the best network; False where it is."""
+        point = lowest_J(self.frontiers(state)['T_eff'], self.bound, lambda p: self.J(p.times.T_eff_ms, p.accuracy))
+        if point is None or (point.configuration.wire == self.solve(state.alpha, state.formats).wire and
+                             np.array_equal(point.configuration.alpha, state.alpha, equal_nan=True)):
+            return False
+        formats = next(formats for formats in self.formats if point.configuration.wire in formats)
+        self.accept(state, Judgement(point.accuracy, point.configuration.alpha, formats))
+        return True
+
+    # --- the frontiers ---
+
+    def networks(self, state: SearchState) -> List[Judgement]:
+        """Every network with a known accuracy, the best first; those only looked at have α as before pruning."""
+        best = state.judged.get(choice_of(state.alpha))
+        judged = [judgement for judgement in state.judged.values() if judgement is not best]
+        looks = [Judgement(accuracy, kept(choice, self.unpruned)) for choice, accuracy in state.looks.items()]
+        return [*([best] if best else []), *judged, *looks]
+
+    def candidates(self, network: Judgement, objective: str) -> Iterable[Candidate]:
+        """A network at its best γ and λ for a field of `Times`, once for the formats of each loss; none where nothing
+        is within the limits."""
+        recovered = not np.array_equal(network.alpha, kept(choice_of(network.alpha), self.unpruned), equal_nan=True)
+        for formats in self.formats:
+            try:
+                solution = solve_within_limits(self.table, surviving_branches(network.alpha),
+                                               self.settings_with(formats), objective)
+            except NothingFits:
+                continue
+            yield Candidate(network.alpha, network.lossless_accuracy, recovered, solution)
+
+    def frontiers(self, state: SearchState) -> Dict[str, List[FrontierPoint]]:
+        """Each objective's frontier of all networks of the search, with the accuracies that the wire leaves."""
+        measured, networks = WireLoss(self.model, self.val, self.settings), self.networks(state)
+        return {name: measured_frontier([candidate for network in networks
+                                         for candidate in self.candidates(network, objective)], objective, measured)
+                for name, objective in OBJECTIVES.items()}
