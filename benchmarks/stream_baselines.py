@@ -8,6 +8,7 @@ Latency: from the start of a frame's head to the end of its tail, on one machine
 """
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import queue
@@ -54,13 +55,23 @@ def figures(starts: List[float], ends: List[float]) -> Dict[str, float]:
             'latency_p50_ms': 1000 * latencies[len(latencies) // 2]}
 
 
+def connected(address: Tuple[str, int]) -> socket.socket:
+    """A connection to a server that may still be starting."""
+    for _ in range(600):
+        try:
+            return socket.create_connection(address, timeout=60)
+        except ConnectionRefusedError:
+            time.sleep(0.1)
+    raise ConnectionError(f'nobody listens at {address}')
+
+
 # --- the client's side ---------------------------------------------------------------------------------
 
 def client(kind: str, head: Network, image: torch.Tensor, address: Tuple[str, int], n_frames: int) -> None:
     """Run the head on `n_frames` frames."""
     if kind == 'rpc':
         return rpc_client(head, image, address, n_frames)
-    sock = socket.create_connection(address, timeout=60)
+    sock = connected(address)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with torch.inference_mode():
         for _ in range(n_frames):
@@ -148,12 +159,17 @@ def rpc_server(tail: Network, address: Tuple[str, int], n_frames: int) -> Dict[s
     return figures([start for start, _ in seen], [end for _, end in seen])
 
 
-if __name__ == '__main__':  # the client's process: kind, host, port, model, split, size, frames
+if __name__ == '__main__':  # a process of its own for each end: side, kind, host, port, model, split, size, frames
+    import allocator
     import stream_baselines  # by its name: RPC looks functions up by module
     import stream_throughput
-    kind_, host_, port_, model_, split_, size_, frames_ = sys.argv[1:]
+    side_, kind_, host_, port_, model_, split_, size_, frames_ = sys.argv[1:]
+    allocator.keep_freed_memory()  # as our own ends do
     torch.set_num_threads(1)
     network, configuration = stream_throughput.network_of(model_, int(split_))
-    stream_baselines.client(
-        kind_, stream_throughput.part_for(network, configuration, 'head'),
-        torch.randn(1, 3, int(size_), int(size_)), (host_, int(port_)), int(frames_))
+    which, end = stream_throughput.part_for, (host_, int(port_))
+    if side_ == 'client':
+        stream_baselines.client(kind_, which(network, configuration, 'head'), torch.randn(1, 3, int(size_), int(size_)),
+                                end, int(frames_))
+    else:
+        print(json.dumps(stream_baselines.server(kind_, which(network, configuration, 'tail'), end, int(frames_))))
