@@ -1,0 +1,172 @@
+"""Every figure of docs/results.md: joint and sequential search against the baselines, by link and head tier.
+
+    python benchmarks/results_page.py run --profile edge-cpu --root results/page     # 2 tiers x 3 links x 10 domains
+    python benchmarks/results_page.py run --profile jetson-tx2 --root results/page
+    python benchmarks/results_page.py show --profile edge-cpu --root results/page    # Markdown
+    PROFILE=imagenet python benchmarks/results_page.py b3 --lut_file F               # RepVGG-B3, table from step 1
+
+`run` measures the server (and simulates the client) once and uses the same tables for all links; what is there already
+is not done again. `b3` needs no data: only times are compared.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from statistics import mean
+from typing import Any, Dict, Iterator, List, Sequence, Tuple
+
+import numpy as np
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import cli  # noqa: E402
+import config  # noqa: E402
+import joint_result  # noqa: E402
+import json_files  # noqa: E402
+import lut_manager  # noqa: E402
+from cost_model import Link, Times  # noqa: E402
+from hyper_repvgg import surviving_branches, unpruned_alpha  # noqa: E402
+from joint_result import JointResult  # noqa: E402
+from throughput_optimizer import Solution, baselines, solve_exact, solve_unfused  # noqa: E402
+
+LINKS_MBPS = (10, 100, 1000)
+HEADS = ('client', 'server')
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+TABLES = ('roofline_server.json', 'roofline_client.json', 'lut_server.json', 'lut_client.json')
+
+
+def cases(profile: str, root: str) -> Iterator[Tuple[str, int, Tuple[str, ...]]]:
+    """(head tier, Mbit/s, overrides) of every case."""
+    for head in HEADS:
+        for mbps in LINKS_MBPS:
+            yield head, mbps, (f'DEVICE_PROFILE={profile}', f'HEAD_TIER={head}', f'BANDWIDTH_MBPS={mbps}',
+                               f'RESULTS_DIR={os.path.join(root, profile, f"{head}_{mbps}")}')
+
+
+def script(overrides: Sequence[str], name: str, *arguments: str) -> None:
+    """Run a step; stop when it fails."""
+    subprocess.run([sys.executable, name, *arguments, '--if_changed', '--set', *overrides], cwd=REPOSITORY, check=True)
+
+
+def run(profile: str, root: str) -> None:
+    """All cases of one client."""
+    first = ''
+    for head, mbps, overrides in cases(profile, root):
+        folder = os.path.join(root, profile, f'{head}_{mbps}')
+        os.makedirs(folder, exist_ok=True)
+        if first:
+            for name in TABLES:
+                shutil.copyfile(os.path.join(first, name), os.path.join(folder, name))
+        else:
+            for tier in ('server', 'client'):
+                script(overrides, 'roofline_measure.py', '--tier', tier)
+                script(overrides, 'step1_measure_lut.py', '--mode', tier)
+            first = folder
+        script(overrides, 'step1_measure_lut.py', '--mode', 'merge')
+        script(overrides, 'step2_initial_throughput_opt.py')
+        for name in ('step3_accuracy_opt.py', 'step4_final_throughput_opt.py', 'step_3_joint.py'):
+            script(overrides, name, '--domains', '0-9')
+
+
+def row(name: str, accuracy: float, times: Sequence[Times], more: str = '') -> str:
+    """A line of a table: means over domains."""
+    return (f'| {name} | {100 * accuracy:.1f} | {mean(t.T_lat_ms for t in times):.3f} | '
+            f'{1000 / mean(t.T_cyc_ms for t in times):.0f} | {mean(t.T_eff_ms for t in times):.3f} | {more} |')
+
+
+def compared(joint: List[JointResult], sequential: List[JointResult]) -> str:
+    """What joint search wins over the sequential baseline and over the best split without pruning."""
+    T_eff = [j.times.T_eff_ms / s.times.T_eff_ms - 1 for j, s in zip(joint, sequential)]
+    fps = [j.times.throughput_fps / j.baselines['step2'].times.throughput_fps - 1 for j in joint]
+    better = sum(j.J <= s.J + 1e-9 for j, s in zip(joint, sequential))
+    worst = max(j.J - s.J for j, s in zip(joint, sequential))
+    gained = mean(j.accuracy.val_final - s.accuracy.val_final for j, s in zip(joint, sequential))
+    return (f'Joint against sequential: J at least as good in {better} of {len(joint)} domains (largest excess '
+            f'{max(0.0, worst):.4f}), T_eff {100 * mean(T_eff):+.1f} % on average, validation accuracy '
+            f'{100 * gained:+.2f} points. Joint against unpruned: throughput {100 * mean(fps):+.1f} % on average, '
+            f'{100 * min(fps):+.1f} % at least.')
+
+
+def show(profile: str, root: str) -> None:
+    """The tables as Markdown."""
+    for head, mbps, overrides in cases(profile, root):
+        settings = config.load(overrides)
+        table = lut_manager.load(json_files.path_of('lut', settings), settings)
+        joint, sequential = ([joint_result.load(domain, table, settings, kind) for domain in range(10)]
+                             for kind in ('joint', 'sequential'))
+        print(f'\n**Head on the {head}, {mbps} Mbit/s**\n\n'
+              '| method | test accuracy % | latency ms | throughput fps | T_eff ms | |\n|---|---|---|---|---|---|')
+        print(row('joint', mean(r.accuracy.final for r in joint), [r.times for r in joint],
+                  f'λ {sorted({r.configuration.split for r in joint})}, '
+                  f'{mean(len(r.pruned) for r in joint):.1f} branches pruned'))
+        print(row('sequential', mean(r.accuracy.final for r in sequential), [r.times for r in sequential],
+                  f'{mean(len(r.pruned) for r in sequential):.1f} branches pruned'))
+        names: Dict[str, str] = {'step2': 'unpruned, best split', 'all_client': 'all on the client',
+                                 'all_server': 'all on the server'}
+        for key, name in names.items():
+            found = [r.baselines[key] for r in joint]
+            print(row(name, mean(b.accuracy for b in found), [b.times for b in found]))
+        best = {name: mean(r.baselines[name].times.T_eff_ms for r in joint) for name in ('all_client', 'all_server')}
+        nearest = min(best, key=best.__getitem__)
+        own = mean(r.times.T_eff_ms for r in joint)
+        pays = own < best[nearest]
+        print(f'\n{compared(joint, sequential)} Splitting {"pays" if pays else "does not pay"}: '
+              f'{nearest.replace("_", " ")} (unpruned) has T_eff {best[nearest]:.3f} ms, joint {own:.3f} ms.')
+
+
+def b3(lut_file: str, settings: config.Settings) -> None:
+    """What γ, λ and each dropped 3x3 bring RepVGG-B3, by link and head tier."""
+    for head in HEADS:
+        print(f'\n**Head on the {head}**\n\n| Mbit/s | unfused, best split | γ and λ | λ | all client | all server | '
+              'best single 3x3 to drop | all 3x3 that save |\n|---|---|---|---|---|---|---|---|')
+        for mbps in LINKS_MBPS:
+            chosen = replace(settings, HEAD_TIER=head, BANDWIDTH_MBPS=float(mbps))
+            table = lut_manager.with_link(lut_manager.load(lut_file, settings),
+                                          Link(float(mbps), settings.RTT_MS, False))
+            whole = surviving_branches(unpruned_alpha(table.has_identity))
+            best, ends = solve_exact(table, whole, chosen), baselines(table, whole, chosen)
+            without: List[Tuple[float, str]] = []
+            every = whole.copy()
+            for k, name in enumerate(table.block_names):
+                less = whole.copy()
+                less[k, 0] = False
+                saved = best.times.T_eff_ms - solve_exact(table, less, chosen).times.T_eff_ms
+                without.append((saved, name))
+                if saved > 1e-6:
+                    every[k, 0] = False
+            saved, name = max(without)
+            last = solve_exact(table, every, chosen)
+            print(f'| {mbps} | {T_eff(solve_unfused(table, whole, chosen))} | {T_eff(best)} | {best.split} | '
+                  f"{T_eff(ends['all_client'])} | {T_eff(ends['all_server'])} | {name}: {-saved:.2f} ms | "
+                  f'{int((whole & ~every)[:, 0].sum())} blocks: {T_eff(last)} at λ = {last.split} |')
+            if mbps == 100:
+                order = '; '.join(f'{name} {-saved:.2f}' for saved, name in sorted(without, reverse=True))
+                print(f'<!-- at {mbps} Mbit/s, ms of T_eff by dropped 3x3: {order} -->')
+
+
+def T_eff(solution: Solution) -> str:
+    """For a table."""
+    return f'{solution.times.T_eff_ms:.1f} ms'
+
+
+def main(argv: Any) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('what', choices=('run', 'show', 'b3'))
+    parser.add_argument('--profile', default='edge-cpu')
+    parser.add_argument('--root', default='results/page')
+    parser.add_argument('--lut_file')
+    args = parser.parse_args(argv)
+    np.seterr(all='raise')
+    if args.what == 'b3':
+        b3(args.lut_file, config.load())
+    else:
+        {'run': run, 'show': show}[args.what](args.profile, args.root)
+
+
+if __name__ == '__main__':
+    cli.run(main)
