@@ -102,6 +102,8 @@ class Settings:
     MAX_PRUNING_ROUNDS: int = _setting(30, 'joint')  # accepted changes at most
     MIN_SAVING: float = _setting(0.01, 'joint')  # of the unpruned T_eff; what saves less is within the table's noise
     LOOKS: int = _setting(56, 'joint')  # networks whose accuracy is measured without recovery, at most
+    LOOK_ERROR: float = _setting(0.05, 'joint')  # probability with which a look is given up on a part of the images
+    #                                             although the rest would show that it is worth a recovery; 0: never
     ACTIVATION_CACHE_MB: int = _setting(512, 'none')  # memory for validation activations, MiB
     PRUNING_THRESHOLD: float = _setting(0.02, 'joint')  # a branch whose |α| is below is offered for pruning for
     #                                                    accuracy's sake even when it saves no time
@@ -164,6 +166,7 @@ _RULES = {
     'SEED': (lambda v: 0 <= v < 2 ** 63, '0 or more, below 2^63'),
     'RESULTS_DIR': _named, 'PARTITION_FILE': _named,
     'PORT_MAIN': _port, 'PORT_CONTROL': _port, 'OMEGA': _fraction, 'EPSILON': _fraction, 'MIN_SAVING': _fraction,
+    'LOOK_ERROR': _fraction,
     'LAMBDA_MAX': (lambda v: v is None or v >= 0, '0 or more, or none'),
     'OBJECTIVE': (lambda v: v == 'T_eff' or v in OMEGA_OF, "'T_eff', 'throughput' or 'latency'"),
     **{name: (lambda v: v is None or v > 0, 'above 0, or none') for name in (

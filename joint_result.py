@@ -190,11 +190,13 @@ def save_state(kind: str, state: SearchState, domain: int, table: HardwareTable,
         'alpha': alpha_by_block(state.alpha, table.block_names), 'accuracy': state.accuracy,
         'curve': [vars(point) for point in state.curve],
         'looks': [[_choice_to_text(choice), accuracy] for choice, accuracy in state.looks.items()],
+        'partial': [[_choice_to_text(choice), seen] for choice, seen in state.partial.items()],
         'judged': [[_choice_to_text(choice), judgement.accuracy, [numbers_or_none(row) for row in judgement.alpha]]
                    for choice, judgement in state.judged.items()],
         'rejected': [[block, list(keep)] for block, keep in sorted(state.rejected)], 'rounds': state.rounds,
         'polished': state.polished, 'finished': state.finished, 'block_evaluations': state.block_evaluations,
-        'wall_s': wall_s}, json_files.make_metadata(settings, kind, inputs))
+        'trained_block_images': state.trained_block_images, 'wall_s': wall_s},
+        json_files.make_metadata(settings, kind, inputs))
 
 
 def load_state(kind: str, domain: int, table: HardwareTable, settings: Settings, inputs: str,
@@ -207,6 +209,7 @@ def load_state(kind: str, domain: int, table: HardwareTable, settings: Settings,
     state = SearchState(alpha_from_json(document, table), document.number('accuracy', 0), curve_from_json(document))
     try:
         state.looks = {_choice_from_text(text): float(accuracy) for text, accuracy in document.get('looks', list)}
+        state.partial = {_choice_from_text(text): int(seen) for text, seen in document.get('partial', list)}
         state.judged = {_choice_from_text(text): Judgement(float(accuracy), np.array(alpha, dtype=float))
                         for text, accuracy, alpha in document.get('judged', list)}
         state.rejected = {(int(block), tuple(bool(b) for b in keep))
@@ -214,6 +217,7 @@ def load_state(kind: str, domain: int, table: HardwareTable, settings: Settings,
     except (TypeError, ValueError):
         raise UserError(f'{path}: is damaged; delete it to start the search again') from None
     state.rounds, state.block_evaluations = document.get('rounds', int), document.get('block_evaluations', int)
+    state.trained_block_images = document.get('trained_block_images', int)
     state.polished, state.finished = document.get('polished', bool), document.get('finished', bool)
     return state, document.number('wall_s', 0)
 

@@ -22,9 +22,10 @@ import numpy as np
 import alpha_training
 from accuracy_surrogate import AccuracySurrogate, expected_improvement
 from cost_model import TIERS, split_times
+from early_stopping import sampling_sd
 from hyper_repvgg import surviving_branches
 from limits import limits_of
-from prefix_activations import Choice, Keep, PruningEvaluator
+from prefix_activations import Choice, Keep, Look, PruningEvaluator
 from pruning_search import Judgement, PruningSearch, SearchState, branch_cost_ms, choice_of, fastest_ms
 from repvgg import BRANCHES
 from throughput_optimizer import split_range
@@ -105,18 +106,31 @@ class JointSearch(PruningSearch):
         return state
 
     def look(self, state: SearchState, choices: Iterable[Choice]) -> None:
-        """Measure these choices without recovery, α as it was before pruning."""
+        """Measure these choices without recovery, α as it was before pruning; given up on a part of the images where
+        what is needed is out of reach."""
         for choice in choices:
-            state.looks[choice] = self.look_accuracy(choice)
+            look = self.look_accuracy(state, choice)
+            state.looks[choice] = look.accuracy
+            if look.seen < len(self.val):
+                state.partial[choice] = look.seen
             if self._evaluator is not None:
                 state.block_evaluations += self._evaluator.block_evaluations
                 self._evaluator.block_evaluations = 0
 
-    def look_accuracy(self, choice: Choice) -> float:
-        """Validation accuracy of one choice; the activations of the unpruned network are computed once."""
+    def look_accuracy(self, state: SearchState, choice: Choice) -> Look:
+        """One look; the activations of the unpruned network are computed once."""
         if self._evaluator is None:
-            self._evaluator = PruningEvaluator(self.model, self.unpruned, self.val, self.settings)
-        return self._evaluator.accuracy(choice)
+            seed = alpha_training.seed_of(self.settings.SEED, self.domain_id)
+            seen = [(seen, state.partial.get(seen, len(self.val))) for seen in list(state.looks)[1:]]
+            self._evaluator = PruningEvaluator(self.model, self.unpruned, self.val, self.settings, seed, seen)
+        return self._evaluator.look(choice, self.needed_accuracy(state, choice), self.settings.LOOK_ERROR)
+
+    def needed_accuracy(self, state: SearchState, choice: Choice) -> float:
+        """What a look must reach to be worth a recovery: the accuracy that meets the bound and lowers J, less what
+        recoveries win, or ε before much is known of that."""
+        gain = self.J_of(state) - float(self.relative_T_eff([choice])[0])  # J would be lowered by this with accuracy 0
+        lowers_J = -gain / self.settings.MU if self.settings.MU > 0 else 0.0
+        return max(self.bound, lowers_J) - max(self.settings.EPSILON, self.expected_recovery(state))
 
     def first_looks(self) -> List[Choice]:
         """Single changes, at most half of LOOKS, in turn from the ranking by time and the ranking by importance."""
@@ -153,8 +167,11 @@ class JointSearch(PruningSearch):
             return None
         whole = np.array(choice_of(self.unpruned)).ravel()
         seen = list(state.looks)
+        noise = [sampling_sd(state.looks[c], state.partial[c], len(self.val)) if c in state.partial else 0.0
+                 for c in seen]
         surrogate = AccuracySurrogate((whole & ~np.array(seen).reshape(len(seen), -1)),
-                                      self.reference - np.array([state.looks[c] for c in seen]), self.settings.EPSILON)
+                                      self.reference - np.array([state.looks[c] for c in seen]), self.settings.EPSILON,
+                                      np.array(noise))
         loss, sd = surrogate.predict(whole & ~np.array(pool).reshape(len(pool), -1))
         accuracy = self.reference - loss + self.expected_recovery(state)
         promise = expected_improvement(accuracy, sd, self.relative_T_eff(pool), self.bound - 0.5 / len(self.val),
@@ -195,6 +212,8 @@ class JointSearch(PruningSearch):
         cost = branch_cost_ms(self.table, surviving_branches(alpha), self.solve(alpha).split, self.settings.HEAD_TIER)
         judgement = self.recovered(state, alpha, self.settings.RECOVERY_STEPS, seed,
                                    self.settings.L1_WEIGHT * cost / self.T_eff_ref_ms)
+        if choice in state.partial:
+            return judgement
         look = Judgement(state.looks[choice], kept(self.unpruned))
         return max(judgement, look, key=lambda found: found.accuracy)
 

@@ -40,12 +40,14 @@ class SearchState:
     accuracy: float  # validation, of alpha
     curve: List[CurvePoint]
     looks: Dict[Choice, float] = field(default_factory=dict)  # validation accuracy without recovery
+    partial: Dict[Choice, int] = field(default_factory=dict)  # looks that were given up: images seen
     judged: Dict[Choice, Judgement] = field(default_factory=dict)
     rejected: Set[Tuple[int, Keep]] = field(default_factory=set)  # single changes that were undone (sequential search)
     rounds: int = 0
     polished: bool = False  # has the best network had its longer recovery?
     finished: bool = False
     block_evaluations: int = 0  # forward passes of one block on one validation image
+    trained_block_images: int = 0  # forward and backward passes of one block on one training image
 
 
 def choice_of(alpha: np.ndarray) -> Choice:
@@ -102,16 +104,23 @@ class PruningSearch:
     # --- judging and accepting ---
 
     def recovered(self, state: SearchState, alpha: np.ndarray, steps: int, seed: int, l1: Optional[np.ndarray],
-                  ) -> Judgement:
-        """Train α from here; the better of before and after."""
+                  before: Optional[Judgement] = None) -> Judgement:
+        """Train α from here; the best of what was known `before` and of the validations after every RECOVERY_STEPS
+        steps. Ends early when a validation is not better than the one before it."""
         self.model.set_alpha_array(alpha)
-        results = [Judgement(self.validate(state), alpha)]
+        results = [] if before is None else [before]
+
+        def stop(done: int) -> bool:
+            state.trained_block_images += len(self.model.blocks) * min(self.settings.BATCH_SIZE, len(self.train))
+            if done % self.settings.RECOVERY_STEPS and done < steps:
+                return False
+            results.append(Judgement(self.validate(state), self.model.alpha_array()))
+            return len(results) > 1 and results[-1].accuracy <= results[-2].accuracy
+
         if steps:
             alpha_training.train_alpha(self.model, self.train, self.settings, steps, self.settings.RECOVERY_LR, seed,
-                                       l1)
-            trained = self.model.alpha_array()
-            results.append(Judgement(self.validate(state), trained))
-        return max(results, key=lambda result: result.accuracy)
+                                       l1, stop)
+        return max(results or [Judgement(self.validate(state), alpha)], key=lambda result: result.accuracy)
 
     def validate(self, state: SearchState) -> float:
         """Accuracy of the model as it stands on all validation images."""
@@ -147,7 +156,8 @@ class PruningSearch:
         """When nothing more is worth trying, once for each best network: a longer recovery without L1. The accuracy
         that it wins may make another try worthwhile."""
         seed = alpha_training.seed_of(self.settings.SEED, self.domain_id, state.rounds)
-        judgement = self.recovered(state, state.alpha, 3 * self.settings.RECOVERY_STEPS, seed, None)
+        judgement = self.recovered(state, state.alpha, 3 * self.settings.RECOVERY_STEPS, seed, None,
+                                   Judgement(state.accuracy, state.alpha))
         if judgement.accuracy > state.accuracy:
             state.curve.pop()
             self.accept(state, judgement)
