@@ -109,6 +109,8 @@ class Settings:
     #                                                    accuracy's sake even when it saves no time
     RECOVERY_STEPS: int = _setting(12, 'joint')  # α steps (batches) after a candidate change
     RECOVERY_LR: float = _setting(0.02, 'joint')  # Adam
+    RECALIBRATE_BN: bool = _setting(False, 'joint')  # re-estimate BatchNorm's statistics for pruned networks
+    RECALIBRATION_IMAGES: int = _setting(128, 'joint')  # training images that they are estimated on, without labels
     L1_WEIGHT: float = _setting(0.02, 'joint')  # L1 pressure on α, times each branch's share of the time
 
     # --- real mode ---------------------------------------------------------------------------
@@ -174,7 +176,7 @@ _RULES = {
         'MIN_FPS')},
     **{name: _positive for name in (
         'NUM_CLASSES', 'INPUT_SIZE', 'DIRICHLET_BETA', 'BATCH_SIZE', 'ALPHA_LR', 'EDGE_CPU_SLOWDOWN',
-        'LUT_ROUNDS', 'BANDWIDTH_MBPS', 'SIGMA', 'THROUGHPUT_OPTIM_LR', 'LOOKS',
+        'LUT_ROUNDS', 'RECALIBRATION_IMAGES', 'BANDWIDTH_MBPS', 'SIGMA', 'THROUGHPUT_OPTIM_LR', 'LOOKS',
         'RECOVERY_LR')},
     **{name: _not_negative for name in (
         'IMAGES_PER_SPLIT', 'NUM_WORKERS', 'TORCH_THREADS', 'ALPHA_EPOCHS', 'SERVER_THREADS',
@@ -182,6 +184,7 @@ _RULES = {
         'THROUGHPUT_OPTIM_STEPS', 'KAPPA', 'MU', 'MAX_PRUNING_ROUNDS', 'PRUNING_THRESHOLD', 'RECOVERY_STEPS',
         'L1_WEIGHT', 'ACTIVATION_CACHE_MB')},
 }
+_BOOLEANS = {'1': True, 'true': True, 'yes': True, 'on': True, '0': False, 'false': False, 'no': False, 'off': False}
 _TYPES = get_type_hints(Settings)
 
 
@@ -230,9 +233,12 @@ def _parse(name: str, text: str) -> Any:
             return tuple(_finite(part) for part in text.split(','))
         if kind == Tuple[str, ...]:
             return tuple(part.strip() for part in text.split(',') if part.strip())
+        if kind is bool:
+            return _BOOLEANS[text.strip().lower()]
         return _finite(text) if kind is float else kind(text)
-    except ValueError:
-        words = {int: 'a whole number', float: 'a finite number', Optional[int]: "a whole number or 'none'",
+    except (KeyError, ValueError):
+        words = {bool: "'1' or '0', 'true' or 'false'",
+                 int: 'a whole number', float: 'a finite number', Optional[int]: "a whole number or 'none'",
                  Optional[float]: "a finite number or 'none'",
                  Tuple[float, ...]: 'finite numbers separated by commas'}
         raise UserError(f'setting {name}={text!r}: must be {words[kind]}') from None

@@ -129,6 +129,13 @@ def assemble(outcome: SearchOutcome, chosen: Solution, mode: str) -> JointResult
     ones = unpruned_alpha(table.has_identity)
     original, at_reference, final = (correct_with(search.model, alpha, test, settings)
                                      for alpha in (ones, outcome.reference, state.alpha))
+    statistics = None
+    if state.recalibrated:
+        own = search.model.batchnorm()
+        search.recalibrate(state.alpha)
+        statistics = search.model.batchnorm()
+        final = training.count_correct(deploy(search.model), test, settings)
+        search.model.set_batchnorm(own)
     configuration = Configuration(state.alpha, chosen.gamma, chosen.split, chosen.wire)
     found = times(table, configuration, settings.HEAD_TIER, settings.OMEGA)
     J, xi = goal(found.T_eff_ms, search.T_eff_ref_ms, state.accuracy, search.reference, settings.EPSILON,
@@ -142,7 +149,8 @@ def assemble(outcome: SearchOutcome, chosen: Solution, mode: str) -> JointResult
         settings.EPSILON, xi, J, found,
         {name: Baseline(at_reference / len(test), compared[name].times)
          for name in ('all_client', 'all_server', 'step2')},
-        state.curve, None, settings.SEED, outcome.wall_s, state.block_evaluations)
+        state.curve, None, settings.SEED, outcome.wall_s, state.block_evaluations,
+        statistics)
 
 
 def correct_with(model: HyperRepVGG, alpha: np.ndarray, data: ImageSet, settings: Settings) -> int:

@@ -14,6 +14,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+import batchnorm
 from block_function import BlockFunction, convolve, pays
 from checkpoint import load_checkpoint
 from gamma_configurator import build_plan, fused_gamma
@@ -99,6 +100,16 @@ class HyperRepVGG(RepVGG):
         with torch.no_grad():
             for parameter, row in zip(self.alphas(), alpha):
                 parameter.copy_(torch.as_tensor(row[:parameter.numel()], dtype=parameter.dtype))
+
+    def batchnorm(self) -> np.ndarray:
+        """BatchNorm statistics of stem and blocks, float32 [n] (batchnorm.py)."""
+        return batchnorm.pack(batchnorm.layers_of(self))
+
+    def set_batchnorm(self, statistics: np.ndarray) -> None:
+        """Replace them; folded copies of the old ones are dropped."""
+        batchnorm.unpack(batchnorm.layers_of(self), statistics)
+        for block in self.blocks:
+            block._folded = None
 
 
 def create_hyper_repvgg(weight_path: Optional[str], model_name: str, num_classes: int = 1000) -> HyperRepVGG:

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import os
+import zipfile
+import zlib
 from dataclasses import dataclass
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -14,6 +16,7 @@ from gamma_configurator import gamma_by_id
 from gamma_mask_builder import build_gamma_mask
 from hyper_repvgg import alpha_by_block, alpha_from_blocks, surviving_branches, unpruned_alpha
 from json_files import Document, numbers_or_none
+from network_part import hash_of
 from prefix_activations import Choice
 from pruning_search import CurvePoint, Judgement, SearchState
 from repvgg import BRANCHES
@@ -61,6 +64,7 @@ class JointResult:
     seed: int
     wall_s: float
     block_evaluations: int  # forward passes of one block on one validation image, in the whole search
+    batchnorm: Optional[np.ndarray] = None  # re-estimated BatchNorm statistics, float32 [n]; None: the model's own
 
     @property
     def pruned(self) -> List[str]:
@@ -82,8 +86,36 @@ def save(kind: str, result: JointResult, settings: Settings, inputs: str) -> str
         'baselines': {name: baseline.as_dict() for name, baseline in result.baselines.items()},
         'curve': [vars(point) for point in result.curve], 'measured': result.measured,
         'block_evaluations': result.block_evaluations, 'seed': result.seed, 'wall_s': result.wall_s}
+    if result.batchnorm is not None:
+        content['batchnorm'] = save_batchnorm(path, result)
     json_files.write(path, content, json_files.make_metadata(settings, kind, inputs))
     return path
+
+
+def save_batchnorm(path: str, result: JointResult) -> Dict[str, str]:
+    """Write the statistics beside the result at `path`; what the result says of them."""
+    name = f'domain_{result.domain_id}_batchnorm.npz'
+    values = result.batchnorm.astype('<f4')
+    with json_files.replacing(os.path.join(os.path.dirname(path), name)) as temporary:
+        with open(temporary, 'wb') as stream:
+            np.savez_compressed(stream, statistics=values)
+    return {'file': name, 'sha256': hash_of(values.view(np.uint8))}  # of the values: an archive holds its date
+
+
+def load_batchnorm(document: Document) -> Optional[np.ndarray]:
+    """The statistics that a result names; `UserError` when they are missing or not those it was written with."""
+    if document.content.get('batchnorm') is None:
+        return None
+    name, digest = document.get('batchnorm.file', str), document.get('batchnorm.sha256', str)
+    path = os.path.join(os.path.dirname(document.path), os.path.basename(name))
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            values = np.ascontiguousarray(arrays['statistics'], dtype='<f4')
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
+        raise document.refuse(f'{path} is missing or damaged') from None
+    if values.ndim != 1 or hash_of(values.view(np.uint8)) != digest:
+        raise document.refuse(f'{path} does not hold the BatchNorm statistics of this result')
+    return values
 
 
 def load(domain: int, table: HardwareTable, settings: Settings, kind: str = 'joint') -> JointResult:
@@ -104,7 +136,8 @@ def load(domain: int, table: HardwareTable, settings: Settings, kind: str = 'joi
         {name: Baseline(document.number(('baselines', name, 'accuracy'), 0),
                         times_from_json(document, ('baselines', name))) for name in document.get('baselines')},
         curve_from_json(document), None if measured is None else document.get('measured'),
-        document.get('seed', int), document.number('wall_s', 0), document.get('block_evaluations', int))
+        document.get('seed', int), document.number('wall_s', 0), document.get('block_evaluations', int),
+        load_batchnorm(document))
 
 
 def sequential_baseline(domain: int, table: HardwareTable, settings: Settings) -> Optional[Baseline]:
@@ -191,9 +224,11 @@ def save_state(kind: str, state: SearchState, domain: int, table: HardwareTable,
         'curve': [vars(point) for point in state.curve],
         'looks': [[_choice_to_text(choice), accuracy] for choice, accuracy in state.looks.items()],
         'partial': [[_choice_to_text(choice), seen] for choice, seen in state.partial.items()],
-        'judged': [[_choice_to_text(choice), judgement.accuracy, [numbers_or_none(row) for row in judgement.alpha]]
+        'judged': [[_choice_to_text(choice), judgement.accuracy, [numbers_or_none(row) for row in judgement.alpha],
+                    judgement.recalibrated]
                    for choice, judgement in state.judged.items()],
         'rejected': [[block, list(keep)] for block, keep in sorted(state.rejected)], 'rounds': state.rounds,
+        'recalibrated': state.recalibrated,
         'polished': state.polished, 'finished': state.finished, 'block_evaluations': state.block_evaluations,
         'trained_block_images': state.trained_block_images, 'wall_s': wall_s},
         json_files.make_metadata(settings, kind, inputs))
@@ -210,14 +245,15 @@ def load_state(kind: str, domain: int, table: HardwareTable, settings: Settings,
     try:
         state.looks = {_choice_from_text(text): float(accuracy) for text, accuracy in document.get('looks', list)}
         state.partial = {_choice_from_text(text): int(seen) for text, seen in document.get('partial', list)}
-        state.judged = {_choice_from_text(text): Judgement(float(accuracy), np.array(alpha, dtype=float))
-                        for text, accuracy, alpha in document.get('judged', list)}
+        state.judged = {_choice_from_text(text): Judgement(float(accuracy), np.array(alpha, dtype=float), bool(again))
+                        for text, accuracy, alpha, again in document.get('judged', list)}
         state.rejected = {(int(block), tuple(bool(b) for b in keep))
                           for block, keep in document.get('rejected', list)}
     except (TypeError, ValueError):
         raise UserError(f'{path}: is damaged; delete it to start the search again') from None
     state.rounds, state.block_evaluations = document.get('rounds', int), document.get('block_evaluations', int)
     state.trained_block_images = document.get('trained_block_images', int)
+    state.recalibrated = document.get('recalibrated', bool)
     state.polished, state.finished = document.get('polished', bool), document.get('finished', bool)
     return state, document.number('wall_s', 0)
 

@@ -7,6 +7,7 @@ from typing import Callable, Dict, List, Optional, Sequence, Set, Tuple
 import numpy as np
 
 import alpha_training
+import batchnorm
 from config import Settings
 from cost_model import HardwareTable, goal, other_tier
 from evaluation import ImageSet
@@ -31,6 +32,7 @@ class Judgement:
     """A pruned network after its recovery."""
     accuracy: float  # validation
     alpha: np.ndarray  # [N, 3]
+    recalibrated: bool = False  # measured with BatchNorm statistics re-estimated for this alpha
 
 
 @dataclass
@@ -44,6 +46,7 @@ class SearchState:
     judged: Dict[Choice, Judgement] = field(default_factory=dict)
     rejected: Set[Tuple[int, Keep]] = field(default_factory=set)  # single changes that were undone (sequential search)
     rounds: int = 0
+    recalibrated: bool = False  # of alpha, as in Judgement
     polished: bool = False  # has the best network had its longer recovery?
     finished: bool = False
     block_evaluations: int = 0  # forward passes of one block on one validation image
@@ -120,7 +123,28 @@ class PruningSearch:
         if steps:
             alpha_training.train_alpha(self.model, self.train, self.settings, steps, self.settings.RECOVERY_LR, seed,
                                        l1, stop)
-        return max(results or [Judgement(self.validate(state), alpha)], key=lambda result: result.accuracy)
+        best = max(results or [Judgement(self.validate(state), alpha)], key=lambda result: result.accuracy)
+        if self.settings.RECALIBRATE_BN and best is not before:
+            best = max(best, self.recalibrated(state, best.alpha), key=lambda result: result.accuracy)
+        return best
+
+    def recalibrated(self, state: SearchState, alpha: np.ndarray) -> Judgement:
+        """This network with re-estimated BatchNorm statistics; the model's own are put back."""
+        self.model.set_alpha_array(alpha)
+        original = self.model.batchnorm()
+        state.block_evaluations += self.recalibrate(alpha)
+        found = Judgement(self.validate(state), alpha, True)
+        self.model.set_batchnorm(original)
+        return found
+
+    def recalibrate(self, alpha: np.ndarray) -> int:
+        """Leave α and the statistics re-estimated for it in the model: a function of alpha, the training images and the
+        seed alone. Returns forward passes of one block on one image."""
+        self.model.set_alpha_array(alpha)
+        seed = alpha_training.seed_of(self.settings.SEED, self.domain_id)
+        work = batchnorm.recalibrate(self.model, self.unpruned, self.train, self.settings, seed)
+        self.model.set_batchnorm(self.model.batchnorm())  # folds anew
+        return work
 
     def validate(self, state: SearchState) -> float:
         """Accuracy of the model as it stands on all validation images."""
@@ -130,6 +154,7 @@ class PruningSearch:
     def accept(self, state: SearchState, judgement: Judgement) -> None:
         """Make a judged network the best so far."""
         state.alpha, state.accuracy, state.polished = judgement.alpha, judgement.accuracy, False
+        state.recalibrated = judgement.recalibrated
         times = self.solve(state.alpha).times
         state.curve.append(CurvePoint(int((state.alpha == 0).sum()), state.accuracy, times.T_eff_ms,
                                       times.throughput_fps))
@@ -157,7 +182,7 @@ class PruningSearch:
         that it wins may make another try worthwhile."""
         seed = alpha_training.seed_of(self.settings.SEED, self.domain_id, state.rounds)
         judgement = self.recovered(state, state.alpha, 3 * self.settings.RECOVERY_STEPS, seed, None,
-                                   Judgement(state.accuracy, state.alpha))
+                                   Judgement(state.accuracy, state.alpha, state.recalibrated))
         if judgement.accuracy > state.accuracy:
             state.curve.pop()
             self.accept(state, judgement)

@@ -43,7 +43,8 @@ def optimise_real(domain: int, session: Any, settings: Settings, remeasure: bool
     test = load_domain(settings, domain, 'test')
     optimise(domain, table, settings, json_files.inputs_of('joint', settings, domain), 'real',
              session.search_type(table),
-             lambda model, result: session.measure(model, result.configuration, table, test))
+             lambda model, result: session.measure(model, result.configuration, table, test,
+                                                   statistics=result.batchnorm))
 
 
 def main(argv: Optional[Sequence[str]]) -> None:
