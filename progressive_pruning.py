@@ -34,6 +34,7 @@ ENUMERATED = 5000  # up to so many choices the surrogate rates them all; beyond,
 NEIGHBOURS_OF = 12  # so many good ones
 LEAST_IMPROVEMENT = 1e-6  # of J
 WORTH_A_LOOK = 1e-5  # of J: expected improvement below which a longer recovery comes first
+FURTHER = 3  # changes of the polished network that are judged at most before it is final
 RECENT = 3  # recoveries that tell what the next one wins
 
 
@@ -184,7 +185,8 @@ class JointSearch(PruningSearch):
     def expected_recovery(self, state: SearchState) -> float:
         """What a recovery wins over a look, by the last few seen; 0 before the first. It grows, since every recovery
         starts from the α of the best network so far."""
-        won = [judgement.accuracy - state.looks[choice] for choice, judgement in state.judged.items()]
+        won = [judgement.accuracy - state.looks[choice] for choice, judgement in state.judged.items()
+               if choice in state.looks]
         return float(np.mean(won[-RECENT:])) if won else 0.0
 
     def estimated_J(self, state: SearchState, choice: Choice, recovery: Optional[float] = None) -> float:
@@ -212,7 +214,7 @@ class JointSearch(PruningSearch):
         cost = branch_cost_ms(self.table, surviving_branches(alpha), self.solve(alpha).split, self.settings.HEAD_TIER)
         judgement = self.recovered(state, alpha, self.settings.RECOVERY_STEPS, seed,
                                    self.settings.L1_WEIGHT * cost / self.T_eff_ref_ms)
-        if choice in state.partial:
+        if choice in state.partial or choice not in state.looks:
             return judgement
         look = Judgement(state.looks[choice], kept(self.unpruned))
         return max(judgement, look, key=lambda found: found.accuracy)
@@ -228,17 +230,44 @@ class JointSearch(PruningSearch):
             if choice is not None:
                 self.look(state, [choice])
             elif self.best_look(state) is None:
-                return False
+                return state.polished and self.go_further(state)
         elif self.best_look(state) is None:
-            return False
+            return state.polished and self.go_further(state)
         choice = self.best_look(state)
         if choice is not None:
-            judgement = self.judge(state, choice)
-            state.judged[choice] = judgement
-            J = self.J(float(self.relative_T_eff([choice])[0]) * self.T_eff_ref_ms, judgement.accuracy)
-            if judgement.accuracy >= self.bound and J < self.J_of(state) - LEAST_IMPROVEMENT:
-                self.accept(state, judgement)
+            self.try_choice(state, choice)
         return True
+
+    def try_choice(self, state: SearchState, choice: Choice) -> bool:
+        """Judge a choice; was it accepted?"""
+        judgement = self.judge(state, choice)
+        state.judged[choice] = judgement
+        J = self.J(float(self.relative_T_eff([choice])[0]) * self.T_eff_ref_ms, judgement.accuracy)
+        accepted = judgement.accuracy >= self.bound and J < self.J_of(state) - LEAST_IMPROVEMENT
+        if accepted:
+            self.accept(state, judgement)
+        return accepted
+
+    def go_further(self, state: SearchState) -> bool:
+        """What looks cannot tell, since their α is that of the unpruned network: single further changes of the best
+        network under its own, recovered α. The FURTHER best of them are judged; False when none is accepted."""
+        now = choice_of(state.alpha)
+        ahead = [(*now[:k], keep, *now[k + 1:]) for k, keeps in enumerate(self.options()) for keep in keeps
+                 if keep != now[k] and all(had for kept, had in zip(keep, now[k]) if kept)]
+        ahead = [choice for choice in ahead if choice not in state.judged]
+        if not ahead:
+            return False
+        evaluator = PruningEvaluator(self.model, state.alpha, self.val, self.settings,
+                                     alpha_training.seed_of(self.settings.SEED, self.domain_id))
+        found = []
+        for choice in ahead:
+            needed = self.needed_accuracy(state, choice)
+            look = evaluator.look(choice, needed, self.settings.LOOK_ERROR)
+            T_eff_ms = float(self.relative_T_eff([choice])[0]) * self.T_eff_ref_ms
+            if look.seen == len(self.val) and look.accuracy >= needed:
+                found.append((self.J(T_eff_ms, look.accuracy + self.settings.EPSILON / 2), choice))
+        state.block_evaluations += evaluator.block_evaluations + len(self.model.blocks) * len(self.val)
+        return any(self.try_choice(state, choice) for _, choice in sorted(found)[:FURTHER])
 
 
 def smaller_sets(surviving: Keep) -> List[Keep]:

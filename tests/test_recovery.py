@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ import batchnorm
 import config
 import early_stopping
 import joint_result
+from config import UserError
+from cost_model import Configuration
 from domain_dataset import load_domain
 from evaluation import ImageSet
 from gamma_configurator import unfused_gamma
@@ -110,7 +113,7 @@ def test_a_network_that_is_accurate_enough_is_given_up_at_most_as_often_as_state
 
 # --- BatchNorm statistics ------------------------------------------------------------------------------
 
-SETTINGS = config.load(('LOOKS=14', 'RECOVERY_STEPS=2', 'MAX_PRUNING_ROUNDS=4', 'RECALIBRATE_BN=1',
+SETTINGS = config.load(('LOOKS=8', 'RECOVERY_STEPS=2', 'MAX_PRUNING_ROUNDS=2', 'RECALIBRATE_BN=1',
                         'RECALIBRATION_IMAGES=64'), environ={})
 
 
@@ -242,3 +245,26 @@ def test_a_recalibrating_search_is_never_worse_for_it_and_survives_kills(tmp_pat
         undisturbed.accuracy, undisturbed.recalibrated, undisturbed.curve, undisturbed.looks, undisturbed.partial)
     assert state.block_evaluations == undisturbed.block_evaluations
     assert state.trained_block_images == undisturbed.trained_block_images
+
+
+def test_statistics_lie_beside_the_result_and_others_are_refused(tmp_path):
+    settings = dataclasses.replace(SETTINGS, RESULTS_DIR=str(tmp_path))
+    table, own = whole_table(settings, seed=3), trained_model().batchnorm()
+    alpha = unpruned_alpha(table.has_identity)
+    solution = solve_exact(table, surviving_branches(alpha), settings)
+    result = joint_result.JointResult(
+        6, 'name', 'pseudo', table.block_names, Configuration(alpha, solution.gamma, solution.split, solution.wire),
+        joint_result.AccuracyReport(1.0, 1.0, 1.0, 10, (0.7, 1.0), 1.0, 1.0), 0.02, 0.0, 0.0, solution.times, {}, [],
+        None, 0, 1.0, 1, own)
+    path = joint_result.save('joint', result, settings, 'inputs')
+    np.testing.assert_array_equal(joint_result.load(6, table, settings).batchnorm, own)
+    file = os.path.join(os.path.dirname(path), 'domain_6_batchnorm.npz')
+    np.savez_compressed(file, statistics=own + 1)
+    with pytest.raises(UserError, match='does not hold the BatchNorm statistics'):
+        joint_result.load(6, table, settings)
+    for damage in (lambda: open(file, 'wb').write(b'PK'), lambda: os.unlink(file)):
+        damage()
+        with pytest.raises(UserError, match='missing or damaged'):
+            joint_result.load(6, table, settings)
+    joint_result.save('joint', dataclasses.replace(result, batchnorm=None), settings, 'inputs')
+    assert joint_result.load(6, table, settings).batchnorm is None
