@@ -9,8 +9,8 @@ the four on validation images. Test accuracy is reported, nothing is chosen by i
 
 Domains 0, 3, 6 and 9 (2-core virtual machine, one thread, PyTorch 2.15; means of 12 networks, accuracies in %):
 validation 88.2 without recovery, 87.2 with BatchNorm alone, 89.3 with α alone, 87.6 with both, 89.4 kept; test 88.9,
-88.4, 89.3, 88.8, 89.4. α costs 8,448 trained block images, BatchNorm 2,816 block evaluations and one validation more. α brings
-most; BatchNorm was best for 1 network of 12, which is why it is off by default.
+88.4, 89.3, 88.8, 89.4. α costs 8,448 trained block images, BatchNorm 2,816 block evaluations and one validation more.
+α brings most; BatchNorm was best for 1 network of 12, which is why it is off by default.
 """
 from __future__ import annotations
 
