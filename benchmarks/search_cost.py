@@ -9,7 +9,13 @@ it polishes as ours does. With `--candidates saving` it only tries what our sear
 time; what to leave out is then given to it for nothing.
 
 A block evaluation is a forward pass of one block on one image. Training passes (a forward and a backward pass, counted
-once) are listed on their own and added in the total. Counts and J do not depend on the machine's speed, seconds do.
+once) are listed on their own and added in the total. Neither counts nor J depend on the machine's speed.
+
+Ten built-in domains, one measured table at 100 Mbit/s (PyTorch 2.15, one thread), means: ours J -0.1981 with 264,710
+forward and 81,101 trained; plain with all candidates J -0.2005 with 1,708,200 forward and 2,094,259 trained. That is
+6.5 times the forward passes and 11.0 times the total (6.9 to 16.5 by domain), but not for the same J: ours is lower in
+3 domains of 10, and 0.0024 above the plain scheme's in the mean, 0.0152 at worst (domain 3). Against `--candidates
+saving`, measured on domain 0 only, it is 2.5 times the total (J -0.2107 against -0.1864).
 """
 from __future__ import annotations
 

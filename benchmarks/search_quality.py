@@ -160,6 +160,10 @@ class Tabled:
         """Nothing to recover."""
         state.polished = True
 
+    def go_further(self, state: SearchState) -> bool:
+        """Looks have told all: without recovery there is no other α."""
+        return False
+
 
 def our_search(search_type: Type[PruningSearch], evaluator: Evaluator, options: List[List[Tuple[bool, ...]]],
                *arguments) -> Tuple[float, int]:
