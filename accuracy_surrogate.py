@@ -9,6 +9,7 @@ improvement).
 from __future__ import annotations
 
 import math
+from typing import Optional
 
 import numpy as np
 
@@ -23,13 +24,16 @@ SMALLEST_EPSILON = 0.005  # below this, one image more or less would look like s
 class AccuracySurrogate:
     """Accuracy lost by dropping branches, fitted to measured examples."""
 
-    def __init__(self, dropped: np.ndarray, loss: np.ndarray, epsilon: float) -> None:
-        """dropped: bool [n, F], which branches each measured network lacks; loss: [n], accuracy lost (fraction)."""
+    def __init__(self, dropped: np.ndarray, loss: np.ndarray, epsilon: float, noise_sd: Optional[np.ndarray] = None,
+                 ) -> None:
+        """dropped: bool [n, F], which branches each measured network lacks; loss: [n], accuracy lost (fraction);
+        noise_sd: [n], what measuring on a part of the images adds to the noise."""
         self.scale = max(epsilon, SMALLEST_EPSILON)
         self.dropped = dropped.astype(float)
         residual = np.minimum(loss, LARGEST_LOSS * self.scale) - self._mean(self.dropped)
         covariance = self._kernel(self.dropped, self.dropped)
-        covariance[np.diag_indices_from(covariance)] += (NOISE_SD * self.scale) ** 2
+        covariance[np.diag_indices_from(covariance)] += (NOISE_SD * self.scale) ** 2 + (
+            0.0 if noise_sd is None else noise_sd ** 2)
         self.inverse = np.linalg.inv(covariance)
         self.weights = self.inverse @ residual
 

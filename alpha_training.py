@@ -1,7 +1,7 @@
 """Train α, and only α, on a domain's images: used for each domain's reference and for recovery after pruning."""
 from __future__ import annotations
 
-from typing import Iterator, List, Optional
+from typing import Callable, Iterator, List, Optional
 
 import numpy as np
 import torch
@@ -31,11 +31,11 @@ def shuffled_batches(count: int, batch_size: int, steps: int, seed: int) -> Iter
 
 
 def train_alpha(model: HyperRepVGG, data: ImageSet, settings: Settings, steps: int, learning_rate: float, seed: int,
-                l1: Optional[np.ndarray] = None) -> List[float]:
+                l1: Optional[np.ndarray] = None, stop: Optional[Callable[[int], bool]] = None) -> List[float]:
     """`steps` Adam steps on cross-entropy + Σ l1·|α|; returns the cross-entropy of each step.
 
     `l1` [N, 3]: weight of each branch's |α| (NaN where there is no branch). Pruned branches (α = 0) get no gradient
-    and stay pruned.
+    and stay pruned. `stop` is asked after each step, with the number of steps done, whether to end here.
     """
     optimizer = torch.optim.Adam(model.alphas(), lr=learning_rate)
     pressure = None if l1 is None else [torch.as_tensor(row[:alpha.numel()], dtype=alpha.dtype)
@@ -50,6 +50,8 @@ def train_alpha(model: HyperRepVGG, data: ImageSet, settings: Settings, steps: i
             loss = loss + sum((weight * alpha.abs()).sum() for weight, alpha in zip(pressure, model.alphas()))
         loss.backward()
         optimizer.step()
+        if stop is not None and stop(len(losses)):
+            break
     return losses
 
 

@@ -102,11 +102,15 @@ class Settings:
     MAX_PRUNING_ROUNDS: int = _setting(30, 'joint')  # accepted changes at most
     MIN_SAVING: float = _setting(0.01, 'joint')  # of the unpruned T_eff; what saves less is within the table's noise
     LOOKS: int = _setting(56, 'joint')  # networks whose accuracy is measured without recovery, at most
+    LOOK_ERROR: float = _setting(0.05, 'joint')  # probability with which a look is given up on a part of the images
+    #                                             although the rest would show that it is worth a recovery; 0: never
     ACTIVATION_CACHE_MB: int = _setting(512, 'none')  # memory for validation activations, MiB
     PRUNING_THRESHOLD: float = _setting(0.02, 'joint')  # a branch whose |α| is below is offered for pruning for
     #                                                    accuracy's sake even when it saves no time
     RECOVERY_STEPS: int = _setting(12, 'joint')  # α steps (batches) after a candidate change
     RECOVERY_LR: float = _setting(0.02, 'joint')  # Adam
+    RECALIBRATE_BN: bool = _setting(False, 'joint')  # re-estimate BatchNorm's statistics for pruned networks
+    RECALIBRATION_IMAGES: int = _setting(128, 'joint')  # training images that they are estimated on, without labels
     L1_WEIGHT: float = _setting(0.02, 'joint')  # L1 pressure on α, times each branch's share of the time
     FRONTIER_LOOKS: int = _setting(4, 'joint')  # further looks after the search, where they promise the frontier most
     FRONTIER_RECOVERIES: int = _setting(1, 'joint')  # and recoveries of α; one costs as much as seven looks
@@ -174,6 +178,7 @@ _RULES = {
     'SEED': (lambda v: 0 <= v < 2 ** 63, '0 or more, below 2^63'),
     'RESULTS_DIR': _named, 'PARTITION_FILE': _named,
     'PORT_MAIN': _port, 'PORT_CONTROL': _port, 'OMEGA': _fraction, 'EPSILON': _fraction, 'MIN_SAVING': _fraction,
+    'LOOK_ERROR': _fraction,
     'LAMBDA_MAX': (lambda v: v is None or v >= 0, '0 or more, or none'),
     'OBJECTIVE': (lambda v: v == 'T_eff' or v in OMEGA_OF, "'T_eff', 'throughput' or 'latency'"),
     **{name: (lambda v: v is None or v > 0, 'above 0, or none') for name in (
@@ -182,7 +187,7 @@ _RULES = {
     'PICK': (lambda v: v in PICKS, "'constraint', 'knee' or 'budget'"),
     **{name: _positive for name in (
         'NUM_CLASSES', 'INPUT_SIZE', 'DIRICHLET_BETA', 'BATCH_SIZE', 'ALPHA_LR', 'EDGE_CPU_SLOWDOWN',
-        'LUT_ROUNDS', 'BANDWIDTH_MBPS', 'SIGMA', 'THROUGHPUT_OPTIM_LR', 'LOOKS',
+        'LUT_ROUNDS', 'RECALIBRATION_IMAGES', 'BANDWIDTH_MBPS', 'SIGMA', 'THROUGHPUT_OPTIM_LR', 'LOOKS',
         'RECOVERY_LR')},
     **{name: _not_negative for name in (
         'IMAGES_PER_SPLIT', 'NUM_WORKERS', 'TORCH_THREADS', 'ALPHA_EPOCHS', 'SERVER_THREADS',
@@ -190,6 +195,7 @@ _RULES = {
         'THROUGHPUT_OPTIM_STEPS', 'KAPPA', 'MU', 'MAX_PRUNING_ROUNDS', 'PRUNING_THRESHOLD', 'RECOVERY_STEPS',
         'L1_WEIGHT', 'ACTIVATION_CACHE_MB', 'FRONTIER_LOOKS', 'FRONTIER_RECOVERIES')},
 }
+_BOOLEANS = {'1': True, 'true': True, 'yes': True, 'on': True, '0': False, 'false': False, 'no': False, 'off': False}
 _TYPES = get_type_hints(Settings)
 
 
@@ -244,9 +250,12 @@ def _parse(name: str, text: str) -> Any:
             return tuple(_finite(part) for part in text.split(','))
         if kind == Tuple[str, ...]:
             return tuple(part.strip() for part in text.split(',') if part.strip())
+        if kind is bool:
+            return _BOOLEANS[text.strip().lower()]
         return _finite(text) if kind is float else kind(text)
-    except ValueError:
-        words = {int: 'a whole number', float: 'a finite number', Optional[int]: "a whole number or 'none'",
+    except (KeyError, ValueError):
+        words = {bool: "'1' or '0', 'true' or 'false'",
+                 int: 'a whole number', float: 'a finite number', Optional[int]: "a whole number or 'none'",
                  Optional[float]: "a finite number or 'none'",
                  Tuple[float, ...]: 'finite numbers separated by commas'}
         raise UserError(f'setting {name}={text!r}: must be {words[kind]}') from None

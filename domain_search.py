@@ -3,12 +3,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import Any, Callable, Dict, List, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 
 import alpha_training as training
+import batchnorm
 import cli
 import frontier
 import joint_result
@@ -23,7 +24,7 @@ from hyper_repvgg import (HyperRepVGG, alpha_from_blocks, create_hyper_repvgg, d
                           unpruned_alpha)
 from joint_result import AccuracyReport, Baseline, JointResult
 from limits import NothingFits
-from pruning_search import PruningSearch, SearchState
+from pruning_search import PruningSearch, SearchState, recalibrated_statistics
 from repvgg import BRANCHES
 from throughput_optimizer import Solution, baselines, solve_exact
 from wire_formats import by_loss
@@ -130,9 +131,10 @@ def solve_unpruned(table: HardwareTable, settings: Settings) -> Solution:
     return solve_exact(table, surviving_branches(unpruned_alpha(table.has_identity)), settings)
 
 
-def assemble(outcome: SearchOutcome, chosen: Configuration, accuracy: float, mode: str) -> JointResult:
-    """The result of a finished search that runs as `chosen`, of this validation accuracy. Test images are used here,
-    in `picked` and nowhere else."""
+def assemble(outcome: SearchOutcome, chosen: Configuration, accuracy: float, mode: str,
+             statistics: Optional[np.ndarray] = None) -> JointResult:
+    """The result of a finished search that runs as `chosen`, of this validation accuracy and with these BatchNorm
+    statistics (None: the model's own). Test images are used here, in `as_chosen` and nowhere else."""
     search, state = outcome.search, outcome.state
     table, settings = search.table, search.settings
     test = load_domain(settings, search.domain_id, 'test')
@@ -153,30 +155,34 @@ def assemble(outcome: SearchOutcome, chosen: Configuration, accuracy: float, mod
          'step2': Baseline(share(outcome.reference, compared['step2'].split, compared['step2'].wire),
                            compared['step2'].times)},
         state.curve, None, settings.SEED, outcome.wall_s, state.block_evaluations)
-    return as_chosen(result, chosen, accuracy, search.model, test, table, settings)
+    return as_chosen(result, chosen, accuracy, search.model, test, table, settings, statistics)
 
 
 def as_chosen(result: JointResult, chosen: Configuration, accuracy: float, model: HyperRepVGG, test: ImageSet,
-              table: HardwareTable, settings: Settings) -> JointResult:
-    """The same search's result with another configuration, of this validation accuracy, as its answer."""
-    correct = correct_with(model, chosen, test, settings)
+              table: HardwareTable, settings: Settings, statistics: Optional[np.ndarray] = None) -> JointResult:
+    """The same search's result with another configuration, of this validation accuracy and with these BatchNorm
+    statistics (None: the model's own), as its answer."""
+    correct = correct_with(model, chosen, test, settings, statistics)
     found = times(table, chosen, settings.HEAD_TIER, settings.OMEGA)
     J, xi = goal(found.T_eff_ms, result.baselines['step2'].times.T_eff_ms, accuracy, result.accuracy.val_reference,
                  settings.EPSILON, settings.KAPPA, settings.MU)
     report = replace(result.accuracy, final=correct / len(test), ci95=wilson_interval(correct, len(test)),
                      val_final=accuracy)
-    return replace(result, configuration=chosen, accuracy=report, times=found, J=J, xi_A=xi)
+    return replace(result, configuration=chosen, accuracy=report, times=found, J=J, xi_A=xi,
+                   batchnorm=statistics)
 
 
 def best_on_wire(alpha: np.ndarray, solve: Callable[[Settings], Solution], model: HyperRepVGG, val: ImageSet,
-                 goal_of: Callable[[float, float], float], settings: Settings) -> Tuple[Configuration, float]:
-    """A pruned network at its lowest J over the wire formats, each with the validation accuracy that it leaves.
+                 goal_of: Callable[[float, float], float], settings: Settings,
+                 statistics: Optional[np.ndarray] = None) -> Tuple[Configuration, float]:
+    """A pruned network (with these BatchNorm statistics; None: the model's own) at its lowest J over the wire formats,
+    each with the validation accuracy that it leaves.
 
     `solve` chooses γ and λ under settings that list formats of one loss; `goal_of(T_eff_ms, accuracy)` is J.
     Raises `limits.NothingFits` when no format is within the limits.
     """
-    measured, found = WireLoss(model, val, settings), []
-    lossless = correct_with(model, Configuration(alpha, (), 0, FLOAT32), val, settings) / len(val)
+    measured, found = WireLoss(model, val, settings, lambda alpha: statistics), []
+    lossless = correct_with(model, Configuration(alpha, (), 0, FLOAT32), val, settings, statistics) / len(val)
     groups = by_loss(settings.WIRE_FORMATS)
     for formats in groups:
         try:
@@ -185,7 +191,7 @@ def best_on_wire(alpha: np.ndarray, solve: Callable[[Settings], Solution], model
             if formats == groups[-1] and not found:
                 raise
             continue
-        accuracy = measured.accuracy(alpha, at.split, at.wire, lossless)
+        accuracy = measured.accuracy(alpha, at.split, at.wire, lossless, statistics is not None)
         found.append((goal_of(at.times.T_eff_ms, accuracy), at, accuracy))
     _, best, accuracy = min(found, key=lambda option: option[0])
     return Configuration(alpha, best.gamma, best.split, best.wire), accuracy
@@ -199,7 +205,8 @@ def pick_from_search(outcome: SearchOutcome, mode: str) -> JointResult:
     if not frontiers['T_eff']:
         search.final(outcome.state.alpha)  # says which limit is not met
     point = frontier.pick(frontiers, settings, search.reference, search.T_eff_ref_ms)
-    result = assemble(outcome, point.configuration, point.accuracy, mode)
+    statistics = search.statistics_for(point.configuration.alpha)[0] if point.recalibrated else None
+    result = assemble(outcome, point.configuration, point.accuracy, mode, statistics)
     return replace(result, frontier=frontiers, pick=frontier.rule_of(settings))
 
 
@@ -208,15 +215,24 @@ def pick_again(result: JointResult, table: HardwareTable, settings: Settings, mo
     torch.set_num_threads(settings.threads(settings.TORCH_THREADS))
     point = frontier.pick(result.frontier, settings, result.accuracy.val_reference,
                           result.baselines['step2'].times.T_eff_ms)
+    statistics = None
+    if point.recalibrated:  # as the search did
+        domain = result.domain_id
+        train, val = load_domain(settings, domain, 'train'), load_domain(settings, domain, 'val')
+        unpruned, _ = reference_alpha(model, val, domain, settings)
+        statistics, _ = recalibrated_statistics(model, point.configuration.alpha, unpruned, train, domain, settings)
     test = load_domain(settings, result.domain_id, 'test')
-    again = as_chosen(result, point.configuration, point.accuracy, model, test, table, settings)
+    again = as_chosen(result, point.configuration, point.accuracy, model, test, table, settings, statistics)
     return replace(again, pick=frontier.rule_of(settings), measured=None)
 
 
-def correct_with(model: HyperRepVGG, chosen: Configuration, data: ImageSet, settings: Settings) -> int:
-    """Correctly classified images under this α, with the loss of the wire format at the split."""
+def correct_with(model: HyperRepVGG, chosen: Configuration, data: ImageSet, settings: Settings,
+                 statistics: Optional[np.ndarray] = None) -> int:
+    """Correctly classified images under this α and these BatchNorm statistics (None: the model's own), with the loss of
+    the wire format at the split."""
     model.set_alpha_array(chosen.alpha)
-    return training.count_correct(through_wire(deploy(model), chosen.split, chosen.wire), data, settings)
+    with batchnorm.using(model, statistics):
+        return training.count_correct(through_wire(deploy(model), chosen.split, chosen.wire), data, settings)
 
 
 def summary(result: JointResult) -> str:

@@ -34,6 +34,7 @@ class FrontierPoint:
     accuracy: float  # validation, with the loss of the wire format; fraction of 1
     times: Times
     recovered: bool  # was its α trained after pruning? Otherwise it is the unpruned network's, 0 where pruned
+    recalibrated: bool = False  # is the accuracy that with BatchNorm statistics re-estimated for its α?
 
     @property
     def n_pruned(self) -> int:
@@ -51,6 +52,7 @@ class Candidate:
     lossless_accuracy: float  # validation, without the loss of the wire format
     recovered: bool
     solution: Solution
+    recalibrated: bool = False  # is that accuracy with BatchNorm statistics re-estimated for alpha?
 
 
 def non_dominated(accuracy: Sequence[float], ms: Sequence[float]) -> List[int]:
@@ -78,10 +80,11 @@ def measured_frontier(candidates: Sequence[Candidate], objective: str, measured:
             return [FrontierPoint(
                 Configuration(candidates[i].alpha, candidates[i].solution.gamma, candidates[i].solution.split,
                               candidates[i].solution.wire), accuracy[i], candidates[i].solution.times,
-                candidates[i].recovered) for i in kept]
+                candidates[i].recovered, candidates[i].recalibrated) for i in kept]
         for i in sorted(to_measure):
             at = candidates[i].solution
-            accuracy[i] = measured.accuracy(candidates[i].alpha, at.split, at.wire, accuracy[i])
+            accuracy[i] = measured.accuracy(candidates[i].alpha, at.split, at.wire, accuracy[i],
+                                            candidates[i].recalibrated)
         unknown -= to_measure
 
 

@@ -7,6 +7,7 @@ is known is a candidate for the frontiers, and the search ends with the lowest J
 """
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Dict, Iterable, List, Optional
 
 import numpy as np
@@ -36,7 +37,7 @@ class FrontierSearch(JointSearch):
         if len(state.looks) > 1 and state.frontier_steps < looks:
             choice = self.widening_look(state)
             state.frontier_steps = looks if choice is None else state.frontier_steps + 1
-            self.look(state, [] if choice is None else [choice])
+            self.look(state, [] if choice is None else [choice], whole=True)
             return True
         if len(state.looks) > 1 and state.frontier_steps < looks + recoveries:
             choice = self.widening_recovery(state)
@@ -56,7 +57,7 @@ class FrontierSearch(JointSearch):
         """The look that adds most to the frontier if it wins what recoveries won; None when none would."""
         pool = [choice for choice in state.looks if choice not in state.judged]
         won = [judgement.lossless_accuracy - state.looks[choice]
-               for choice, judgement in state.judged.items()][-RECENT:]
+               for choice, judgement in state.judged.items() if choice in state.looks][-RECENT:]
         promised = np.array([state.looks[choice] for choice in pool]) + (np.mean(won) if won else 0.0)
         half_an_image = np.full(len(pool), 0.5 / len(self.val))
         return self.largest_gain(state, pool, np.minimum(promised, self.reference), half_an_image)
@@ -66,7 +67,7 @@ class FrontierSearch(JointSearch):
         """The choice of the pool that adds most to the frontier of the known networks; None when none adds any."""
         if not pool:
             return None
-        known = {**state.looks, **{choice: found.lossless_accuracy for choice, found in state.judged.items()}}
+        known = {**self.whole_looks(state), **{c: found.lossless_accuracy for c, found in state.judged.items()}}
         gain = expected_hypervolume_gain(accuracy, sd, self.relative_T_eff(pool), np.array(list(known.values())),
                                          self.relative_T_eff(known),
                                          lowest_explored(self.reference, self.settings.EPSILON), SLOWEST)
@@ -77,19 +78,29 @@ class FrontierSearch(JointSearch):
         """Make the lowest J of the frontier within the constraint the best network; False where it is."""
         point = lowest_J(self.frontiers(state)['T_eff'], self.bound, lambda p: self.J(p.times.T_eff_ms, p.accuracy))
         if point is None or (point.configuration.wire == self.solve(state.alpha, state.formats).wire and
+                             point.recalibrated == state.recalibrated and
                              np.array_equal(point.configuration.alpha, state.alpha, equal_nan=True)):
             return False
         formats = next(formats for formats in self.formats if point.configuration.wire in formats)
-        self.accept(state, Judgement(point.accuracy, point.configuration.alpha, formats))
+        network = next(network for network in self.networks(state) if network.recalibrated == point.recalibrated and
+                       np.array_equal(network.alpha, point.configuration.alpha, equal_nan=True))
+        self.accept(state, replace(network, accuracy=point.accuracy, formats=formats,
+                                   lossless=network.lossless_accuracy))
         return True
 
     # --- the frontiers ---
 
+    def whole_looks(self, state: SearchState) -> Dict[Choice, float]:
+        """The looks at all images: one that was given up on a part of them has no accuracy to compare."""
+        return {choice: accuracy for choice, accuracy in state.looks.items() if choice not in state.partial}
+
     def networks(self, state: SearchState) -> List[Judgement]:
-        """Every network with a known accuracy, the best first; those only looked at have α as before pruning."""
+        """Every network whose accuracy on all images is known, the best first; those only looked at have α as before
+        pruning."""
         best = state.judged.get(choice_of(state.alpha))
         judged = [judgement for judgement in state.judged.values() if judgement is not best]
-        looks = [Judgement(accuracy, kept(choice, self.unpruned)) for choice, accuracy in state.looks.items()]
+        looks = [Judgement(accuracy, kept(choice, self.unpruned))
+                 for choice, accuracy in self.whole_looks(state).items()]
         return [*([best] if best else []), *judged, *looks]
 
     def candidates(self, network: Judgement, objective: str) -> Iterable[Candidate]:
@@ -102,11 +113,12 @@ class FrontierSearch(JointSearch):
                                                self.settings_with(formats), objective)
             except NothingFits:
                 continue
-            yield Candidate(network.alpha, network.lossless_accuracy, recovered, solution)
+            yield Candidate(network.alpha, network.lossless_accuracy, recovered, solution, network.recalibrated)
 
     def frontiers(self, state: SearchState) -> Dict[str, List[FrontierPoint]]:
         """Each objective's frontier of all networks of the search, with the accuracies that the wire leaves."""
-        measured, networks = WireLoss(self.model, self.val, self.settings), self.networks(state)
+        measured = WireLoss(self.model, self.val, self.settings, lambda alpha: self.statistics_for(alpha)[0])
+        networks = self.networks(state)
         return {name: measured_frontier([candidate for network in networks
                                          for candidate in self.candidates(network, objective)], objective, measured)
                 for name, objective in OBJECTIVES.items()}

@@ -14,6 +14,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+import batchnorm
+from block_function import BlockFunction, convolve, pays
 from checkpoint import load_checkpoint
 from gamma_configurator import build_plan, fused_gamma
 from repvgg import BRANCHES, BlockShape, RepVGG, RepVGGBlock, fold_branch
@@ -37,17 +39,16 @@ class HyperRepVGGBlock(RepVGGBlock):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self._folded is None:
             self.fold()
-        alive = self.alpha.detach().tolist()
-        y = 0
-        for index, (kernel, scale, bias) in enumerate(self._folded):
-            if alive[index] == 0:
-                continue
-            if kernel is None:
-                branch = torch.addcmul(bias[:, None, None], x, scale[:, None, None])
-            else:
-                branch = F.conv2d(x, kernel, bias, self.shape.stride, kernel.shape[-1] // 2, 1, self.shape.groups)
-            y = y + self.alpha[index] * branch
-        return F.relu(self.se(y))
+        if not pays(x, self.shape):
+            return F.relu(self.se(self.sum_of_branches(x)))
+        if isinstance(self.se, nn.Identity):
+            return BlockFunction.apply(x, self.alpha, self._folded, self.shape, True)
+        return F.relu(self.se(BlockFunction.apply(x, self.alpha, self._folded, self.shape, False)))
+
+    def sum_of_branches(self, x: torch.Tensor) -> torch.Tensor:
+        """Σ_b α_b·branch_b(x), every surviving branch on its own; autograd finds the gradients."""
+        return sum(self.alpha[index] * convolve(x, branch, self.shape)
+                   for index, (branch, alpha) in enumerate(zip(self._folded, self.alpha.tolist())) if alpha != 0)
 
 
 class HyperRepVGG(RepVGG):
@@ -99,6 +100,16 @@ class HyperRepVGG(RepVGG):
         with torch.no_grad():
             for parameter, row in zip(self.alphas(), alpha):
                 parameter.copy_(torch.as_tensor(row[:parameter.numel()], dtype=parameter.dtype))
+
+    def batchnorm(self) -> np.ndarray:
+        """BatchNorm statistics of stem and blocks, float32 [n] (batchnorm.py)."""
+        return batchnorm.pack(batchnorm.layers_of(self))
+
+    def set_batchnorm(self, statistics: np.ndarray) -> None:
+        """Replace them; folded copies of the old ones are dropped."""
+        batchnorm.unpack(batchnorm.layers_of(self), statistics)
+        for block in self.blocks:
+            block._folded = None
 
 
 def create_hyper_repvgg(weight_path: Optional[str], model_name: str, num_classes: int = 1000) -> HyperRepVGG:

@@ -44,7 +44,9 @@ class ImportanceSearch(PruningSearch):
         alpha = state.alpha.copy()
         alpha[block] = np.where(np.isnan(alpha[block]), np.nan, np.where(keep, alpha[block], 0.0))
         seed = alpha_training.seed_of(self.settings.SEED, self.domain_id, state.rounds, block, *map(int, keep))
-        return self.recovered(state, alpha, self.settings.RECOVERY_STEPS, seed, None)
+        self.model.set_alpha_array(alpha)
+        return self.recovered(state, alpha, self.settings.RECOVERY_STEPS, seed, None,
+                              Judgement(self.validate(state), alpha))
 
     def least_important(self, state: SearchState) -> Optional[Tuple[int, int]]:
         """(block, branch) of the smallest |α| / GFLOPs among branches that may go and were not tried."""

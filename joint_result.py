@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import os
+import zipfile
+import zlib
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -15,6 +17,7 @@ from gamma_configurator import gamma_by_id
 from gamma_mask_builder import build_gamma_mask
 from hyper_repvgg import alpha_by_block, alpha_from_blocks, surviving_branches, unpruned_alpha
 from json_files import Document, numbers_or_none
+from network_part import hash_of
 from prefix_activations import Choice
 from pruning_search import CurvePoint, Formats, Judgement, SearchState
 from repvgg import BRANCHES
@@ -64,6 +67,7 @@ class JointResult:
     block_evaluations: int  # forward passes of one block on one validation image, in the whole search
     frontier: Dict[str, List[FrontierPoint]] = field(default_factory=dict)  # by objective; none: not a joint search
     pick: Optional[PickRule] = None  # how the configuration was picked from the frontier
+    batchnorm: Optional[np.ndarray] = None  # re-estimated BatchNorm statistics, float32 [n]; None: the model's own
 
     @property
     def pruned(self) -> List[str]:
@@ -89,9 +93,44 @@ def save(kind: str, result: JointResult, settings: Settings, inputs: str, search
         'block_evaluations': result.block_evaluations, 'seed': result.seed, 'wall_s': result.wall_s,
         'frontier': {name: [point_to_json(point, result.block_names) for point in points]
                      for name, points in result.frontier.items()}}
+    if result.batchnorm is not None:
+        content['batchnorm'] = save_batchnorm(path, result)
     metadata = json_files.make_metadata(settings, kind, inputs)
     json_files.write(path, content, {**metadata, 'search_inputs': search_inputs} if search_inputs else metadata)
+    if result.batchnorm is None and os.path.exists(batchnorm_path(path)):
+        os.unlink(batchnorm_path(path))  # of a result that was replaced
     return path
+
+
+def batchnorm_path(path: str) -> str:
+    """Where the statistics of the result at `path` lie."""
+    return f'{os.path.splitext(path)[0]}_batchnorm.npz'
+
+
+def save_batchnorm(path: str, result: JointResult) -> Dict[str, str]:
+    """Write the statistics beside the result at `path`; what the result says of them."""
+    values = result.batchnorm.astype('<f4')
+    with json_files.replacing(batchnorm_path(path)) as temporary:
+        with open(temporary, 'wb') as stream:
+            np.savez_compressed(stream, statistics=values)
+    return {'file': os.path.basename(batchnorm_path(path)),
+            'sha256': hash_of(values.view(np.uint8))}  # of the values: an archive holds its date
+
+
+def load_batchnorm(document: Document) -> Optional[np.ndarray]:
+    """The statistics that a result names; `UserError` when they are missing or not those it was written with."""
+    if document.content.get('batchnorm') is None:
+        return None
+    name, digest = document.get('batchnorm.file', str), document.get('batchnorm.sha256', str)
+    path = os.path.join(os.path.dirname(document.path), os.path.basename(name))
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            values = np.ascontiguousarray(arrays['statistics'], dtype='<f4')
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
+        raise document.refuse(f'{path} is missing or damaged') from None
+    if values.ndim != 1 or hash_of(values.view(np.uint8)) != digest:
+        raise document.refuse(f'{path} does not hold the BatchNorm statistics of this result')
+    return values
 
 
 def load(domain: int, table: HardwareTable, settings: Settings, kind: str = 'joint') -> JointResult:
@@ -113,7 +152,7 @@ def load(domain: int, table: HardwareTable, settings: Settings, kind: str = 'joi
                         times_from_json(document, ('baselines', name))) for name in document.get('baselines')},
         curve_from_json(document), None if measured is None else document.get('measured'),
         document.get('seed', int), document.number('wall_s', 0), document.get('block_evaluations', int),
-        frontier_from_json(document, table), pick_from_json(document))
+        frontier_from_json(document, table), pick_from_json(document), load_batchnorm(document))
 
 
 def load_same_search(domain: int, table: HardwareTable, settings: Settings, search_inputs: str, mode: str,
@@ -168,6 +207,7 @@ def point_to_json(point: FrontierPoint, names: Tuple[str, ...]) -> Dict[str, Any
     """One point of a frontier."""
     choice = point.configuration
     return {'accuracy': point.accuracy, 'n_pruned': point.n_pruned, 'recovered': point.recovered,
+            'recalibrated': point.recalibrated,
             'lambda': choice.split, 'wire': choice.wire, **point.times.as_dict(),
             'gamma': dict(zip(names, choice.gamma)), 'alpha': alpha_by_block(choice.alpha, names)}
 
@@ -184,7 +224,8 @@ def frontier_from_json(document: Document, table: HardwareTable) -> Dict[str, Li
             point = Document(document.path, {label: entry}, document.made_by)
             found[name].append(FrontierPoint(
                 configuration_from_json(point, table, (label,)), point.number((label, 'accuracy'), 0),
-                times_from_json(point, (label,)), point.get((label, 'recovered'), bool)))
+                times_from_json(point, (label,)), point.get((label, 'recovered'), bool),
+                point.get((label, 'recalibrated'), bool)))
     return found
 
 
@@ -253,12 +294,16 @@ def save_state(kind: str, state: SearchState, domain: int, table: HardwareTable,
         'alpha': alpha_by_block(state.alpha, table.block_names), 'accuracy': state.accuracy,
         'curve': [vars(point) for point in state.curve],
         'looks': [[_choice_to_text(choice), accuracy] for choice, accuracy in state.looks.items()],
+        'partial': [[_choice_to_text(choice), seen] for choice, seen in state.partial.items()],
         'judged': [[_choice_to_text(choice), judgement.accuracy, [numbers_or_none(row) for row in judgement.alpha],
-                    judgement.formats, judgement.lossless] for choice, judgement in state.judged.items()],
+                    judgement.recalibrated, judgement.formats, judgement.lossless]
+                   for choice, judgement in state.judged.items()],
         'rejected': [[block, list(keep)] for block, keep in sorted(state.rejected)], 'rounds': state.rounds,
+        'recalibrated': state.recalibrated, 'lossless': state.lossless,
         'formats': None if state.formats is None else list(state.formats), 'frontier_steps': state.frontier_steps,
         'polished': state.polished, 'finished': state.finished, 'block_evaluations': state.block_evaluations,
-        'wall_s': wall_s}, json_files.make_metadata(settings, kind, inputs))
+        'trained_block_images': state.trained_block_images, 'wall_s': wall_s},
+        json_files.make_metadata(settings, kind, inputs))
 
 
 def load_state(kind: str, domain: int, table: HardwareTable, settings: Settings, inputs: str,
@@ -271,9 +316,10 @@ def load_state(kind: str, domain: int, table: HardwareTable, settings: Settings,
     state = SearchState(alpha_from_json(document, table), document.number('accuracy', 0), curve_from_json(document))
     try:
         state.looks = {_choice_from_text(text): float(accuracy) for text, accuracy in document.get('looks', list)}
-        state.judged = {_choice_from_text(text): Judgement(float(accuracy), np.array(alpha, dtype=float),
+        state.partial = {_choice_from_text(text): int(seen) for text, seen in document.get('partial', list)}
+        state.judged = {_choice_from_text(text): Judgement(float(accuracy), np.array(alpha, dtype=float), bool(again),
                                                            _formats_from_json(formats), lossless)
-                        for text, accuracy, alpha, formats, lossless in document.get('judged', list)}
+                        for text, accuracy, alpha, again, formats, lossless in document.get('judged', list)}
         state.formats = _formats_from_json(document.find('formats'))
         state.rejected = {(int(block), tuple(bool(b) for b in keep))
                           for block, keep in document.get('rejected', list)}
@@ -281,6 +327,9 @@ def load_state(kind: str, domain: int, table: HardwareTable, settings: Settings,
         raise UserError(f'{path}: is damaged; delete it to start the search again') from None
     state.rounds, state.block_evaluations = document.get('rounds', int), document.get('block_evaluations', int)
     state.frontier_steps = document.get('frontier_steps', int)
+    state.trained_block_images = document.get('trained_block_images', int)
+    state.recalibrated = document.get('recalibrated', bool)
+    state.lossless = None if document.find('lossless') is None else document.number('lossless', 0)
     state.polished, state.finished = document.get('polished', bool), document.get('finished', bool)
     return state, document.number('wall_s', 0)
 

@@ -22,9 +22,10 @@ import numpy as np
 import alpha_training
 from accuracy_surrogate import AccuracySurrogate, expected_improvement
 from cost_model import TIERS, split_times
+from early_stopping import sampling_sd
 from hyper_repvgg import surviving_branches
 from limits import limits_of
-from prefix_activations import Choice, Keep, PruningEvaluator
+from prefix_activations import Choice, Keep, Look, PruningEvaluator
 from pruning_search import Judgement, PruningSearch, SearchState, branch_cost_ms, choice_of, fastest_ms
 from repvgg import BRANCHES
 from throughput_optimizer import split_range
@@ -33,6 +34,7 @@ ENUMERATED = 5000  # up to so many choices the surrogate rates them all; beyond,
 NEIGHBOURS_OF = 12  # so many good ones
 LEAST_IMPROVEMENT = 1e-6  # of J
 WORTH_A_LOOK = 1e-5  # of J: expected improvement below which a longer recovery comes first
+FURTHER = 3  # changes of the polished network that are judged at most before it is final
 RECENT = 3  # recoveries that tell what the next one wins
 
 
@@ -104,19 +106,33 @@ class JointSearch(PruningSearch):
         state.block_evaluations += len(self.model.blocks) * len(self.val)
         return state
 
-    def look(self, state: SearchState, choices: Iterable[Choice]) -> None:
-        """Measure these choices without recovery, α as it was before pruning."""
+    def look(self, state: SearchState, choices: Iterable[Choice], whole: bool = False) -> None:
+        """Measure these choices without recovery, α as it was before pruning; unless all images are wanted (`whole`),
+        given up on a part of them where what is needed is out of reach."""
         for choice in choices:
-            state.looks[choice] = self.look_accuracy(choice)
+            look = self.look_accuracy(state, choice, 0.0 if whole else self.needed_accuracy(state, choice))
+            state.looks[choice] = look.accuracy
+            if look.seen < len(self.val):
+                state.partial[choice] = look.seen
             if self._evaluator is not None:
                 state.block_evaluations += self._evaluator.block_evaluations
                 self._evaluator.block_evaluations = 0
 
-    def look_accuracy(self, choice: Choice) -> float:
-        """Validation accuracy of one choice; the activations of the unpruned network are computed once."""
+    def look_accuracy(self, state: SearchState, choice: Choice, needed: float) -> Look:
+        """One look, of use from the accuracy `needed` on (0: seen on all images); the activations of the unpruned
+        network are computed once."""
         if self._evaluator is None:
-            self._evaluator = PruningEvaluator(self.model, self.unpruned, self.val, self.settings)
-        return self._evaluator.accuracy(choice)
+            seed = alpha_training.seed_of(self.settings.SEED, self.domain_id)
+            seen = [(seen, state.partial.get(seen, len(self.val))) for seen in list(state.looks)[1:]]
+            self._evaluator = PruningEvaluator(self.model, self.unpruned, self.val, self.settings, seed, seen)
+        return self._evaluator.look(choice, needed, self.settings.LOOK_ERROR)
+
+    def needed_accuracy(self, state: SearchState, choice: Choice) -> float:
+        """What a look must reach to be worth a recovery: the accuracy that meets the bound and lowers J, less what
+        recoveries win, or ε before much is known of that."""
+        gain = self.J_of(state) - float(self.relative_T_eff([choice])[0])  # J would be lowered by this with accuracy 0
+        lowers_J = -gain / self.settings.MU if self.settings.MU > 0 else 0.0
+        return max(self.bound, lowers_J) - max(self.settings.EPSILON, self.expected_recovery(state))
 
     def first_looks(self) -> List[Choice]:
         """Single changes, at most half of LOOKS, in turn from the ranking by time and the ranking by importance."""
@@ -162,8 +178,11 @@ class JointSearch(PruningSearch):
         """What looks at these choices would give, [m], and its standard deviation [m]."""
         whole = np.array(choice_of(self.unpruned)).ravel()
         seen = list(state.looks)
+        noise = [sampling_sd(state.looks[c], state.partial[c], len(self.val)) if c in state.partial else 0.0
+                 for c in seen]
         surrogate = AccuracySurrogate((whole & ~np.array(seen).reshape(len(seen), -1)),
-                                      self.reference - np.array([state.looks[c] for c in seen]), self.settings.EPSILON)
+                                      self.reference - np.array([state.looks[c] for c in seen]), self.settings.EPSILON,
+                                      np.array(noise))
         loss, sd = surrogate.predict(whole & ~np.array(pool).reshape(len(pool), -1))
         return self.reference - loss, sd
 
@@ -172,7 +191,8 @@ class JointSearch(PruningSearch):
     def expected_recovery(self, state: SearchState) -> float:
         """What a recovery wins over a look, by the last few seen; 0 before the first. It grows, since every recovery
         starts from the α of the best network so far."""
-        won = [judgement.accuracy - state.looks[choice] for choice, judgement in state.judged.items()]
+        won = [judgement.accuracy - state.looks[choice] for choice, judgement in state.judged.items()
+               if choice in state.looks]
         return float(np.mean(won[-RECENT:])) if won else 0.0
 
     def estimated_J(self, state: SearchState, choice: Choice, recovery: Optional[float] = None) -> float:
@@ -197,15 +217,10 @@ class JointSearch(PruningSearch):
         cost = branch_cost_ms(self.table, surviving_branches(alpha), self.solve(alpha).split, self.settings.HEAD_TIER)
         judgement = self.recovered(state, alpha, self.settings.RECOVERY_STEPS, seed,
                                    self.settings.L1_WEIGHT * cost / self.T_eff_ref_ms)
+        if choice in state.partial or choice not in state.looks:
+            return self.on_the_wire(state, judgement)
         look = Judgement(state.looks[choice], kept(choice, self.unpruned))
         return self.on_the_wire(state, max(judgement, look, key=lambda found: found.accuracy))
-
-    def try_choice(self, state: SearchState, choice: Choice) -> None:
-        """Judge a choice and accept it if it lowers J within the constraint."""
-        judgement = self.judge(state, choice)
-        state.judged[choice] = judgement
-        if judgement.accuracy >= self.bound and self.J_of(judgement) < self.J_of(state) - LEAST_IMPROVEMENT:
-            self.accept(state, judgement)
 
     # --- the search ---
 
@@ -218,13 +233,44 @@ class JointSearch(PruningSearch):
             if choice is not None:
                 self.look(state, [choice])
             elif self.best_look(state) is None:
-                return False
+                return state.polished and self.go_further(state)
         elif self.best_look(state) is None:
-            return False
+            return state.polished and self.go_further(state)
         choice = self.best_look(state)
         if choice is not None:
             self.try_choice(state, choice)
         return True
+
+    def try_choice(self, state: SearchState, choice: Choice) -> bool:
+        """Judge a choice; was it accepted?"""
+        judgement = self.judge(state, choice)
+        state.judged[choice] = judgement
+        accepted = (judgement.accuracy >= self.bound and
+                    self.J_of(judgement) < self.J_of(state) - LEAST_IMPROVEMENT)
+        if accepted:
+            self.accept(state, judgement)
+        return accepted
+
+    def go_further(self, state: SearchState) -> bool:
+        """What looks cannot tell, since their α is that of the unpruned network: single further changes of the best
+        network under its own, recovered α. The FURTHER best of them are judged; False when none is accepted."""
+        now = choice_of(state.alpha)
+        ahead = [(*now[:k], keep, *now[k + 1:]) for k, keeps in enumerate(self.options()) for keep in keeps
+                 if keep != now[k] and all(had for kept, had in zip(keep, now[k]) if kept)]
+        ahead = [choice for choice in ahead if choice not in state.judged]
+        if not ahead:
+            return False
+        evaluator = PruningEvaluator(self.model, state.alpha, self.val, self.settings,
+                                     alpha_training.seed_of(self.settings.SEED, self.domain_id))
+        found = []
+        for choice in ahead:
+            needed = self.needed_accuracy(state, choice)
+            look = evaluator.look(choice, needed, self.settings.LOOK_ERROR)
+            T_eff_ms = float(self.relative_T_eff([choice])[0]) * self.T_eff_ref_ms
+            if look.seen == len(self.val) and look.accuracy >= needed:
+                found.append((self.J(T_eff_ms, look.accuracy + self.settings.EPSILON / 2), choice))
+        state.block_evaluations += evaluator.block_evaluations + len(self.model.blocks) * len(self.val)
+        return any(self.try_choice(state, choice) for _, choice in sorted(found)[:FURTHER])
 
 
 def kept(choice: Choice, alpha: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Callable, Dict, List, Optional, Sequence, Set, Tuple, Union
 import numpy as np
 
 import alpha_training
+import batchnorm
 from config import Settings
 from cost_model import HardwareTable, goal, other_tier
 from evaluation import ImageSet
@@ -35,6 +36,7 @@ class Judgement:
     """A pruned network after its recovery."""
     accuracy: float  # validation; with the loss of the wire format where `formats` is given
     alpha: np.ndarray  # [N, 3]
+    recalibrated: bool = False  # measured with BatchNorm statistics re-estimated for this alpha
     formats: Formats = None  # those for which the accuracy holds, at the split that is best with them
     lossless: Optional[float] = None  # validation accuracy without the loss of a wire format; None: `accuracy` is
 
@@ -51,14 +53,25 @@ class SearchState:
     accuracy: float  # validation, of alpha
     curve: List[CurvePoint]
     looks: Dict[Choice, float] = field(default_factory=dict)  # validation accuracy without recovery
+    partial: Dict[Choice, int] = field(default_factory=dict)  # looks that were given up: images seen
     judged: Dict[Choice, Judgement] = field(default_factory=dict)
     rejected: Set[Tuple[int, Keep]] = field(default_factory=set)  # single changes that were undone (sequential search)
     rounds: int = 0
+    recalibrated: bool = False  # of alpha, as in Judgement
     polished: bool = False  # has the best network had its longer recovery?
     finished: bool = False
     block_evaluations: int = 0  # forward passes of one block on one validation image
+    trained_block_images: int = 0  # forward and backward passes of one block on one training image
     formats: Formats = None  # wire formats for which `accuracy` holds
+    lossless: Optional[float] = None  # of alpha, as in Judgement
     frontier_steps: int = 0  # looks and recoveries that were spent on the frontier
+
+
+def recalibrated_statistics(model: HyperRepVGG, alpha: np.ndarray, unpruned: np.ndarray, train: ImageSet,
+                            domain_id: int, settings: Settings) -> Tuple[np.ndarray, int]:
+    """`batchnorm.recalibrated_for` with the seed of the domain."""
+    return batchnorm.recalibrated_for(model, alpha, unpruned, train, settings,
+                                      alpha_training.seed_of(settings.SEED, domain_id))
 
 
 def choice_of(alpha: np.ndarray) -> Choice:
@@ -121,16 +134,38 @@ class PruningSearch:
     # --- judging and accepting ---
 
     def recovered(self, state: SearchState, alpha: np.ndarray, steps: int, seed: int, l1: Optional[np.ndarray],
-                  ) -> Judgement:
-        """Train α from here; the better of before and after."""
+                  before: Optional[Judgement] = None) -> Judgement:
+        """Train α from here; the best of what was known `before` and of the validations after every RECOVERY_STEPS
+        steps. Ends early when a validation is not better than the one before it."""
         self.model.set_alpha_array(alpha)
-        results = [Judgement(self.validate(state), alpha)]
+        results = [] if before is None else [before]
+
+        def stop(done: int) -> bool:
+            state.trained_block_images += len(self.model.blocks) * min(self.settings.BATCH_SIZE, len(self.train))
+            if done % self.settings.RECOVERY_STEPS and done < steps:
+                return False
+            results.append(Judgement(self.validate(state), self.model.alpha_array()))
+            return len(results) > 1 and results[-1].accuracy <= results[-2].accuracy
+
         if steps:
             alpha_training.train_alpha(self.model, self.train, self.settings, steps, self.settings.RECOVERY_LR, seed,
-                                       l1)
-            trained = self.model.alpha_array()
-            results.append(Judgement(self.validate(state), trained))
-        return max(results, key=lambda result: result.accuracy)
+                                       l1, stop)
+        best = max(results or [Judgement(self.validate(state), alpha)], key=lambda result: result.accuracy)
+        if self.settings.RECALIBRATE_BN and best is not before:
+            best = max(best, self.recalibrated(state, best.alpha), key=lambda result: result.accuracy)
+        return best
+
+    def recalibrated(self, state: SearchState, alpha: np.ndarray) -> Judgement:
+        """This network with re-estimated BatchNorm statistics; the model's own are put back."""
+        statistics, work = self.statistics_for(alpha)
+        state.block_evaluations += work
+        with batchnorm.using(self.model, statistics):
+            return Judgement(self.validate(state), alpha, recalibrated=True)
+
+    def statistics_for(self, alpha: np.ndarray) -> Tuple[np.ndarray, int]:
+        """(BatchNorm statistics re-estimated for alpha, forward passes of one block on one image), a function of alpha,
+        the training images and the seed alone. Leaves alpha in the model, its statistics as they are."""
+        return recalibrated_statistics(self.model, alpha, self.unpruned, self.train, self.domain_id, self.settings)
 
     def validate(self, state: SearchState) -> float:
         """Accuracy of the model as it stands on all validation images."""
@@ -142,19 +177,23 @@ class PruningSearch:
         without loss cost nothing to judge."""
         if all(is_lossless(wire) for wire in self.settings.WIRE_FORMATS):
             return judgement
-        measured = WireLoss(self.model, self.val, self.settings)
+        statistics, work = self.statistics_for(judgement.alpha) if judgement.recalibrated else (None, 0)
+        state.block_evaluations += work
+        measured = WireLoss(self.model, self.val, self.settings, lambda alpha: statistics)
         options = []
         for formats in self.formats:
             solution = self.solve(judgement.alpha, formats)
-            accuracy = measured.accuracy(judgement.alpha, solution.split, solution.wire, judgement.accuracy)
-            options.append(Judgement(accuracy, judgement.alpha, formats, judgement.accuracy))
+            accuracy = measured.accuracy(judgement.alpha, solution.split, solution.wire, judgement.accuracy,
+                                         judgement.recalibrated)
+            options.append(replace(judgement, accuracy=accuracy, formats=formats, lossless=judgement.accuracy))
         state.block_evaluations += measured.block_evaluations
         return min(options, key=self.J_of)
 
     def accept(self, state: SearchState, judgement: Judgement) -> None:
         """Make a judged network the best so far."""
         state.alpha, state.accuracy, state.polished = judgement.alpha, judgement.accuracy, False
-        state.formats = judgement.formats
+        state.formats, state.lossless, state.recalibrated = (judgement.formats, judgement.lossless,
+                                                             judgement.recalibrated)
         times = self.solve(state.alpha, state.formats).times
         state.curve.append(CurvePoint(int((state.alpha == 0).sum()), state.accuracy, times.T_eff_ms,
                                       times.throughput_fps))
@@ -185,9 +224,11 @@ class PruningSearch:
         """When nothing more is worth trying, once for each best network: a longer recovery without L1. The accuracy
         that it wins may make another try worthwhile."""
         seed = alpha_training.seed_of(self.settings.SEED, self.domain_id, state.rounds)
-        recovered = self.recovered(state, state.alpha, 3 * self.settings.RECOVERY_STEPS, seed, None)
-        judgement = self.on_the_wire(state, recovered)
-        if (self.J_of(judgement), -judgement.accuracy) < (self.J_of(state), -state.accuracy):
+        lossless = state.accuracy if state.lossless is None else state.lossless
+        before = Judgement(lossless, state.alpha, recalibrated=state.recalibrated)
+        recovered = self.recovered(state, state.alpha, 3 * self.settings.RECOVERY_STEPS, seed, None, before)
+        judgement = before if recovered is before else self.on_the_wire(state, recovered)
+        if judgement is not before and (self.J_of(judgement), -judgement.accuracy) < (self.J_of(state), -state.accuracy):
             state.curve.pop()
             self.accept(state, judgement)
             state.judged.pop(choice_of(state.alpha), None)  # to be the latest

@@ -177,11 +177,13 @@ class Session:
         return search
 
     def measure(self, model: HyperRepVGG, configuration: Configuration, table: HardwareTable, data: ImageSet,
-                n_frames: int = STREAM_FRAMES) -> Dict[str, Any]:
+                n_frames: int = STREAM_FRAMES, statistics: Optional[np.ndarray] = None) -> Dict[str, Any]:
         """Run a configuration on the two devices: accuracy on `data` with the wire format's effect, and a stream;
-        the prediction beside it."""
+        the prediction beside it. `statistics`: BatchNorm statistics to run with (None: the model's)."""
         model = model.model if isinstance(model, SplitNetwork) else model
         model.set_alpha_array(configuration.alpha)
+        if statistics is not None:
+            model.set_batchnorm(statistics)
         threads = torch.get_num_threads()
         torch.set_num_threads(self.settings.threads(self.settings.SERVER_THREADS))  # as the table was measured
         try:

@@ -31,10 +31,11 @@ def run_domain(domain: int, settings: Settings, inputs: str, lut_file: str) -> N
     outcome = domain_search.run_search(domain, table, settings, ImportanceSearch, KIND, inputs)
     split = domain_search.solve_unpruned(table, settings).split
     search, alpha = outcome.search, outcome.state.alpha
+    statistics = search.statistics_for(alpha)[0] if outcome.state.recalibrated else None
     configuration, accuracy = domain_search.best_on_wire(
         alpha, lambda chosen: solve_exact(table, surviving_branches(alpha), chosen, splits=[split]), search.model,
-        search.val, search.J, settings)
-    result = domain_search.assemble(outcome, configuration, accuracy, 'pseudo')
+        search.val, search.J, settings, statistics)
+    result = domain_search.assemble(outcome, configuration, accuracy, 'pseudo', statistics)
     joint_result.save(KIND, result, settings, inputs)
     joint_result.drop_state(f'{KIND}_state', domain, settings)
     print(domain_search.summary(result))

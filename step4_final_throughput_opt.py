@@ -36,9 +36,9 @@ def run_domain(domain: int, settings: Settings, inputs: str, lut_file: str) -> N
         alpha, lambda chosen: solve_within_limits(table, surviving_branches(alpha), chosen), model,
         load_domain(settings, domain, 'val'),
         lambda T_eff_ms, accuracy: goal(T_eff_ms, T_eff_ref_ms, accuracy, pruned.accuracy.val_reference,
-                                        settings.EPSILON, settings.KAPPA, settings.MU)[0], settings)
+                                        settings.EPSILON, settings.KAPPA, settings.MU)[0], settings, pruned.batchnorm)
     result = domain_search.as_chosen(pruned, chosen, accuracy, model, load_domain(settings, domain, 'test'), table,
-                                     settings)
+                                     settings, pruned.batchnorm)
     joint_result.save('sequential', result, settings, inputs)
     joint_result.add_sequential_baseline(result, settings)
     print(domain_search.summary(result))

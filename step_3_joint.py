@@ -67,7 +67,8 @@ def optimise_real(domain: int, session: Any, settings: Settings, remeasure: bool
     test = load_domain(settings, domain, 'test')
     optimise(domain, table, settings, inputs_of(domain, settings, json_files.path_of('lut', settings)), 'real',
              session.search_type(table),
-             lambda model, result: session.measure(model, result.configuration, table, test), search_again)
+             lambda model, result: session.measure(model, result.configuration, table, test,
+                                                   statistics=result.batchnorm), search_again)
 
 
 def run_domain(domain: int, settings: Settings, inputs: str, lut_file: str, search_inputs: str,

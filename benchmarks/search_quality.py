@@ -33,7 +33,7 @@ from evaluation import ImageSet, normalise  # noqa: E402
 from gamma_configurator import build_plan, fused_gamma  # noqa: E402
 from hyper_repvgg import HyperRepVGG, create_hyper_repvgg, deploy  # noqa: E402
 from importance_pruning import ImportanceSearch  # noqa: E402
-from prefix_activations import Choice  # noqa: E402
+from prefix_activations import Choice, Look  # noqa: E402
 from progressive_pruning import JointSearch  # noqa: E402
 from pruning_search import Judgement, PruningSearch, SearchState, choice_of  # noqa: E402
 from throughput_optimizer import solve_exact  # noqa: E402
@@ -140,10 +140,10 @@ class Tabled:
         """What was enumerated."""
         return self.given
 
-    def look_accuracy(self, choice: Choice) -> float:
+    def look_accuracy(self, state: SearchState, choice: Choice, needed: float = 0.0) -> Look:
         """Read, and counted."""
         self.evaluator.J(choice)
-        return self.evaluator.accuracies[choice]
+        return Look(self.evaluator.accuracies[choice], len(self.val))
 
     def judge(self, state: SearchState, *change) -> Judgement:
         """A look again; a change that was not enumerated is never accepted."""
@@ -154,11 +154,15 @@ class Tabled:
         if change[0] not in self.evaluator.accuracies:
             return Judgement(0.0, state.alpha)
         alpha = np.where(np.isnan(self.unpruned), np.nan, np.where(np.array(change[0]), self.unpruned, 0.0))
-        return Judgement(self.look_accuracy(change[0]), alpha)
+        return Judgement(self.look_accuracy(state, change[0]).accuracy, alpha)
 
     def polish(self, state: SearchState) -> None:
         """Nothing to recover."""
         state.polished = True
+
+    def go_further(self, state: SearchState) -> bool:
+        """Looks have told all: without recovery there is no other α."""
+        return False
 
 
 def our_search(search_type: Type[PruningSearch], evaluator: Evaluator, options: List[List[Tuple[bool, ...]]],

@@ -27,7 +27,7 @@ from cost_model import Configuration
 from gamma_configurator import fused_gamma, unfused_gamma
 from hyper_repvgg import create_hyper_repvgg, deploy, surviving_branches
 from evaluation import ImageSet, normalise
-from network_part import hash_of
+from network_part import hash_of, pack_unit, units_of
 from relay import Relay
 from split_server import wait_for_client
 from split_trainer import SplitNetwork, predict
@@ -155,6 +155,27 @@ def test_predictions_through_the_split_are_identical(served, split, head_tier):
         assert torch.equal(predict(model, gamma, split, served[0], images, settings_of(head_tier), wire), whole)
     for wire in ('float16', 'uint8', 'uint8+zlib'):
         assert len(predict(model, gamma, split, served[0], images, settings_of(head_tier), wire)) == 20
+
+
+def test_reestimated_batchnorm_statistics_reach_the_client_and_give_the_same_predictions(served):
+    model = random_model(31)
+    images, _ = batch(31, 16)
+    gamma = [unfused_gamma(tuple(row)) for row in surviving_branches(model.alpha_array())]
+    settings = settings_of('client')
+    before = predict(model, gamma, 7, served[0], images, settings)
+    network = SplitNetwork(model, served[0], 7, settings)
+    x = normalise(images, SETTINGS.NORM_MEAN, SETTINGS.NORM_STD)
+    network(x)  # the client has the old weights
+    hashes = [hash_of(pack_unit(unit)) for unit in units_of(model)]
+    statistics = model.batchnorm()
+    network.set_batchnorm(statistics * np.random.default_rng(0).uniform(0.2, 3, statistics.shape).astype(np.float32))
+    changed = [old != hash_of(pack_unit(unit)) for old, unit in zip(hashes, units_of(model))]
+    assert all(changed[:-1]) and not changed[-1]  # every unit but the classifier
+    with torch.no_grad():
+        whole = deploy(model)(x)
+        assert float((network(x) - whole).abs().max()) <= 1e-4 * float(whole.abs().max())
+    after = predict(model, gamma, 7, served[0], images, settings)
+    assert torch.equal(after, whole.argmax(dim=1)) and not torch.equal(after, before)
 
 
 # --- streams ------------------------------------------------------------------------------------------
