@@ -227,8 +227,8 @@ class PruningSearch:
         lossless = state.accuracy if state.lossless is None else state.lossless
         before = Judgement(lossless, state.alpha, recalibrated=state.recalibrated)
         recovered = self.recovered(state, state.alpha, 3 * self.settings.RECOVERY_STEPS, seed, None, before)
-        judgement = before if recovered is before else self.on_the_wire(state, recovered)
-        if judgement is not before and (self.J_of(judgement), -judgement.accuracy) < (self.J_of(state), -state.accuracy):
+        judgement = None if recovered is before else self.on_the_wire(state, recovered)
+        if judgement and (self.J_of(judgement), -judgement.accuracy) < (self.J_of(state), -state.accuracy):
             state.curve.pop()
             self.accept(state, judgement)
             state.judged.pop(choice_of(state.alpha), None)  # to be the latest

@@ -255,7 +255,7 @@ def test_statistics_lie_beside_the_result_and_others_are_refused(tmp_path):
     result = joint_result.JointResult(
         6, 'name', 'pseudo', table.block_names, Configuration(alpha, solution.gamma, solution.split, solution.wire),
         joint_result.AccuracyReport(1.0, 1.0, 1.0, 10, (0.7, 1.0), 1.0, 1.0), 0.02, 0.0, 0.0, solution.times, {}, [],
-        None, 0, 1.0, 1, own)
+        None, 0, 1.0, 1, batchnorm=own)
     path = joint_result.save('joint', result, settings, 'inputs')
     np.testing.assert_array_equal(joint_result.load(6, table, settings).batchnorm, own)
     file = os.path.join(os.path.dirname(path), 'domain_6_joint_batchnorm.npz')
@@ -266,5 +266,6 @@ def test_statistics_lie_beside_the_result_and_others_are_refused(tmp_path):
         damage()
         with pytest.raises(UserError, match='missing or damaged'):
             joint_result.load(6, table, settings)
+    joint_result.save('joint', result, settings, 'inputs')
     joint_result.save('joint', dataclasses.replace(result, batchnorm=None), settings, 'inputs')
-    assert joint_result.load(6, table, settings).batchnorm is None
+    assert joint_result.load(6, table, settings).batchnorm is None and not os.path.exists(file)
