@@ -47,7 +47,7 @@ class Bytes:
         self.at += count
         return count
 
-    def sendmsg(self, views: Any) -> int:
+    def sendmsg(self, views: Any, *more: object) -> int:
         return sum(len(view) for view in views)
 
     def settimeout(self, seconds: float) -> None:
