@@ -85,6 +85,16 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UserError('--engine ray needs Ray, which is not installed here; get it with `pip install ray`')
 
 
+def command_line(docstring: str, script: str, kind: str, argv: Optional[Sequence[str]]) -> int:
+    """The whole command line of a script that makes the files of this kind and has no flags of its own."""
+    parser = cli.parser(docstring)
+    cli.add_if_changed(parser)
+    add_flags(parser)
+    cli.add_limits(parser)
+    args, settings = cli.parse(parser, argv)
+    return run(script, kind, args, settings)
+
+
 def run(script: str, kind: str, args: argparse.Namespace, settings: Settings, lut_file: Optional[str] = None,
         options: Callable[[int], Dict[str, Any]] = lambda domain: {}) -> int:
     """Make the files of this kind for the domains that `args` names; the exit status.

@@ -44,12 +44,7 @@ def run_domain(domain: int, settings: Settings, inputs: str, lut_file: str) -> N
 
 def main(argv: Optional[Sequence[str]]) -> int:
     """The command line."""
-    parser = cli.parser(__doc__)
-    cli.add_if_changed(parser)
-    domain_engine.add_flags(parser)
-    cli.add_limits(parser)
-    args, settings = cli.parse(parser, argv)
-    return domain_engine.run('step3_accuracy_opt', KIND, args, settings)
+    return domain_engine.command_line(__doc__, 'step3_accuracy_opt', KIND, argv)
 
 
 if __name__ == '__main__':
