@@ -57,7 +57,16 @@ class AccuracySurrogate:
 
 def expected_improvement(accuracy: np.ndarray, sd: np.ndarray, relative_T_eff: np.ndarray, bound: float, mu: float,
                          best_J: float) -> np.ndarray:
-    """How much lower than best_J a network is expected to be: its gain if it meets `bound`, times the probability
-    that it does. Arrays [m]; relative_T_eff is T_eff / T_eff_ref."""
-    feasible = 0.5 * (1 + np.vectorize(math.erf)((accuracy - bound) / sd / math.sqrt(2)))
-    return feasible * np.maximum(0, best_J - (relative_T_eff - mu * np.maximum(accuracy, bound)))
+    """E[max(0, best_J - J)] of networks that only count when they meet `bound`, [m]: J = relative_T_eff - μ·A with the
+    accuracy A normal around `accuracy` with `sd` (arrays [m]; relative_T_eff is T_eff / T_eff_ref, exact).
+
+    With a the accuracy from which on a network counts and lowers J, z = (a - accuracy) / sd, the integral is
+    (best_J - relative_T_eff + μ·accuracy)·(1 - Φ(z)) + μ·sd·φ(z) (Mockus, 1975, truncated at the bound).
+    """
+    from_on = np.full(len(accuracy), bound)
+    if mu > 0:
+        from_on = np.maximum(bound, (relative_T_eff - best_J) / mu)
+    z = (from_on - accuracy) / sd
+    counts = 0.5 * (1 - np.vectorize(math.erf)(z / math.sqrt(2)))
+    density = np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+    return np.maximum(0, (best_J - relative_T_eff + mu * accuracy) * counts + mu * sd * density)

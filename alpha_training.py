@@ -31,17 +31,19 @@ def shuffled_batches(count: int, batch_size: int, steps: int, seed: int) -> Iter
 
 
 def train_alpha(model: HyperRepVGG, data: ImageSet, settings: Settings, steps: int, learning_rate: float, seed: int,
-                l1: Optional[np.ndarray] = None, stop: Optional[Callable[[int], bool]] = None) -> List[float]:
+                l1: Optional[np.ndarray] = None, stop: Optional[Callable[[int], bool]] = None,
+                batch_size: Optional[int] = None) -> List[float]:
     """`steps` Adam steps on cross-entropy + Σ l1·|α|; returns the cross-entropy of each step.
 
     `l1` [N, 3]: weight of each branch's |α| (NaN where there is no branch). Pruned branches (α = 0) get no gradient
-    and stay pruned. `stop` is asked after each step, with the number of steps done, whether to end here.
+    and stay pruned. `stop` is asked after each step, with the number of steps done, whether to end here. `batch_size`:
+    images a step; None: BATCH_SIZE.
     """
     optimizer = torch.optim.Adam(model.alphas(), lr=learning_rate)
     pressure = None if l1 is None else [torch.as_tensor(row[:alpha.numel()], dtype=alpha.dtype)
                                         for row, alpha in zip(l1, model.alphas())]
     losses = []
-    for index in shuffled_batches(len(data), settings.BATCH_SIZE, steps, seed):
+    for index in shuffled_batches(len(data), batch_size or settings.BATCH_SIZE, steps, seed):
         images = normalise(data.images[index], settings.NORM_MEAN, settings.NORM_STD)
         optimizer.zero_grad()
         loss = F.cross_entropy(model(images), data.labels[index])

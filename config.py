@@ -101,14 +101,15 @@ class Settings:
     MU: float = _setting(1.0, 'joint')  # reward of accuracy
     MAX_PRUNING_ROUNDS: int = _setting(30, 'joint')  # accepted changes at most
     MIN_SAVING: float = _setting(0.01, 'joint')  # of the unpruned T_eff; what saves less is within the table's noise
-    LOOKS: int = _setting(56, 'joint')  # networks whose accuracy is measured without recovery, at most
-    LOOK_ERROR: float = _setting(0.05, 'joint')  # probability with which a look is given up on a part of the images
-    #                                             although the rest would show that it is worth a recovery; 0: never
+    LOOKS: int = _setting(48, 'joint')  # networks whose accuracy is measured without recovery, at most
+    QUIET_SHARE: float = _setting(0.125, 'joint')  # of the validation images, hardest first: when so many in a row are
+    #                                              right, a look takes the rest as right; 1: looks see all images
     ACTIVATION_CACHE_MB: int = _setting(512, 'none')  # memory for validation activations, MiB
     PRUNING_THRESHOLD: float = _setting(0.02, 'joint')  # a branch whose |α| is below is offered for pruning for
     #                                                    accuracy's sake even when it saves no time
     RECOVERY_STEPS: int = _setting(12, 'joint')  # α steps (batches) after a candidate change
-    RECOVERY_LR: float = _setting(0.02, 'joint')  # Adam
+    RECOVERY_BATCH_SIZE: int = _setting(32, 'joint')  # images a step: with few parameters, more and smaller steps win
+    RECOVERY_LR: float = _setting(0.05, 'joint')  # Adam
     RECALIBRATE_BN: bool = _setting(False, 'joint')  # re-estimate BatchNorm's statistics for pruned networks
     RECALIBRATION_IMAGES: int = _setting(128, 'joint')  # training images that they are estimated on, without labels
     L1_WEIGHT: float = _setting(0.02, 'joint')  # L1 pressure on α, times each branch's share of the time
@@ -152,7 +153,7 @@ PROFILES: Dict[str, Dict[str, Any]] = {
         DATASET='imagefolder', DATA_PATH='data/imagenet', BATCH_SIZE=16, IMAGES_PER_SPLIT=500,
         NORM_MEAN=(0.485, 0.456, 0.406), NORM_STD=(0.229, 0.224, 0.225),  # torchvision's ImageNet statistics
         SERVER_THREADS=0, DEVICE_PROFILE='jetson-tx2', LUT_ROUNDS=5, ALPHA_EPOCHS=1, ALPHA_LR=0.005,
-        RECOVERY_LR=0.005,
+        RECOVERY_LR=0.005, RECOVERY_BATCH_SIZE=16,
     ),
 }
 
@@ -178,7 +179,7 @@ _RULES = {
     'SEED': (lambda v: 0 <= v < 2 ** 63, '0 or more, below 2^63'),
     'RESULTS_DIR': _named, 'PARTITION_FILE': _named,
     'PORT_MAIN': _port, 'PORT_CONTROL': _port, 'OMEGA': _fraction, 'EPSILON': _fraction, 'MIN_SAVING': _fraction,
-    'LOOK_ERROR': _fraction,
+    'QUIET_SHARE': (lambda v: 0 < v <= 1, 'above 0, at most 1'),
     'LAMBDA_MAX': (lambda v: v is None or v >= 0, '0 or more, or none'),
     'OBJECTIVE': (lambda v: v == 'T_eff' or v in OMEGA_OF, "'T_eff', 'throughput' or 'latency'"),
     **{name: (lambda v: v is None or v > 0, 'above 0, or none') for name in (
@@ -188,7 +189,7 @@ _RULES = {
     **{name: _positive for name in (
         'NUM_CLASSES', 'INPUT_SIZE', 'DIRICHLET_BETA', 'BATCH_SIZE', 'ALPHA_LR', 'EDGE_CPU_SLOWDOWN',
         'LUT_ROUNDS', 'RECALIBRATION_IMAGES', 'BANDWIDTH_MBPS', 'SIGMA', 'THROUGHPUT_OPTIM_LR', 'LOOKS',
-        'RECOVERY_LR')},
+        'RECOVERY_LR', 'RECOVERY_BATCH_SIZE')},
     **{name: _not_negative for name in (
         'IMAGES_PER_SPLIT', 'NUM_WORKERS', 'TORCH_THREADS', 'ALPHA_EPOCHS', 'SERVER_THREADS',
         'CLIENT_THREADS', 'RTT_MS', 'LAMBDA_MIN', 'ROOFLINE_BETA', 'ROOFLINE_LAMBDA', 'ROOFLINE_RHO',

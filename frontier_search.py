@@ -12,12 +12,13 @@ from typing import Dict, Iterable, List, Optional
 
 import numpy as np
 
+import batchnorm
 from frontier import (OBJECTIVES, Candidate, FrontierPoint, expected_hypervolume_gain, lowest_explored, lowest_J,
-                      measured_frontier)
+                      measured_frontier, non_dominated)
 from hyper_repvgg import surviving_branches
 from limits import NothingFits
 from prefix_activations import Choice
-from progressive_pruning import RECENT, JointSearch, kept
+from progressive_pruning import JointSearch, kept
 from pruning_search import Judgement, SearchState, choice_of
 from throughput_optimizer_limit import solve_within_limits
 from wire_loss import WireLoss
@@ -43,8 +44,10 @@ class FrontierSearch(JointSearch):
             choice = self.widening_recovery(state)
             state.frontier_steps = looks + recoveries if choice is None else state.frontier_steps + 1
             if choice is not None:
-                self.try_choice(state, choice)
+                self.try_choice(state, choice, whole=True)
             return True
+        if len(state.looks) > 1:
+            self.measure_frontier_whole(state)
         return self.accept_lowest_J(state)
 
     def widening_look(self, state: SearchState) -> Optional[Choice]:
@@ -56,9 +59,8 @@ class FrontierSearch(JointSearch):
     def widening_recovery(self, state: SearchState) -> Optional[Choice]:
         """The look that adds most to the frontier if it wins what recoveries won; None when none would."""
         pool = [choice for choice in state.looks if choice not in state.judged]
-        won = [judgement.lossless_accuracy - state.looks[choice]
-               for choice, judgement in state.judged.items() if choice in state.looks][-RECENT:]
-        promised = np.array([state.looks[choice] for choice in pool]) + (np.mean(won) if won else 0.0)
+        looks = [state.looks[choice] for choice in pool]
+        promised, _ = self.once_recovered(state, np.array([look.accuracy for look in looks]), np.zeros(len(looks)))
         half_an_image = np.full(len(pool), 0.5 / len(self.val))
         return self.largest_gain(state, pool, np.minimum(promised, self.reference), half_an_image)
 
@@ -67,7 +69,8 @@ class FrontierSearch(JointSearch):
         """The choice of the pool that adds most to the frontier of the known networks; None when none adds any."""
         if not pool:
             return None
-        known = {**self.whole_looks(state), **{c: found.lossless_accuracy for c, found in state.judged.items()}}
+        known = {**{choice: look.accuracy for choice, look in state.looks.items()},
+                 **{choice: found.lossless_accuracy for choice, found in state.judged.items()}}
         gain = expected_hypervolume_gain(accuracy, sd, self.relative_T_eff(pool), np.array(list(known.values())),
                                          self.relative_T_eff(known),
                                          lowest_explored(self.reference, self.settings.EPSILON), SLOWEST)
@@ -90,18 +93,46 @@ class FrontierSearch(JointSearch):
 
     # --- the frontiers ---
 
-    def whole_looks(self, state: SearchState) -> Dict[Choice, float]:
-        """The looks at all images: one that was given up on a part of them has no accuracy to compare."""
-        return {choice: accuracy for choice, accuracy in state.looks.items() if choice not in state.partial}
-
-    def networks(self, state: SearchState) -> List[Judgement]:
-        """Every network whose accuracy on all images is known, the best first; those only looked at have α as before
-        pruning."""
+    def networks(self, state: SearchState, whole: bool = True) -> List[Judgement]:
+        """Every network whose accuracy on all images is known (`whole`), or every one, the best first; those that were
+        only looked at have α as before pruning."""
         best = state.judged.get(choice_of(state.alpha))
         judged = [judgement for judgement in state.judged.values() if judgement is not best]
-        looks = [Judgement(accuracy, kept(choice, self.unpruned))
-                 for choice, accuracy in self.whole_looks(state).items()]
-        return [*([best] if best else []), *judged, *looks]
+        looks = [Judgement(look.accuracy, kept(choice, self.unpruned), estimated=not look.whole)
+                 for choice, look in state.looks.items()]
+        return [found for found in (*([best] if best else []), *judged, *looks) if not (whole and found.estimated)]
+
+    def measure_frontier_whole(self, state: SearchState) -> None:
+        """Measure on all images what would be on a frontier by its estimated accuracy, until nothing there is
+        estimated."""
+        lowest = lowest_explored(self.reference, self.settings.EPSILON)
+        while True:
+            networks = self.networks(state, whole=False)
+            found = [(network, [candidate.solution.times for candidate in self.candidates(network, objective)],
+                      objective) for objective in OBJECTIVES.values() for network in networks]
+            shown = []
+            for objective in OBJECTIVES.values():
+                rows = [(network, getattr(times, objective)) for network, several, name in found if name == objective
+                        for times in several]
+                kept_rows = non_dominated([network.lossless_accuracy for network, _ in rows], [ms for _, ms in rows])
+                shown += [rows[i][0] for i in kept_rows if rows[i][0].estimated and
+                          rows[i][0].lossless_accuracy >= lowest]
+            if not shown:
+                return
+            for network in {id(network): network for network in shown}.values():
+                self.measure_whole(state, network)
+
+    def measure_whole(self, state: SearchState, network: Judgement) -> None:
+        """Put the accuracy on all images in the place of an estimate."""
+        choice = choice_of(network.alpha)
+        if state.judged.get(choice) is network:
+            self.model.set_alpha_array(network.alpha)
+            statistics = self.statistics_for(network.alpha)[0] if network.recalibrated else None
+            with batchnorm.using(self.model, statistics):
+                measured = self.validated(state, network.alpha)
+            state.judged[choice] = self.on_the_wire(state, replace(measured, recalibrated=network.recalibrated))
+        else:
+            self.look(state, [choice], whole=True)
 
     def candidates(self, network: Judgement, objective: str) -> Iterable[Candidate]:
         """A network at its best γ and λ for a field of `Times`, once for the formats of each loss; none where nothing

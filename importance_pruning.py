@@ -46,7 +46,7 @@ class ImportanceSearch(PruningSearch):
         seed = alpha_training.seed_of(self.settings.SEED, self.domain_id, state.rounds, block, *map(int, keep))
         self.model.set_alpha_array(alpha)
         return self.recovered(state, alpha, self.settings.RECOVERY_STEPS, seed, None,
-                              Judgement(self.validate(state), alpha))
+                              self.validated(state, alpha, self.bound), self.bound)
 
     def least_important(self, state: SearchState) -> Optional[Tuple[int, int]]:
         """(block, branch) of the smallest |α| / GFLOPs among branches that may go and were not tried."""

@@ -15,6 +15,7 @@ from cost_model import Configuration, HardwareTable, Times
 from frontier import OBJECTIVES, FrontierPoint, PickRule
 from gamma_configurator import gamma_by_id
 from gamma_mask_builder import build_gamma_mask
+from hardest_first import Hardness, Look
 from hyper_repvgg import alpha_by_block, alpha_from_blocks, surviving_branches, unpruned_alpha
 from json_files import Document, numbers_or_none
 from network_part import hash_of
@@ -293,15 +294,17 @@ def save_state(kind: str, state: SearchState, domain: int, table: HardwareTable,
     json_files.write(json_files.path_of(kind, settings, domain), {
         'alpha': alpha_by_block(state.alpha, table.block_names), 'accuracy': state.accuracy,
         'curve': [vars(point) for point in state.curve],
-        'looks': [[_choice_to_text(choice), accuracy] for choice, accuracy in state.looks.items()],
-        'partial': [[_choice_to_text(choice), seen] for choice, seen in state.partial.items()],
+        'looks': [[_choice_to_text(choice), *look] for choice, look in state.looks.items()],
+        'lowest_margins': [float(margin) for margin in state.hardness.lowest_margins],
+        'reference_margins': [float(margin) for margin in state.hardness.reference_margins],
         'judged': [[_choice_to_text(choice), judgement.accuracy, [numbers_or_none(row) for row in judgement.alpha],
-                    judgement.recalibrated, judgement.formats, judgement.lossless]
+                    judgement.recalibrated, judgement.formats, judgement.lossless, judgement.estimated]
                    for choice, judgement in state.judged.items()],
         'rejected': [[block, list(keep)] for block, keep in sorted(state.rejected)], 'rounds': state.rounds,
         'recalibrated': state.recalibrated, 'lossless': state.lossless,
         'formats': None if state.formats is None else list(state.formats), 'frontier_steps': state.frontier_steps,
-        'polished': state.polished, 'finished': state.finished, 'block_evaluations': state.block_evaluations,
+        'polished': state.polished, 'gone_further': state.gone_further, 'finished': state.finished,
+        'block_evaluations': state.block_evaluations,
         'trained_block_images': state.trained_block_images, 'wall_s': wall_s},
         json_files.make_metadata(settings, kind, inputs))
 
@@ -315,11 +318,14 @@ def load_state(kind: str, domain: int, table: HardwareTable, settings: Settings,
     document = json_files.read(path, '')
     state = SearchState(alpha_from_json(document, table), document.number('accuracy', 0), curve_from_json(document))
     try:
-        state.looks = {_choice_from_text(text): float(accuracy) for text, accuracy in document.get('looks', list)}
-        state.partial = {_choice_from_text(text): int(seen) for text, seen in document.get('partial', list)}
+        state.looks = {_choice_from_text(text): Look(float(accuracy), int(seen), float(sd), bool(enough))
+                       for text, accuracy, seen, sd, enough in document.get('looks', list)}
+        state.hardness = Hardness(*(np.array(document.get(f'{name}_margins', list), dtype=np.float32)
+                                    for name in ('reference', 'lowest')))
         state.judged = {_choice_from_text(text): Judgement(float(accuracy), np.array(alpha, dtype=float), bool(again),
-                                                           _formats_from_json(formats), lossless)
-                        for text, accuracy, alpha, again, formats, lossless in document.get('judged', list)}
+                                                           _formats_from_json(formats), lossless, bool(estimated))
+                        for text, accuracy, alpha, again, formats, lossless, estimated in
+                        document.get('judged', list)}
         state.formats = _formats_from_json(document.find('formats'))
         state.rejected = {(int(block), tuple(bool(b) for b in keep))
                           for block, keep in document.get('rejected', list)}
@@ -330,7 +336,8 @@ def load_state(kind: str, domain: int, table: HardwareTable, settings: Settings,
     state.trained_block_images = document.get('trained_block_images', int)
     state.recalibrated = document.get('recalibrated', bool)
     state.lossless = None if document.find('lossless') is None else document.number('lossless', 0)
-    state.polished, state.finished = document.get('polished', bool), document.get('finished', bool)
+    state.polished, state.gone_further = document.get('polished', bool), document.get('gone_further', bool)
+    state.finished = document.get('finished', bool)
     return state, document.number('wall_s', 0)
 
 

@@ -22,10 +22,10 @@ import numpy as np
 import alpha_training
 from accuracy_surrogate import AccuracySurrogate, expected_improvement
 from cost_model import TIERS, split_times
-from early_stopping import sampling_sd
+from hardest_first import Look
 from hyper_repvgg import surviving_branches
 from limits import limits_of
-from prefix_activations import Choice, Keep, Look, PruningEvaluator
+from prefix_activations import Choice, Keep, PruningEvaluator
 from pruning_search import Judgement, PruningSearch, SearchState, branch_cost_ms, choice_of, fastest_ms
 from repvgg import BRANCHES
 from throughput_optimizer import split_range
@@ -34,8 +34,12 @@ ENUMERATED = 5000  # up to so many choices the surrogate rates them all; beyond,
 NEIGHBOURS_OF = 12  # so many good ones
 LEAST_IMPROVEMENT = 1e-6  # of J
 WORTH_A_LOOK = 1e-5  # of J: expected improvement below which a longer recovery comes first
-FURTHER = 3  # changes of the polished network that are judged at most before it is final
-RECENT = 3  # recoveries that tell what the next one wins
+FURTHER_LOOKS = 12  # changes of the polished network that are looked at before it is final
+FURTHER = 3  # and of these, judged at most
+WORTH_A_RECOVERY = 1e-3  # of J: expected improvement below which a look is not recovered
+PRIOR_SHARE = 0.25  # of lost accuracy that a recovery is assumed to win back; counts like ε of lost accuracy seen
+LARGEST_SHARE = 0.75
+RECOVERY_SD = 0.25  # of ε: how much recoveries differ, standard deviation
 
 
 class JointSearch(PruningSearch):
@@ -100,39 +104,42 @@ class JointSearch(PruningSearch):
 
     # --- looks ---
 
-    def start(self) -> SearchState:
-        """As every search; the one pass that fills the cache of activations is counted here, not after a restart."""
-        state = super().start()
-        state.block_evaluations += len(self.model.blocks) * len(self.val)
-        return state
+    def evaluator(self) -> PruningEvaluator:
+        """Runs prunings of the unpruned network, whose activations it computes once."""
+        if self._evaluator is None:
+            self._evaluator = PruningEvaluator(self.model, self.unpruned, self.val, self.settings)
+        return self._evaluator
+
+    def margins(self) -> np.ndarray:
+        """From the pass that fills the cache of activations."""
+        return self.evaluator().margins
 
     def look(self, state: SearchState, choices: Iterable[Choice], whole: bool = False) -> None:
         """Measure these choices without recovery, α as it was before pruning; unless all images are wanted (`whole`),
-        given up on a part of them where what is needed is out of reach."""
+        left where what is needed is out of reach, or where the rest will hardly show an error."""
         for choice in choices:
-            look = self.look_accuracy(state, choice, 0.0 if whole else self.needed_accuracy(state, choice))
-            state.looks[choice] = look.accuracy
-            if look.seen < len(self.val):
-                state.partial[choice] = look.seen
-            if self._evaluator is not None:
-                state.block_evaluations += self._evaluator.block_evaluations
-                self._evaluator.block_evaluations = 0
+            state.looks[choice] = self.look_at(state, choice, 0.0 if whole else self.needed_accuracy(state, choice),
+                                               1.0 if whole else self.settings.QUIET_SHARE)
 
-    def look_accuracy(self, state: SearchState, choice: Choice, needed: float) -> Look:
-        """One look, of use from the accuracy `needed` on (0: seen on all images); the activations of the unpruned
-        network are computed once."""
-        if self._evaluator is None:
-            seed = alpha_training.seed_of(self.settings.SEED, self.domain_id)
-            seen = [(seen, state.partial.get(seen, len(self.val))) for seen in list(state.looks)[1:]]
-            self._evaluator = PruningEvaluator(self.model, self.unpruned, self.val, self.settings, seed, seen)
-        return self._evaluator.look(choice, needed, self.settings.LOOK_ERROR)
+    def look_at(self, state: SearchState, choice: Choice, needed: float, quiet_share: float) -> Look:
+        """One look, of use from the accuracy `needed` on."""
+        evaluator = self.evaluator()
+        evaluator.hardness, before = state.hardness, evaluator.block_evaluations
+        found = evaluator.look(choice, needed, quiet_share)
+        state.block_evaluations += evaluator.block_evaluations - before
+        return found
 
     def needed_accuracy(self, state: SearchState, choice: Choice) -> float:
-        """What a look must reach to be worth a recovery: the accuracy that meets the bound and lowers J, less what
-        recoveries win, or ε before much is known of that."""
+        """What a look must reach to be worth a recovery: the accuracy from which a recovery as good as those so far is
+        accepted, less a margin for one that is better."""
+        share, accepted = self.share_recovered(state), self.accepted_from(state, choice)
+        return (accepted - share * self.reference) / (1 - share) - RECOVERY_SD * self.settings.EPSILON
+
+    def accepted_from(self, state: SearchState, choice: Choice) -> float:
+        """The accuracy from which on a choice meets the bound and lowers J."""
         gain = self.J_of(state) - float(self.relative_T_eff([choice])[0])  # J would be lowered by this with accuracy 0
         lowers_J = -gain / self.settings.MU if self.settings.MU > 0 else 0.0
-        return max(self.bound, lowers_J) - max(self.settings.EPSILON, self.expected_recovery(state))
+        return max(self.bound, lowers_J)
 
     def first_looks(self) -> List[Choice]:
         """Single changes, at most half of LOOKS, in turn from the ranking by time and the ranking by importance."""
@@ -168,7 +175,7 @@ class JointSearch(PruningSearch):
         if not pool:
             return None
         accuracy, sd = self.predicted(state, pool)
-        accuracy += self.expected_recovery(state)
+        accuracy, sd = self.once_recovered(state, accuracy, sd)
         promise = expected_improvement(accuracy, sd, self.relative_T_eff(pool), self.bound - 0.5 / len(self.val),
                                        self.settings.MU, self.J_of(state))
         best = int(np.argmax(promise))
@@ -177,50 +184,73 @@ class JointSearch(PruningSearch):
     def predicted(self, state: SearchState, pool: List[Choice]) -> Tuple[np.ndarray, np.ndarray]:
         """What looks at these choices would give, [m], and its standard deviation [m]."""
         whole = np.array(choice_of(self.unpruned)).ravel()
-        seen = list(state.looks)
-        noise = [sampling_sd(state.looks[c], state.partial[c], len(self.val)) if c in state.partial else 0.0
-                 for c in seen]
+        seen, found = list(state.looks), list(state.looks.values())
         surrogate = AccuracySurrogate((whole & ~np.array(seen).reshape(len(seen), -1)),
-                                      self.reference - np.array([state.looks[c] for c in seen]), self.settings.EPSILON,
-                                      np.array(noise))
+                                      self.reference - np.array([look.accuracy for look in found]),
+                                      self.settings.EPSILON, np.array([look.sd for look in found]))
         loss, sd = surrogate.predict(whole & ~np.array(pool).reshape(len(pool), -1))
         return self.reference - loss, sd
 
     # --- recovery and judgement ---
 
-    def expected_recovery(self, state: SearchState) -> float:
-        """What a recovery wins over a look, by the last few seen; 0 before the first. It grows, since every recovery
-        starts from the α of the best network so far."""
-        won = [judgement.accuracy - state.looks[choice] for choice, judgement in state.judged.items()
-               if choice in state.looks]
-        return float(np.mean(won[-RECENT:])) if won else 0.0
+    def share_recovered(self, state: SearchState) -> float:
+        """The share of what looks lost that recoveries have won back so far; before the first, PRIOR_SHARE."""
+        lost, won = self.settings.EPSILON, PRIOR_SHARE * self.settings.EPSILON
+        for choice, judgement in state.judged.items():
+            if choice in state.looks:
+                lost += max(0.0, self.reference - state.looks[choice].accuracy)
+                won += judgement.lossless_accuracy - state.looks[choice].accuracy
+        return min(max(won / lost, 0.0), LARGEST_SHARE) if lost > 0 else 0.0
 
-    def estimated_J(self, state: SearchState, choice: Choice, recovery: Optional[float] = None) -> float:
+    def once_recovered(self, state: SearchState, looked: np.ndarray, sd: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+        """(accuracy, standard deviation) to expect of networks with these looks [m] after a recovery."""
+        share = self.share_recovered(state)
+        return (looked + share * np.maximum(0, self.reference - looked),
+                np.hypot((1 - share) * sd, RECOVERY_SD * self.settings.EPSILON))
+
+    def estimated_J(self, state: SearchState, choice: Choice) -> float:
         """J that a look promises once recovered."""
-        recovery = self.expected_recovery(state) if recovery is None else recovery
-        accuracy = min(state.looks[choice] + recovery, self.reference)
-        return self.J(float(self.relative_T_eff([choice])[0]) * self.T_eff_ref_ms, accuracy)
+        look = state.looks[choice]
+        accuracy, _ = self.once_recovered(state, np.array([look.accuracy]), np.array([look.sd]))
+        return self.J(float(self.relative_T_eff([choice])[0]) * self.T_eff_ref_ms, float(accuracy[0]))
 
     def best_look(self, state: SearchState) -> Optional[Choice]:
-        """The look not judged yet that promises the lowest J, if lower than the best so far."""
-        open_looks = [choice for choice in state.looks if choice not in state.judged]
-        best = min(open_looks, key=lambda choice: self.estimated_J(state, choice), default=None)
-        if best is None or self.estimated_J(state, best) >= self.J_of(state) - LEAST_IMPROVEMENT:
+        """The look not judged yet whose recovery is expected to lower J most; None when none promises enough."""
+        pool = [choice for choice in state.looks if choice not in state.judged]
+        if not pool:
             return None
-        return best
+        looks = [state.looks[choice] for choice in pool]
+        accuracy, sd = self.once_recovered(state, np.array([look.accuracy for look in looks]),
+                                           np.array([look.sd for look in looks]))
+        promise = expected_improvement(accuracy, sd, self.relative_T_eff(pool), self.bound, self.settings.MU,
+                                       self.J_of(state))
+        best = int(np.argmax(promise))
+        return pool[best] if promise[best] > WORTH_A_RECOVERY else None
 
-    def judge(self, state: SearchState, choice: Choice) -> Judgement:
+    def judge(self, state: SearchState, choice: Choice, looked: Optional[Judgement] = None, whole: bool = False,
+              ) -> Judgement:
         """The choice after a short recovery of α, from the best network's α where that has the branch, else from α
-        before pruning; as it was looked at, where that is more accurate."""
-        alpha = kept(choice, np.where(state.alpha != 0, state.alpha, self.unpruned))
+        before pruning; as it was looked at, where that is more accurate (`looked`: with another α). Given up as soon as
+        it cannot be accepted, unless all images are wanted (`whole`)."""
+        alpha = kept(choice, self.best_alpha(state))
         seed = alpha_training.seed_of(self.settings.SEED, self.domain_id, *(int(v) for keep in choice for v in keep))
         cost = branch_cost_ms(self.table, surviving_branches(alpha), self.solve(alpha).split, self.settings.HEAD_TIER)
         judgement = self.recovered(state, alpha, self.settings.RECOVERY_STEPS, seed,
-                                   self.settings.L1_WEIGHT * cost / self.T_eff_ref_ms)
-        if choice in state.partial or choice not in state.looks:
-            return self.on_the_wire(state, judgement)
-        look = Judgement(state.looks[choice], kept(choice, self.unpruned))
-        return self.on_the_wire(state, max(judgement, look, key=lambda found: found.accuracy))
+                                   self.settings.L1_WEIGHT * cost / self.T_eff_ref_ms,
+                                   needed=0.0 if whole else self.accepted_from(state, choice))
+        if looked is None and choice in state.looks:
+            if state.looks[choice].accuracy >= max(judgement.accuracy + 0.5 / len(self.val),
+                                                   self.accepted_from(state, choice)):
+                self.look(state, [choice], whole=True)
+            looked = Judgement(state.looks[choice].accuracy, kept(choice, self.unpruned),
+                               estimated=not state.looks[choice].whole)
+        if looked is not None:
+            judgement = max(judgement, looked, key=lambda found: found.accuracy)
+        return self.on_the_wire(state, judgement)
+
+    def best_alpha(self, state: SearchState) -> np.ndarray:
+        """α [N, 3] of the best network, and of the unpruned one for the branches that it lacks."""
+        return np.where(state.alpha != 0, state.alpha, self.unpruned)
 
     # --- the search ---
 
@@ -241,36 +271,53 @@ class JointSearch(PruningSearch):
             self.try_choice(state, choice)
         return True
 
-    def try_choice(self, state: SearchState, choice: Choice) -> bool:
+    def try_choice(self, state: SearchState, choice: Choice, looked: Optional[Judgement] = None, whole: bool = False,
+                   ) -> bool:
         """Judge a choice; was it accepted?"""
-        judgement = self.judge(state, choice)
+        judgement = self.judge(state, choice, looked, whole)
         state.judged[choice] = judgement
-        accepted = (judgement.accuracy >= self.bound and
+        accepted = (not judgement.estimated and judgement.accuracy >= self.bound and
                     self.J_of(judgement) < self.J_of(state) - LEAST_IMPROVEMENT)
         if accepted:
             self.accept(state, judgement)
         return accepted
 
     def go_further(self, state: SearchState) -> bool:
-        """What looks cannot tell, since their α is that of the unpruned network: single further changes of the best
-        network under its own, recovered α. The FURTHER best of them are judged; False when none is accepted."""
-        now = choice_of(state.alpha)
-        ahead = [(*now[:k], keep, *now[k + 1:]) for k, keeps in enumerate(self.options()) for keep in keeps
-                 if keep != now[k] and all(had for kept, had in zip(keep, now[k]) if kept)]
-        ahead = [choice for choice in ahead if choice not in state.judged]
-        if not ahead:
+        """What looks cannot tell, since their α is that of the unpruned network: changes of one or two blocks of the
+        best network under its own, recovered α. FURTHER_LOOKS of them are looked at, and the FURTHER best are judged;
+        False when none is accepted."""
+        if state.gone_further:
             return False
-        evaluator = PruningEvaluator(self.model, state.alpha, self.val, self.settings,
-                                     alpha_training.seed_of(self.settings.SEED, self.domain_id))
+        state.gone_further = True
+        now = choice_of(state.alpha)
+        evaluator = PruningEvaluator(self.model, self.best_alpha(state), self.val, self.settings, now,
+                                     state.hardness)
         found = []
-        for choice in ahead:
-            needed = self.needed_accuracy(state, choice)
-            look = evaluator.look(choice, needed, self.settings.LOOK_ERROR)
-            T_eff_ms = float(self.relative_T_eff([choice])[0]) * self.T_eff_ref_ms
-            if look.seen == len(self.val) and look.accuracy >= needed:
-                found.append((self.J(T_eff_ms, look.accuracy + self.settings.EPSILON / 2), choice))
+        for choice in self.further_choices(state, now):
+            needed = self.accepted_from(state, choice)
+            look = evaluator.look(choice, needed - self.settings.EPSILON / 2, self.settings.QUIET_SHARE)
+            if look.accuracy >= needed and not look.whole:
+                look = evaluator.look(choice)
+            if look.enough:
+                judgement = Judgement(look.accuracy, kept(choice, evaluator.alpha), estimated=not look.whole)
+                found.append((self.J_of(judgement), choice, judgement))
         state.block_evaluations += evaluator.block_evaluations + len(self.model.blocks) * len(self.val)
-        return any(self.try_choice(state, choice) for _, choice in sorted(found)[:FURTHER])
+        found.sort(key=lambda item: item[:2])
+        return any(self.try_choice(state, choice, looked) for _, choice, looked in found[:FURTHER])
+
+    def further_choices(self, state: SearchState, now: Choice) -> List[Choice]:
+        """Changes of the best network that promise most, at most FURTHER_LOOKS: other options of one or two blocks, or
+        a branch less where that saves nothing, which costs nothing either and may suit the accuracy."""
+        options = [list(dict.fromkeys((row, *keeps, *(tuple(alive and b != less for b, alive in enumerate(row))
+                                                      for less in range(len(BRANCHES)) if row[less] and sum(row) > 1))))
+                   for row, keeps in zip(now, self.options())]
+        pool = [choice for choice in dict.fromkeys(neighbours(now, options)) if choice not in state.judged]
+        if not pool:
+            return []
+        accuracy, sd = self.predicted(state, [now, *pool])
+        promise = expected_improvement(state.accuracy + accuracy[1:] - accuracy[0], sd[1:], self.relative_T_eff(pool),
+                                       self.bound - 0.5 / len(self.val), self.settings.MU, self.J_of(state))
+        return [pool[index] for index in np.argsort(-promise, kind='stable')[:FURTHER_LOOKS] if promise[index] > 0]
 
 
 def kept(choice: Choice, alpha: np.ndarray) -> np.ndarray:

@@ -5,14 +5,17 @@ from dataclasses import dataclass, field, replace
 from typing import Callable, Dict, List, Optional, Sequence, Set, Tuple, Union
 
 import numpy as np
+import torch
 
 import alpha_training
 import batchnorm
+import hardest_first
 from config import Settings
 from cost_model import HardwareTable, goal, other_tier
-from evaluation import ImageSet
+from evaluation import ImageSet, batches, normalise
 from gamma_mask_builder import build_gamma_mask
-from hyper_repvgg import HyperRepVGG, surviving_branches
+from hardest_first import Hardness, Look, margins_of
+from hyper_repvgg import HyperRepVGG, deploy, surviving_branches
 from prefix_activations import Choice, Keep
 from throughput_optimizer import Solution, fastest_gammas
 from throughput_optimizer_limit import check_possible, solve_or_nearest, solve_within_limits
@@ -39,6 +42,7 @@ class Judgement:
     recalibrated: bool = False  # measured with BatchNorm statistics re-estimated for this alpha
     formats: Formats = None  # those for which the accuracy holds, at the split that is best with them
     lossless: Optional[float] = None  # validation accuracy without the loss of a wire format; None: `accuracy` is
+    estimated: bool = False  # given up on a part of the images: on all it would not be accurate enough to be accepted
 
     @property
     def lossless_accuracy(self) -> float:
@@ -52,13 +56,14 @@ class SearchState:
     alpha: np.ndarray  # [N, 3], of the best network so far
     accuracy: float  # validation, of alpha
     curve: List[CurvePoint]
-    looks: Dict[Choice, float] = field(default_factory=dict)  # validation accuracy without recovery
-    partial: Dict[Choice, int] = field(default_factory=dict)  # looks that were given up: images seen
+    looks: Dict[Choice, Look] = field(default_factory=dict)  # validation accuracy without recovery
+    hardness: Optional[Hardness] = None  # of the validation images
     judged: Dict[Choice, Judgement] = field(default_factory=dict)
     rejected: Set[Tuple[int, Keep]] = field(default_factory=set)  # single changes that were undone (sequential search)
     rounds: int = 0
     recalibrated: bool = False  # of alpha, as in Judgement
     polished: bool = False  # has the best network had its longer recovery?
+    gone_further: bool = False  # were its neighbours tried under its own α?
     finished: bool = False
     block_evaluations: int = 0  # forward passes of one block on one validation image
     trained_block_images: int = 0  # forward and backward passes of one block on one training image
@@ -127,55 +132,87 @@ class PruningSearch:
     def start(self) -> SearchState:
         """The state before anything is pruned. Raises `limits.NothingFits` when no pruning can meet the limits."""
         check_possible(self.table, self.settings)
-        state = SearchState(self.unpruned, self.reference, [], looks={choice_of(self.unpruned): self.reference})
+        state = SearchState(self.unpruned, self.reference, [],
+                            looks={choice_of(self.unpruned): Look(self.reference, len(self.val))})
+        margins = self.margins()
+        state.hardness = Hardness(margins, margins.copy())
+        state.block_evaluations = len(self.model.blocks) * len(self.val)  # of the margins; not again after a restart
         self.accept(state, self.on_the_wire(state, Judgement(self.reference, self.unpruned)))
         return state
 
     # --- judging and accepting ---
 
     def recovered(self, state: SearchState, alpha: np.ndarray, steps: int, seed: int, l1: Optional[np.ndarray],
-                  before: Optional[Judgement] = None) -> Judgement:
+                  before: Optional[Judgement] = None, needed: float = 0.0) -> Judgement:
         """Train α from here; the best of what was known `before` and of the validations after every RECOVERY_STEPS
-        steps. Ends early when a validation is not better than the one before it."""
+        steps. Ends early when a validation is not better than the one before it. Validations end when they are known to
+        be below `needed`, or not better than the one before."""
         self.model.set_alpha_array(alpha)
         results = [] if before is None else [before]
 
+        def better() -> float:
+            return max([needed, *(result.accuracy + 0.5 / len(self.val) for result in results)])
+
         def stop(done: int) -> bool:
-            state.trained_block_images += len(self.model.blocks) * min(self.settings.BATCH_SIZE, len(self.train))
+            images = min(self.settings.RECOVERY_BATCH_SIZE, len(self.train))
+            state.trained_block_images += len(self.model.blocks) * images
             if done % self.settings.RECOVERY_STEPS and done < steps:
                 return False
-            results.append(Judgement(self.validate(state), self.model.alpha_array()))
+            results.append(self.validated(state, self.model.alpha_array(), better()))
             return len(results) > 1 and results[-1].accuracy <= results[-2].accuracy
 
         if steps:
             alpha_training.train_alpha(self.model, self.train, self.settings, steps, self.settings.RECOVERY_LR, seed,
-                                       l1, stop)
-        best = max(results or [Judgement(self.validate(state), alpha)], key=lambda result: result.accuracy)
+                                       l1, stop, self.settings.RECOVERY_BATCH_SIZE)
+        if not results:
+            results.append(self.validated(state, alpha, needed))
+        best = max(results, key=lambda result: result.accuracy)
         if self.settings.RECALIBRATE_BN and best is not before:
-            best = max(best, self.recalibrated(state, best.alpha), key=lambda result: result.accuracy)
+            best = max(best, self.recalibrated(state, best.alpha, better()), key=lambda result: result.accuracy)
         return best
 
-    def recalibrated(self, state: SearchState, alpha: np.ndarray) -> Judgement:
+    def recalibrated(self, state: SearchState, alpha: np.ndarray, needed: float = 0.0) -> Judgement:
         """This network with re-estimated BatchNorm statistics; the model's own are put back."""
         statistics, work = self.statistics_for(alpha)
         state.block_evaluations += work
         with batchnorm.using(self.model, statistics):
-            return Judgement(self.validate(state), alpha, recalibrated=True)
+            return replace(self.validated(state, alpha, needed), recalibrated=True)
 
     def statistics_for(self, alpha: np.ndarray) -> Tuple[np.ndarray, int]:
         """(BatchNorm statistics re-estimated for alpha, forward passes of one block on one image), a function of alpha,
         the training images and the seed alone. Leaves alpha in the model, its statistics as they are."""
         return recalibrated_statistics(self.model, alpha, self.unpruned, self.train, self.domain_id, self.settings)
 
-    def validate(self, state: SearchState) -> float:
-        """Accuracy of the model as it stands on all validation images."""
-        state.block_evaluations += len(self.model.blocks) * len(self.val)
-        return alpha_training.accuracy(self.model, self.val, self.settings)
+    def margins(self) -> np.ndarray:
+        """The unpruned network's margins on the validation images, float32 [n]."""
+        self.model.set_alpha_array(self.unpruned)
+        network = deploy(self.model)
+        with torch.inference_mode():
+            return np.concatenate([margins_of(network(self.normalised(part)), self.val.labels[part])
+                                   for part in batches(len(self.val), self.settings.BATCH_SIZE)])
+
+    def normalised(self, index: Union[slice, torch.Tensor]) -> torch.Tensor:
+        """Validation images as the network takes them."""
+        return normalise(self.val.images[index], self.settings.NORM_MEAN, self.settings.NORM_STD)
+
+    def validate(self, state: SearchState, needed: float = 0.0) -> Look:
+        """Accuracy of the model as it stands, on all validation images unless it is known to be below `needed`."""
+        network = deploy(self.model)
+        with torch.inference_mode():
+            found = hardest_first.look(lambda index: network(self.normalised(index)), self.val.labels,
+                                       state.hardness, self.settings.BATCH_SIZE, needed)
+        state.block_evaluations += len(self.model.blocks) * found.seen
+        return found
+
+    def validated(self, state: SearchState, alpha: np.ndarray, needed: float = 0.0) -> Judgement:
+        """The same as a judgement on `alpha`, which the model has."""
+        found = self.validate(state, needed)
+        return Judgement(found.accuracy, alpha, estimated=not found.whole)
 
     def on_the_wire(self, state: SearchState, judgement: Judgement) -> Judgement:
         """The network with the wire formats that give the lowest J, each with the accuracy that it leaves. Formats
         without loss cost nothing to judge."""
-        if all(is_lossless(wire) for wire in self.settings.WIRE_FORMATS):
+        if judgement.estimated or all(is_lossless(wire) for wire in self.settings.WIRE_FORMATS):
             return judgement
         statistics, work = self.statistics_for(judgement.alpha) if judgement.recalibrated else (None, 0)
         state.block_evaluations += work
@@ -191,7 +228,8 @@ class PruningSearch:
 
     def accept(self, state: SearchState, judgement: Judgement) -> None:
         """Make a judged network the best so far."""
-        state.alpha, state.accuracy, state.polished = judgement.alpha, judgement.accuracy, False
+        state.alpha, state.accuracy = judgement.alpha, judgement.accuracy
+        state.polished = state.gone_further = False
         state.formats, state.lossless, state.recalibrated = (judgement.formats, judgement.lossless,
                                                              judgement.recalibrated)
         times = self.solve(state.alpha, state.formats).times

@@ -35,6 +35,7 @@ import lut_manager  # noqa: E402
 from config import Settings  # noqa: E402
 from cost_model import HardwareTable  # noqa: E402
 from domain_dataset import load_domain  # noqa: E402
+from hardest_first import Look  # noqa: E402
 from hyper_repvgg import create_hyper_repvgg  # noqa: E402
 from prefix_activations import Choice  # noqa: E402
 from progressive_pruning import LEAST_IMPROVEMENT, JointSearch  # noqa: E402
@@ -46,9 +47,9 @@ class PlainSearch(JointSearch):
     """Every candidate recovered and measured in every round."""
     only_saving = False
 
-    def start(self) -> SearchState:
-        """No cache of activations to fill."""
-        return PruningSearch.start(self)
+    def validate(self, state: SearchState, needed: float = 0.0) -> Look:
+        """On all images, whatever is needed."""
+        return super().validate(state)
 
     def candidates(self, now: Choice) -> List[Choice]:
         """Everything that is one change away."""
@@ -67,7 +68,6 @@ class PlainSearch(JointSearch):
         """Judge them all, accept the best; False when none lowers J."""
         best = None
         for choice in self.candidates(choice_of(state.alpha)):
-            state.looks[choice] = 0.0  # nothing is known before the recovery
             judgement = self.judge(state, choice)
             J = self.J(self.T_eff_ms(np.array(choice)), judgement.accuracy)
             if judgement.accuracy >= self.bound and (best is None or J < best[0]):
