@@ -22,6 +22,9 @@ from throughput_optimizer_limit import check_possible, solve_or_nearest, solve_w
 from wire_formats import by_loss, is_lossless
 from wire_loss import WireLoss
 
+POLISH = 6  # times RECOVERY_STEPS: the longer recovery of the best network, at most
+PATIENCE = 2  # validations without a better network after which a recovery ends
+
 Formats = Optional[Tuple[str, ...]]  # wire formats that a network may use; None: all of WIRE_FORMATS
 
 
@@ -145,8 +148,8 @@ class PruningSearch:
     def recovered(self, state: SearchState, alpha: np.ndarray, steps: int, seed: int, l1: Optional[np.ndarray],
                   before: Optional[Judgement] = None, needed: float = 0.0) -> Judgement:
         """Train α from here; the best of what was known `before` and of the validations after every RECOVERY_STEPS
-        steps. Ends early when a validation is not better than the one before it. Validations end when they are known to
-        be below `needed`, or not better than the one before."""
+        steps. Ends early when PATIENCE validations in a row were no better than the best. A validation ends when it is
+        known to be below `needed` or no better than the best."""
         self.model.set_alpha_array(alpha)
         results = [] if before is None else [before]
 
@@ -159,7 +162,8 @@ class PruningSearch:
             if done % self.settings.RECOVERY_STEPS and done < steps:
                 return False
             results.append(self.validated(state, self.model.alpha_array(), better()))
-            return len(results) > 1 and results[-1].accuracy <= results[-2].accuracy
+            best = int(np.argmax([result.accuracy for result in results]))
+            return len(results) - 1 - best >= PATIENCE
 
         if steps:
             alpha_training.train_alpha(self.model, self.train, self.settings, steps, self.settings.RECOVERY_LR, seed,
@@ -264,7 +268,7 @@ class PruningSearch:
         seed = alpha_training.seed_of(self.settings.SEED, self.domain_id, state.rounds)
         lossless = state.accuracy if state.lossless is None else state.lossless
         before = Judgement(lossless, state.alpha, recalibrated=state.recalibrated)
-        recovered = self.recovered(state, state.alpha, 3 * self.settings.RECOVERY_STEPS, seed, None, before)
+        recovered = self.recovered(state, state.alpha, POLISH * self.settings.RECOVERY_STEPS, seed, None, before)
         judgement = None if recovered is before else self.on_the_wire(state, recovered)
         if judgement and (self.J_of(judgement), -judgement.accuracy) < (self.J_of(state), -state.accuracy):
             state.curve.pop()

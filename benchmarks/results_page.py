@@ -3,6 +3,7 @@
     python benchmarks/results_page.py run --profile edge-cpu --root results/page     # 2 tiers x 3 links x 10 domains
     python benchmarks/results_page.py run --profile jetson-tx2 --root results/page
     python benchmarks/results_page.py show --profile edge-cpu --root results/page    # Markdown
+    python benchmarks/results_page.py run --links 10 --wire_formats float32,float16,uint8 --root results/page_wires
     PROFILE=imagenet python benchmarks/results_page.py b3 --lut_file F               # RepVGG-B3, table from step 1
 
 `run` measures the server (and simulates the client) once and uses the same tables for all links; what is there already
@@ -15,7 +16,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
@@ -39,12 +40,24 @@ REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TABLES = ('roofline_server.json', 'roofline_client.json', 'lut_server.json', 'lut_client.json')
 
 
-def cases(profile: str, root: str) -> Iterator[Tuple[str, int, Tuple[str, ...]]]:
-    """(head tier, Mbit/s, overrides) of every case."""
-    for head in HEADS:
-        for mbps in LINKS_MBPS:
-            yield head, mbps, (f'DEVICE_PROFILE={profile}', f'HEAD_TIER={head}', f'BANDWIDTH_MBPS={mbps}',
-                               f'RESULTS_DIR={os.path.join(root, profile, f"{head}_{mbps}")}')
+@dataclass(frozen=True)
+class Page:
+    """What a page compares."""
+    profile: str  # of the client
+    root: str  # folder of its results
+    links_mbps: Sequence[int]
+    wire_formats: str
+
+    def folder(self, head: str, mbps: int) -> str:
+        """Where the results of a case are."""
+        return os.path.join(self.root, self.profile, f'{head}_{mbps}')
+
+    def cases(self) -> Iterator[Tuple[str, int, Tuple[str, ...]]]:
+        """(head tier, Mbit/s, overrides) of every case."""
+        for head in HEADS:
+            for mbps in self.links_mbps:
+                yield head, mbps, (f'DEVICE_PROFILE={self.profile}', f'HEAD_TIER={head}', f'BANDWIDTH_MBPS={mbps}',
+                                   f'WIRE_FORMATS={self.wire_formats}', f'RESULTS_DIR={self.folder(head, mbps)}')
 
 
 def script(overrides: Sequence[str], name: str, *arguments: str) -> None:
@@ -52,11 +65,11 @@ def script(overrides: Sequence[str], name: str, *arguments: str) -> None:
     subprocess.run([sys.executable, name, *arguments, '--if_changed', '--set', *overrides], cwd=REPOSITORY, check=True)
 
 
-def run(profile: str, root: str) -> None:
+def run(page: Page) -> None:
     """All cases of one client."""
     first = ''
-    for head, mbps, overrides in cases(profile, root):
-        folder = os.path.join(root, profile, f'{head}_{mbps}')
+    for head, mbps, overrides in page.cases():
+        folder = page.folder(head, mbps)
         os.makedirs(folder, exist_ok=True)
         if first:
             for name in TABLES:
@@ -91,9 +104,9 @@ def compared(joint: List[JointResult], sequential: List[JointResult]) -> str:
             f'{100 * min(fps):+.1f} % at least.')
 
 
-def show(profile: str, root: str) -> None:
+def show(page: Page) -> None:
     """The tables as Markdown."""
-    for head, mbps, overrides in cases(profile, root):
+    for head, mbps, overrides in page.cases():
         settings = config.load(overrides)
         table = lut_manager.load(json_files.path_of('lut', settings), settings)
         joint, sequential = ([joint_result.load(domain, table, settings, kind) for domain in range(10)]
@@ -159,13 +172,16 @@ def main(argv: Any) -> None:
     parser.add_argument('what', choices=('run', 'show', 'b3'))
     parser.add_argument('--profile', default='edge-cpu')
     parser.add_argument('--root', default='results/page')
+    parser.add_argument('--links', default=','.join(map(str, LINKS_MBPS)), metavar='MBPS,...')
+    parser.add_argument('--wire_formats', default='float32', metavar='FORMAT,...')
     parser.add_argument('--lut_file')
     args = parser.parse_args(argv)
     np.seterr(all='raise')
     if args.what == 'b3':
         b3(args.lut_file, config.load())
     else:
-        {'run': run, 'show': show}[args.what](args.profile, args.root)
+        page = Page(args.profile, args.root, [int(mbps) for mbps in args.links.split(',')], args.wire_formats)
+        {'run': run, 'show': show}[args.what](page)
 
 
 if __name__ == '__main__':
