@@ -8,15 +8,19 @@ improvement).
 """
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Optional
 
 import numpy as np
 
-# Scales of the prior, as shares of ε: what a search decides about is a few ε wide, whatever the model.
+# Scales of the prior, as shares of ε: what a search decides about is a few ε wide, whatever the model. The measured
+# networks choose among multiples of the two standard deviations and of the noise (section 5.4 of the book: the highest
+# marginal likelihood).
 SINGLE_MEAN, SINGLE_SD = 0.15, 0.5  # of one dropped branch's loss
 PAIR_MEAN, PAIR_SD = 0.025, 0.25  # of what a pair loses beyond its two
 NOISE_SD = 0.15  # everything that pairs do not explain
+SCALES, NOISE_SCALES = (0.5, 0.7, 1.0, 1.4, 2.0), (0.5, 1.0, 2.0)
 LARGEST_LOSS = 4  # what is lost beyond counts as this much: collapsed networks must not bend the model where it matters
 SMALLEST_EPSILON = 0.005  # below this, one image more or less would look like signal
 
@@ -31,10 +35,16 @@ class AccuracySurrogate:
         self.scale = max(epsilon, SMALLEST_EPSILON)
         self.dropped = dropped.astype(float)
         residual = np.minimum(loss, LARGEST_LOSS * self.scale) - self._mean(self.dropped)
-        covariance = self._kernel(self.dropped, self.dropped)
-        covariance[np.diag_indices_from(covariance)] += (NOISE_SD * self.scale) ** 2 + (
-            0.0 if noise_sd is None else noise_sd ** 2)
-        self.inverse = np.linalg.inv(covariance)
+        kernel = self._kernel(self.dropped, self.dropped)
+        measuring = np.zeros(len(loss)) if noise_sd is None else noise_sd ** 2
+        highest = -math.inf
+        for factor, noise in itertools.product(SCALES, NOISE_SCALES):
+            noise_variance = (noise * NOISE_SD * self.scale) ** 2
+            inverse = np.linalg.inv(factor ** 2 * kernel + np.diag(noise_variance + measuring))
+            likelihood = np.linalg.slogdet(inverse)[1] - residual @ inverse @ residual  # twice its logarithm, less a
+            if likelihood > highest:  # constant
+                highest, self.inverse, self.variance, self.noise_variance = (likelihood, inverse, factor ** 2,
+                                                                             noise_variance)
         self.weights = self.inverse @ residual
 
     def _mean(self, dropped: np.ndarray) -> np.ndarray:
@@ -48,11 +58,11 @@ class AccuracySurrogate:
     def predict(self, dropped: np.ndarray) -> tuple:
         """bool [m, F] -> (expected loss [m], its standard deviation [m])."""
         dropped = dropped.astype(float)
-        cross = self._kernel(dropped, self.dropped)
+        cross = self.variance * self._kernel(dropped, self.dropped)
         count = dropped.sum(axis=1)
-        prior = self.scale ** 2 * (SINGLE_SD ** 2 * count + PAIR_SD ** 2 * count * (count - 1) / 2)
+        prior = self.variance * self.scale ** 2 * (SINGLE_SD ** 2 * count + PAIR_SD ** 2 * count * (count - 1) / 2)
         variance = np.maximum(prior - np.einsum('ij,jk,ik->i', cross, self.inverse, cross), 0)
-        return self._mean(dropped) + cross @ self.weights, np.sqrt(variance + (NOISE_SD * self.scale) ** 2)
+        return self._mean(dropped) + cross @ self.weights, np.sqrt(variance + self.noise_variance)
 
 
 def expected_improvement(accuracy: np.ndarray, sd: np.ndarray, relative_T_eff: np.ndarray, bound: float, mu: float,

@@ -40,7 +40,7 @@ def train_alpha(model: HyperRepVGG, data: ImageSet, settings: Settings, steps: i
     images a step; None: BATCH_SIZE.
     """
     optimizer = torch.optim.Adam(model.alphas(), lr=learning_rate)
-    pressure = None if l1 is None else [torch.as_tensor(row[:alpha.numel()], dtype=alpha.dtype)
+    pressure = None if l1 is None else [torch.as_tensor(row[:alpha.numel()]).to(alpha)
                                         for row, alpha in zip(l1, model.alphas())]
     losses = []
     for index in shuffled_batches(len(data), batch_size or settings.BATCH_SIZE, steps, seed):

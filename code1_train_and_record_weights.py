@@ -20,10 +20,10 @@ from config import Settings
 def train_domain(model: Any, settings: Settings, domain: int) -> Dict[str, Any]:
     """α of one domain and how it was found."""
     import alpha_training as training
-    from domain_dataset import load_domain
+    from domain_search import images_of
     from evaluation import wilson_interval
     from hyper_repvgg import deploy, unpruned_alpha
-    train, val, test = (load_domain(settings, domain, split) for split in ('train', 'val', 'test'))
+    train, val, test = (images_of(settings, domain, split) for split in ('train', 'val', 'test'))
     ones = unpruned_alpha([block.n_branches == 3 for block in model.blocks])
     model.set_alpha_array(ones)
     alphas, val_accuracies, losses = [ones], [training.accuracy(model, val, settings)], []
@@ -112,10 +112,11 @@ def train_all(domains: List[int], done: Dict[str, Dict[str, Any]], settings: Set
     import torch
 
     from domain_transforms import domain_name
-    from hyper_repvgg import alpha_by_block, create_hyper_repvgg
+    from domain_search import base_model
+    from hyper_repvgg import alpha_by_block
     torch.set_num_threads(settings.threads(settings.TORCH_THREADS))
     torch.manual_seed(settings.SEED)
-    model = create_hyper_repvgg(settings.WEIGHT_PATH_SERVER, settings.MODEL_NAME, settings.NUM_CLASSES)
+    model = base_model(settings)
     for domain in domains:
         with cli.step(f'domain {domain} ({domain_name(domain)})'):
             found = train_domain(model, settings, domain)

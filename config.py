@@ -57,6 +57,9 @@ class Settings:
     TORCH_THREADS: int = _setting(1, 'alpha')  # threads of training and evaluation; 1: same sums everywhere, and
     #                                               run_pipeline.sh runs a domain on each core; 0: all cores
 
+    TRAIN_DEVICE: str = _setting('cpu', 'none')  # of α training and search: 'cpu', 'cuda', 'cuda:1', 'auto' (CUDA if
+    #                                              there is one); with 'cuda' domains take turns on all GPUs
+
     # --- α for each domain (code1) and its importance (code2) -----------------------------------
     ALPHA_EPOCHS: int = _setting(4, 'alpha')  # passes over a domain's training split
     ALPHA_LR: float = _setting(0.02, 'alpha')  # Adam
@@ -101,7 +104,7 @@ class Settings:
     MU: float = _setting(1.0, 'joint')  # reward of accuracy
     MAX_PRUNING_ROUNDS: int = _setting(30, 'joint')  # accepted changes at most
     MIN_SAVING: float = _setting(0.01, 'joint')  # of the unpruned T_eff; what saves less is within the table's noise
-    LOOKS: int = _setting(48, 'joint')  # networks whose accuracy is measured without recovery, at most
+    LOOKS: int = _setting(40, 'joint')  # networks whose accuracy is measured without recovery, at most
     QUIET_SHARE: float = _setting(0.125, 'joint')  # of the validation images, hardest first: when so many in a row are
     #                                              right, a look takes the rest as right; 1: looks see all images
     ACTIVATION_CACHE_MB: int = _setting(512, 'none')  # memory for validation activations, MiB

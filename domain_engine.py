@@ -22,7 +22,7 @@ import sys
 import threading
 import traceback
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any, Callable, Deque, Dict, List, Optional, Sequence
 
@@ -142,13 +142,23 @@ def run_jobs(jobs: Sequence[Job], engine: str, at_once: Optional[int] = None) ->
         import ray_engine
         ray_engine.run_on_ray(jobs, at_once, report)
     elif engine == 'processes' and jobs:
-        settings = jobs[0].settings
-        at_once = at_once or max(1, settings.threads(0) // settings.threads(settings.TORCH_THREADS))
-        run_in_processes(jobs, at_once, report)
+        settings, devices = jobs[0].settings, train_devices(jobs[0].settings)
+        on_cores = max(1, settings.threads(0) // settings.threads(settings.TORCH_THREADS))
+        run_in_processes(jobs, at_once or (on_cores if devices == ['cpu'] else len(devices)), report, devices)
     else:
         for job in jobs:
             report(attempt(job))
     return failures
+
+
+def train_devices(settings: Settings) -> List[str]:
+    """The devices that domains may train and search on, each serving one domain after another."""
+    name = settings.TRAIN_DEVICE
+    if name not in ('auto', 'cuda'):
+        return [name]
+    import torch
+    count = torch.cuda.device_count()
+    return [f'cuda:{index}' for index in range(count)] or ['cpu' if name == 'auto' else name]
 
 
 def attempt(job: Job) -> Outcome:
@@ -203,9 +213,10 @@ def _end_with_driver() -> None:
 
 
 class Worker:
-    """A worker process and the job that it has."""
+    """A worker process, the device that it trains on, and the job that it has."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
+        self.device = device
         context = multiprocessing.get_context('spawn')  # nothing inherited: the same state as in a process of its own
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs,))
@@ -215,9 +226,9 @@ class Worker:
 
     def give(self, job: Job) -> None:
         """Hand over a job. A worker that died meanwhile shows when its outcome is waited for."""
-        self.job = job
+        self.job = replace(job, settings=replace(job.settings, TRAIN_DEVICE=self.device))
         with contextlib.suppress(OSError):
-            self.connection.send(job)
+            self.connection.send(self.job)
 
     def outcome(self) -> Optional[Outcome]:
         """Take what it sent: a line is said; an outcome is returned, also for a worker that died."""
@@ -250,13 +261,14 @@ class Worker:
             self.process.join()
 
 
-def run_in_processes(jobs: Sequence[Job], at_once: int, report: Report) -> None:
-    """Run jobs in `at_once` worker processes. A worker that dies costs its domain and is replaced."""
+def run_in_processes(jobs: Sequence[Job], at_once: int, report: Report, devices: Sequence[str] = ('cpu',)) -> None:
+    """Run jobs in `at_once` worker processes, which take turns on `devices`. A worker that dies costs its domain and is
+    replaced."""
     waiting: Deque[Job] = deque(jobs)
     workers: List[Worker] = []
     try:
-        for _ in range(min(at_once, len(jobs))):
-            workers.append(Worker())
+        for index in range(min(at_once, len(jobs))):
+            workers.append(Worker(devices[index % len(devices)]))
             workers[-1].give(waiting.popleft())
         while any(worker.job for worker in workers):
             ready = wait([worker.connection for worker in workers if worker.job])
@@ -266,7 +278,7 @@ def run_in_processes(jobs: Sequence[Job], at_once: int, report: Report) -> None:
                     report(outcome)
                     if waiting:
                         if not worker.process.is_alive():
-                            workers[index] = worker = Worker()
+                            workers[index] = worker = Worker(worker.device)
                         worker.give(waiting.popleft())
     finally:
         for worker in workers:

@@ -80,8 +80,14 @@ def reference_alpha(model: HyperRepVGG, val: ImageSet, domain: int, settings: Se
 
 
 def base_model(settings: Settings) -> HyperRepVGG:
-    """The network that is pruned."""
-    return create_hyper_repvgg(settings.WEIGHT_PATH_SERVER, settings.MODEL_NAME, settings.NUM_CLASSES)
+    """The network that is pruned, on TRAIN_DEVICE."""
+    return create_hyper_repvgg(settings.WEIGHT_PATH_SERVER, settings.MODEL_NAME,
+                               settings.NUM_CLASSES).to(lut_manager.device_of(settings.TRAIN_DEVICE))
+
+
+def images_of(settings: Settings, domain: int, split: str) -> ImageSet:
+    """A domain's images, on TRAIN_DEVICE."""
+    return load_domain(settings, domain, split).to(lut_manager.device_of(settings.TRAIN_DEVICE))
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ def run_search(domain: int, table: HardwareTable, settings: Settings, search_typ
     torch.manual_seed(settings.SEED)
     model = base_model(settings)
     ranking = importance_ranking(domain, table.block_names, settings)
-    train, val = load_domain(settings, domain, 'train'), load_domain(settings, domain, 'val')
+    train, val = images_of(settings, domain, 'train'), images_of(settings, domain, 'val')
     reference, A_ref = reference_alpha(model, val, domain, settings)
     unpruned = solve_unpruned(table, settings)
     search = search_type(model, table, train, val, settings, domain, reference, A_ref, unpruned.times.T_eff_ms,
@@ -137,7 +143,7 @@ def assemble(outcome: SearchOutcome, chosen: Configuration, accuracy: float, mod
     statistics (None: the model's own). Test images are used here, in `as_chosen` and nowhere else."""
     search, state = outcome.search, outcome.state
     table, settings = search.table, search.settings
-    test = load_domain(settings, search.domain_id, 'test')
+    test = images_of(settings, search.domain_id, 'test')
     ones = unpruned_alpha(table.has_identity)
     compared = baselines(table, surviving_branches(ones), settings)
     compared['step2'] = solve_unpruned(table, settings)
@@ -218,10 +224,10 @@ def pick_again(result: JointResult, table: HardwareTable, settings: Settings, mo
     statistics = None
     if point.recalibrated:  # as the search did
         domain = result.domain_id
-        train, val = load_domain(settings, domain, 'train'), load_domain(settings, domain, 'val')
+        train, val = images_of(settings, domain, 'train'), images_of(settings, domain, 'val')
         unpruned, _ = reference_alpha(model, val, domain, settings)
         statistics, _ = recalibrated_statistics(model, point.configuration.alpha, unpruned, train, domain, settings)
-    test = load_domain(settings, result.domain_id, 'test')
+    test = images_of(settings, result.domain_id, 'test')
     again = as_chosen(result, point.configuration, point.accuracy, model, test, table, settings, statistics)
     return replace(again, pick=frontier.rule_of(settings), measured=None)
 

@@ -14,14 +14,18 @@ class ImageSet:
     images: torch.Tensor  # uint8 [n, 3, S, S]
     labels: torch.Tensor  # int64 [n]
 
+    def to(self, device: torch.device) -> 'ImageSet':
+        """The same images there."""
+        return ImageSet(self.images.to(device), self.labels.to(device))
+
     def __len__(self) -> int:
         return int(self.labels.numel())
 
 
 def normalise(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """uint8 [B, 3, S, S] -> float32, (x / 255 - mean) / std per channel."""
-    scale = torch.tensor([1 / (255 * s) for s in std])[:, None, None]
-    shift = torch.tensor([-m / s for m, s in zip(mean, std)])[:, None, None]
+    scale = torch.tensor([1 / (255 * s) for s in std], device=images.device)[:, None, None]
+    shift = torch.tensor([-m / s for m, s in zip(mean, std)], device=images.device)[:, None, None]
     return torch.addcmul(shift, images.float(), scale)
 
 

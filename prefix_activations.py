@@ -104,4 +104,4 @@ class PruningEvaluator:
     def _plan(self, k: int, keep: Keep) -> torch.nn.Module:
         block = self.model.blocks[k]
         alpha = np.where(keep, self.alpha[k], 0)[:block.n_branches]
-        return build_plan(block, torch.as_tensor(alpha, dtype=block.alpha.dtype), fused_gamma(keep))
+        return build_plan(block, torch.as_tensor(alpha).to(block.alpha), fused_gamma(keep))

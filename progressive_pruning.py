@@ -4,11 +4,12 @@ A candidate is a set of surviving branches for every block. Its time is exact an
 its accuracy costs forward passes. So the search
   1. looks at single changes first: blocks that drop what saves time, and branches whose α has all but vanished,
      picked in turn from the ranking by time saved and the ranking by importance. A look is the validation accuracy
-     without recovery, from cached activations;
+     without recovery, from cached activations and the hardest images first (hardest_first.py);
   2. learns from all looks what dropping branches costs, one by one and in pairs (accuracy_surrogate.py), and looks at
      the candidate with the highest expected improvement of J, until LOOKS are spent;
-  3. gives a look that would lower J a short recovery of α, with L1 pressure by the time that each branch costs on its
-     tier, and judges it on all validation images: accepted if it lowers J within the constraint, otherwise undone.
+  3. gives the look whose recovery promises most a short recovery of α, with L1 pressure by the time that each branch
+     costs on its tier: accepted if it lowers J within the constraint on all validation images, otherwise undone;
+  4. when no look promises enough, polishes the best network's α and tries its neighbours under that α.
 Where fusing is free, dropping 1x1 or identity beside a dense branch saves nothing and is no candidate for its time;
 blocks without their 3x3 are what saves. benchmarks/search_quality.py holds the search against enumeration.
 """
@@ -34,12 +35,13 @@ ENUMERATED = 5000  # up to so many choices the surrogate rates them all; beyond,
 NEIGHBOURS_OF = 12  # so many good ones
 LEAST_IMPROVEMENT = 1e-6  # of J
 WORTH_A_LOOK = 1e-5  # of J: expected improvement below which a longer recovery comes first
-FURTHER_LOOKS = 24  # changes of the polished network that are looked at before it is final
-FURTHER = 3  # and of these, judged at most
+FURTHER_LOOKS = 12  # changes of the polished network that are looked at before it is final
+FURTHER = 2  # and of these, judged at most
 WORTH_A_RECOVERY = 1e-3  # of J: expected improvement below which a look is not recovered
-PRIOR_SHARE = 0.25  # of lost accuracy that a recovery is assumed to win back; counts like ε of lost accuracy seen
+WORTH_IT_BEFORE_LOOKS = 4e-3  # the same while there are looks left, which are cheaper
+PRIOR_SHARE = 0.2  # of lost accuracy that a recovery is assumed to win back; counts like ε of lost accuracy seen
 LARGEST_SHARE = 0.75
-RECOVERY_SD = 0.25  # of ε: how much recoveries differ, standard deviation
+RECOVERY_SD = 0.2  # of ε: how much recoveries differ, standard deviation
 
 
 class JointSearch(PruningSearch):
@@ -225,7 +227,8 @@ class JointSearch(PruningSearch):
         promise = expected_improvement(accuracy, sd, self.relative_T_eff(pool), self.bound, self.settings.MU,
                                        self.J_of(state))
         best = int(np.argmax(promise))
-        return pool[best] if promise[best] > WORTH_A_RECOVERY else None
+        enough = WORTH_IT_BEFORE_LOOKS if 1 < len(state.looks) < self.settings.LOOKS else WORTH_A_RECOVERY
+        return pool[best] if promise[best] > enough else None
 
     def judge(self, state: SearchState, choice: Choice, looked: Optional[Judgement] = None, whole: bool = False,
               ) -> Judgement:

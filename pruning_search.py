@@ -22,7 +22,7 @@ from throughput_optimizer_limit import check_possible, solve_or_nearest, solve_w
 from wire_formats import by_loss, is_lossless
 from wire_loss import WireLoss
 
-POLISH = 6  # times RECOVERY_STEPS: the longer recovery of the best network, at most
+POLISH = 4  # times RECOVERY_STEPS: the longer recovery of the best network, at most
 PATIENCE = 2  # validations without a better network after which a recovery ends
 
 Formats = Optional[Tuple[str, ...]]  # wire formats that a network may use; None: all of WIRE_FORMATS

@@ -24,7 +24,6 @@ def run_domain(domain: int, settings: Settings, inputs: str, lut_file: str) -> N
     import joint_result
     import lut_manager
     from cost_model import goal
-    from domain_dataset import load_domain
     from hyper_repvgg import surviving_branches
     from throughput_optimizer_limit import solve_within_limits
     table = lut_manager.load(lut_file, settings)
@@ -34,11 +33,11 @@ def run_domain(domain: int, settings: Settings, inputs: str, lut_file: str) -> N
     torch.set_num_threads(settings.threads(settings.TORCH_THREADS))
     chosen, accuracy = domain_search.best_on_wire(
         alpha, lambda chosen: solve_within_limits(table, surviving_branches(alpha), chosen), model,
-        load_domain(settings, domain, 'val'),
+        domain_search.images_of(settings, domain, 'val'),
         lambda T_eff_ms, accuracy: goal(T_eff_ms, T_eff_ref_ms, accuracy, pruned.accuracy.val_reference,
                                         settings.EPSILON, settings.KAPPA, settings.MU)[0], settings, pruned.batchnorm)
-    result = domain_search.as_chosen(pruned, chosen, accuracy, model, load_domain(settings, domain, 'test'), table,
-                                     settings, pruned.batchnorm)
+    result = domain_search.as_chosen(pruned, chosen, accuracy, model, domain_search.images_of(settings, domain, 'test'),
+                                     table, settings, pruned.batchnorm)
     joint_result.save('sequential', result, settings, inputs)
     joint_result.add_sequential_baseline(result, settings)
     print(domain_search.summary(result))

@@ -262,3 +262,27 @@ def test_bad_arguments_are_one_line_and_status_2(argv):
     run = subprocess.run([sys.executable, 'step_3_joint.py', *argv], cwd=TOP, stdout=subprocess.PIPE,
                          stderr=subprocess.PIPE, text=True)
     assert run.returncode == 2 and len(run.stderr.strip().splitlines()) == 1 and 'error' in run.stderr
+
+
+@pytest.mark.parametrize('asked, gpus, wanted', [
+    ('cpu', 2, ['cpu']), ('auto', 0, ['cpu']), ('auto', 2, ['cuda:0', 'cuda:1']), ('cuda', 1, ['cuda:0']),
+    ('cuda:1', 2, ['cuda:1']), ('cuda', 0, ['cuda'])])
+def test_domains_may_use_the_device_that_was_asked_for_or_all_gpus(asked, gpus, wanted, monkeypatch):
+    monkeypatch.setattr('torch.cuda.device_count', lambda: gpus)
+    assert domain_engine.train_devices(config.load((f'TRAIN_DEVICE={asked}',), {})) == wanted
+
+
+def test_worker_processes_take_turns_on_the_devices(tmp_path, monkeypatch):
+    (tmp_path / 'says_its_device.py').write_text(
+        'def run_domain(domain, settings, inputs, lut_file):\n    print(settings.TRAIN_DEVICE)\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    settings, outcomes = config.load((), {}), []
+    jobs = [domain_engine.Job('says_its_device', domain, settings, '', '') for domain in range(2)]
+    domain_engine.run_in_processes(jobs, 2, outcomes.append, ['cpu', 'cpu:0'])
+    assert sorted(outcome.printed for outcome in outcomes) == ['cpu\n', 'cpu:0\n']
+    assert not any(outcome.error for outcome in outcomes)
+
+
+def test_a_gpu_that_is_not_there_is_one_line():
+    with pytest.raises(UserError, match='device .cuda:7. cannot be used'):
+        lut_manager.device_of('cuda:7')

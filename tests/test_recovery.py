@@ -1,4 +1,4 @@
-"""What recovery rests on: exact gradients of α, a stopping rule with a known error, BatchNorm statistics."""
+"""What recovery rests on: exact gradients of α, and BatchNorm statistics."""
 from __future__ import annotations
 
 import dataclasses
@@ -21,6 +21,7 @@ from domain_dataset import load_domain
 from evaluation import ImageSet
 from gamma_configurator import unfused_gamma
 from hyper_repvgg import HyperRepVGGBlock, create_hyper_repvgg, deploy, surviving_branches, unpruned_alpha
+from frontier_search import FrontierSearch
 from progressive_pruning import JointSearch
 from random_cases import whole_table
 from repvgg import BlockShape
@@ -154,7 +155,7 @@ def test_recalibration_ignores_labels_and_batches_and_leaves_gamma_without_effec
         assert float((other - logits[0]).abs().max()) <= 1e-4 * float(logits[0].abs().max())
 
 
-def recalibrating_search():
+def recalibrating_search(search_type=JointSearch):
     """A search in which some networks are better with re-estimated statistics: its own statistics are off."""
     settings = dataclasses.replace(SETTINGS, EPSILON=0.1)
     table, model = whole_table(settings, seed=3), trained_model()
@@ -164,7 +165,7 @@ def recalibrating_search():
     T_ref = solve_exact(table, surviving_branches(alpha), settings).times.T_eff_ms
     ranking = [(k, b) for k in range(table.n_blocks) for b in range(3) if not np.isnan(alpha[k, b])]
     reference = alpha_training.accuracy(model, val, settings)
-    return JointSearch(model, table, train, val, settings, 6, alpha, reference, T_ref, ranking), table, settings
+    return search_type(model, table, train, val, settings, 6, alpha, reference, T_ref, ranking), table, settings
 
 
 class Killed(Exception):
@@ -207,6 +208,21 @@ def test_a_recalibrating_search_is_never_worse_for_it_and_survives_kills(tmp_pat
         undisturbed.accuracy, undisturbed.recalibrated, undisturbed.curve, undisturbed.looks)
     assert state.block_evaluations == undisturbed.block_evaluations
     assert state.trained_block_images == undisturbed.trained_block_images
+
+
+def test_every_point_of_a_recalibrating_search_has_the_accuracy_that_its_network_has():
+    torch.set_num_threads(1)
+    search, _, settings = recalibrating_search(FrontierSearch)
+    search.settings = settings = dataclasses.replace(settings, FRONTIER_RECOVERIES=6)
+    frontiers = search.frontiers(search.run(search.start(), lambda state: None))
+    points = [point for points in frontiers.values() for point in points]
+    assert any(point.recalibrated for point in points)
+    for point in points:
+        alpha = point.configuration.alpha
+        statistics = search.statistics_for(alpha)[0] if point.recalibrated else None
+        search.model.set_alpha_array(alpha)
+        with batchnorm.using(search.model, statistics):
+            assert alpha_training.accuracy(search.model, search.val, settings) == point.accuracy
 
 
 def test_statistics_lie_beside_the_result_and_others_are_refused(tmp_path):
