@@ -7,7 +7,9 @@
     PROFILE=imagenet python benchmarks/results_page.py b3 --lut_file F               # RepVGG-B3, table from step 1
 
 `run` measures the server (and simulates the client) once and uses the same tables for all links; what is there already
-is not done again. `b3` needs no data: only times are compared.
+is not done again. The sequential baseline prunes blind to time, so its α is the same on every link and with every
+table: it prunes once, in the first case (or in the folder `--pruned_in`), and chooses γ and λ anew in each case.
+`b3` needs no data: only times are compared.
 """
 from __future__ import annotations
 
@@ -26,13 +28,15 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import cli  # noqa: E402
 import config  # noqa: E402
+import domain_search  # noqa: E402
 import joint_result  # noqa: E402
 import json_files  # noqa: E402
 import lut_manager  # noqa: E402
-from cost_model import Link, Times  # noqa: E402
+from cost_model import Configuration, Link, Times  # noqa: E402
 from hyper_repvgg import surviving_branches, unpruned_alpha  # noqa: E402
 from joint_result import JointResult  # noqa: E402
 from throughput_optimizer import Solution, baselines, solve_exact, solve_unfused  # noqa: E402
+from wire_formats import is_lossless  # noqa: E402
 
 LINKS_MBPS = (10, 100, 1000)
 HEADS = ('client', 'server')
@@ -47,6 +51,7 @@ class Page:
     root: str  # folder of its results
     links_mbps: Sequence[int]
     wire_formats: str
+    pruned_in: str = ''
 
     def folder(self, head: str, mbps: int) -> str:
         """Where the results of a case are."""
@@ -65,6 +70,28 @@ def script(overrides: Sequence[str], name: str, *arguments: str) -> None:
     subprocess.run([sys.executable, name, *arguments, '--if_changed', '--set', *overrides], cwd=REPOSITORY, check=True)
 
 
+def prune_as_before(pruned_in: str, overrides: Sequence[str]) -> None:
+    """What step3_accuracy_opt.py would write for this case, from what it wrote for a case of another link or client."""
+    settings, before = config.load(overrides), config.load((f'RESULTS_DIR={pruned_in}',))
+    path = json_files.path_of('lut', settings)
+    table, other = lut_manager.load(path, settings), lut_manager.load(json_files.path_of('lut', before), before)
+    model, whole = domain_search.base_model(settings), surviving_branches(unpruned_alpha(table.has_identity))
+    ends = {**baselines(table, whole, settings), 'step2': solve_exact(table, whole, settings)}
+    for domain in range(10):
+        inputs = json_files.inputs_of('sequential_accuracy', settings, domain, lut=path)
+        if json_files.is_current([json_files.path_of('sequential_accuracy', settings, domain)], inputs):
+            continue
+        pruned = joint_result.load(domain, other, before, 'sequential_accuracy')
+        alpha = pruned.configuration.alpha
+        best = solve_exact(table, surviving_branches(alpha), settings, splits=[ends['step2'].split])
+        pruned = replace(pruned, curve=[], baselines={name: replace(baseline, times=ends[name].times)
+                                                      for name, baseline in pruned.baselines.items()})
+        result = domain_search.as_chosen(pruned, Configuration(alpha, best.gamma, best.split, best.wire),
+                                         pruned.accuracy.val_final, model,
+                                         domain_search.images_of(settings, domain, 'test'), table, settings)
+        joint_result.save('sequential_accuracy', result, settings, inputs)
+
+
 def run(page: Page) -> None:
     """All cases of one client."""
     first = ''
@@ -81,6 +108,8 @@ def run(page: Page) -> None:
             first = folder
         script(overrides, 'step1_measure_lut.py', '--mode', 'merge')
         script(overrides, 'step2_initial_throughput_opt.py')
+        if all(map(is_lossless, page.wire_formats.split(','))) and (page.pruned_in or folder != first):
+            prune_as_before(page.pruned_in or first, overrides)
         for name in ('step3_accuracy_opt.py', 'step4_final_throughput_opt.py', 'step_3_joint.py'):
             script(overrides, name, '--domains', '0-9')
 
@@ -174,13 +203,15 @@ def main(argv: Any) -> None:
     parser.add_argument('--root', default='results/page')
     parser.add_argument('--links', default=','.join(map(str, LINKS_MBPS)), metavar='MBPS,...')
     parser.add_argument('--wire_formats', default='float32', metavar='FORMAT,...')
+    parser.add_argument('--pruned_in', default='', metavar='FOLDER')
     parser.add_argument('--lut_file')
     args = parser.parse_args(argv)
     np.seterr(all='raise')
     if args.what == 'b3':
         b3(args.lut_file, config.load())
     else:
-        page = Page(args.profile, args.root, [int(mbps) for mbps in args.links.split(',')], args.wire_formats)
+        page = Page(args.profile, args.root, [int(mbps) for mbps in args.links.split(',')], args.wire_formats,
+                    args.pruned_in)
         {'run': run, 'show': show}[args.what](page)
 
 
