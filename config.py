@@ -111,7 +111,7 @@ class Settings:
     PRUNING_THRESHOLD: float = _setting(0.02, 'joint')  # a branch whose |α| is below is offered for pruning for
     #                                                    accuracy's sake even when it saves no time
     RECOVERY_STEPS: int = _setting(12, 'joint')  # α steps (batches) after a candidate change
-    RECOVERY_BATCH_SIZE: int = _setting(32, 'joint')  # images a step: with few parameters, more and smaller steps win
+    RECOVERY_BATCH_SIZE: int = _setting(32, 'joint')  # images a step
     RECOVERY_LR: float = _setting(0.05, 'joint')  # Adam
     RECALIBRATE_BN: bool = _setting(False, 'joint')  # re-estimate BatchNorm's statistics for pruned networks
     RECALIBRATION_IMAGES: int = _setting(128, 'joint')  # training images that they are estimated on, without labels
