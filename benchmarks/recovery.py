@@ -9,7 +9,7 @@ the four on validation images. Test accuracy is reported, nothing is chosen by i
 
 Ten built-in domains (2-core Intel Xeon virtual machine, one thread, PyTorch 2.14; means of 30 networks, accuracies in
 %): validation 87.14 without recovery, 86.14 with BatchNorm alone, 87.78 with α alone, 86.29 with both, 87.95 kept; test
-88.14, 87.39, 88.34, 87.42, 88.42. α costs 4,224 trained block images, BatchNorm 2,816 block evaluations; each validation
+88.14, 87.39, 88.34, 87.42, 88.42. α costs 4,224 trained block images, BatchNorm 2,816 block evaluations; a validation
 6,893. α is best for 18 networks, nothing for 11, BatchNorm for 1, which is why it is off by default. With twice the
 images at a lower rate (`--set RECOVERY_BATCH_SIZE=64 RECOVERY_LR=0.02`) α alone reaches 87.92 for twice the training.
 """
