@@ -105,22 +105,26 @@ class FrontierSearch(JointSearch):
     def measure_frontier_whole(self, state: SearchState) -> None:
         """Measure on all images what would be on a frontier by its estimated accuracy, until nothing there is
         estimated."""
-        lowest = lowest_explored(self.reference, self.settings.EPSILON)
         while True:
-            networks = self.networks(state, whole=False)
-            found = [(network, [candidate.solution.times for candidate in self.candidates(network, objective)],
-                      objective) for objective in OBJECTIVES.values() for network in networks]
-            shown = []
-            for objective in OBJECTIVES.values():
-                rows = [(network, getattr(times, objective)) for network, several, name in found if name == objective
-                        for times in several]
-                kept_rows = non_dominated([network.lossless_accuracy for network, _ in rows], [ms for _, ms in rows])
-                shown += [rows[i][0] for i in kept_rows if rows[i][0].estimated and
-                          rows[i][0].lossless_accuracy >= lowest]
-            if not shown:
-                return
-            for network in {id(network): network for network in shown}.values():
+            estimated = self.estimated_points(state)
+            for network in estimated:
                 self.measure_whole(state, network)
+            if not estimated:
+                return
+
+    def estimated_points(self, state: SearchState) -> List[Judgement]:
+        """Networks that no other beats in one of the objectives, with an accuracy that is an estimate, as long as it is
+        not below what is explored."""
+        lowest = lowest_explored(self.reference, self.settings.EPSILON)
+        networks, found = self.networks(state, whole=False), {}
+        for objective in OBJECTIVES.values():
+            rows = [(network, getattr(candidate.solution.times, objective)) for network in networks
+                    for candidate in self.candidates(network, objective)]
+            accuracy = [network.lossless_accuracy for network, _ in rows]
+            for index in non_dominated(accuracy, [ms for _, ms in rows]):
+                if rows[index][0].estimated and accuracy[index] >= lowest:
+                    found[id(rows[index][0])] = rows[index][0]
+        return list(found.values())
 
     def measure_whole(self, state: SearchState, network: Judgement) -> None:
         """Put the accuracy on all images in the place of an estimate."""

@@ -214,10 +214,10 @@ def test_every_point_of_a_recalibrating_search_has_the_accuracy_that_its_network
     torch.set_num_threads(1)
     search, _, settings = recalibrating_search(FrontierSearch)
     state = search.run(search.start(), lambda state: None)
+    points = [point for points in search.frontiers(state).values() for point in points]
     state.judged = {choice: found for choice, found in state.judged.items() if found.recalibrated}  # or others may win
     state.looks = {}
-    frontiers = search.frontiers(state)
-    points = [point for points in frontiers.values() for point in points]
+    points += [point for points in search.frontiers(state).values() for point in points]
     assert any(point.recalibrated for point in points)
     for point in points:
         alpha = point.configuration.alpha
