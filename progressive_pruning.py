@@ -259,8 +259,9 @@ class JointSearch(PruningSearch):
 
     def round(self, state: SearchState) -> bool:
         """One look at what promises most, or the first looks together; then judge what would lower J."""
-        if len(state.looks) == 1:
-            self.look(state, self.first_looks())
+        first = self.first_looks() if len(state.looks) == 1 else []  # none where nothing saves time
+        if first:
+            self.look(state, first)
         elif len(state.looks) < self.settings.LOOKS:
             choice = self.most_promising(state)
             if choice is not None:

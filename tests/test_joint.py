@@ -17,6 +17,7 @@ from accuracy_surrogate import AccuracySurrogate
 from cost_model import Roofline
 from domain_dataset import load_domain
 from evaluation import ImageSet
+from frontier_search import FrontierSearch
 from gamma_mask_builder import build_gamma_mask, runnable_gammas
 from hyper_repvgg import create_hyper_repvgg, surviving_branches, unpruned_alpha
 from importance_pruning import ImportanceSearch
@@ -101,6 +102,19 @@ def test_every_accepted_change_of_the_joint_search_lowers_J(parts):
     state = search.run(search.start(), lambda state: None)
     values = [search.J(point.T_eff_ms, point.accuracy) for point in state.curve]
     assert values == sorted(values, reverse=True)
+
+
+@pytest.mark.parametrize('search_type', [JointSearch, FrontierSearch])
+def test_a_search_ends_where_no_pruning_saves_time(parts, search_type):
+    table = dataclasses.replace(parts[0], T_ms={tier: np.where(np.isnan(ms), np.nan, 1.0)
+                                                for tier, ms in parts[0].T_ms.items()})
+    search = new_search((table, *parts[1:]), search_type)
+
+    def no_end(state):
+        assert state.rounds < 100
+
+    state = search.run(search.start(), no_end)
+    assert state.finished and search.J_of(state) <= search.J(search.T_eff_ref_ms, search.reference)
 
 
 class Killed(Exception):
