@@ -8,7 +8,7 @@ right class less the highest other one), and a network is left
   accuracy, are then predicted by a linear regression on what is known of each image, fitted to the images seen;
   or, where an estimate is enough, when a share of all images (QUIET_SHARE) in a row, each easier than the one before,
   were right. The rest is taken as right.
-benchmarks/search_cost.py shows how far both estimates are off.
+`benchmarks/search_cost.py --estimates` shows how far both estimates are off.
 """
 from __future__ import annotations
 
