@@ -104,7 +104,8 @@ class Settings:
     MU: float = _setting(1.0, 'joint')  # reward of accuracy
     MAX_PRUNING_ROUNDS: int = _setting(30, 'joint')  # accepted changes at most
     MIN_SAVING: float = _setting(0.01, 'joint')  # of the unpruned T_eff; what saves less is within the table's noise
-    LOOKS: int = _setting(40, 'joint')  # networks whose accuracy is measured without recovery, at most
+    LOOKS: int = _setting(40, 'joint')  # networks whose accuracy is measured without recovery, at most; about four a
+    #                                     block serve larger networks better (docs/search.md)
     QUIET_SHARE: float = _setting(0.125, 'joint')  # of the validation images, hardest first: when so many in a row are
     #                                              right, a look takes the rest as right; 1: looks see all images
     ACTIVATION_CACHE_MB: int = _setting(512, 'none')  # memory for validation activations, MiB
