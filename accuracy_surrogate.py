@@ -14,6 +14,8 @@ from typing import Optional
 
 import numpy as np
 
+from normal_distribution import cumulative, density
+
 # Scales of the prior, as shares of ε: what a search decides about is a few ε wide, whatever the model. The measured
 # networks choose among multiples of the two standard deviations and of the noise (section 5.4 of the book: the highest
 # marginal likelihood).
@@ -41,8 +43,9 @@ class AccuracySurrogate:
         for factor, noise in itertools.product(SCALES, NOISE_SCALES):
             noise_variance = (noise * NOISE_SD * self.scale) ** 2
             inverse = np.linalg.inv(factor ** 2 * kernel + np.diag(noise_variance + measuring))
-            likelihood = np.linalg.slogdet(inverse)[1] - residual @ inverse @ residual  # twice its logarithm, less a
-            if likelihood > highest:  # constant
+            # twice the logarithm of the likelihood, but for a constant
+            likelihood = np.linalg.slogdet(inverse)[1] - residual @ inverse @ residual
+            if likelihood > highest:
                 highest, self.inverse, self.variance, self.noise_variance = (likelihood, inverse, factor ** 2,
                                                                              noise_variance)
         self.weights = self.inverse @ residual
@@ -73,10 +76,11 @@ def expected_improvement(accuracy: np.ndarray, sd: np.ndarray, relative_T_eff: n
     With a the accuracy from which on a network counts and lowers J, z = (a - accuracy) / sd, the integral is
     (best_J - relative_T_eff + μ·accuracy)·(1 - Φ(z)) + μ·sd·φ(z) (Mockus, 1975, truncated at the bound).
     """
-    from_on = np.full(len(accuracy), bound)
-    if mu > 0:
-        from_on = np.maximum(bound, (relative_T_eff - best_J) / mu)
-    z = (from_on - accuracy) / sd
-    counts = 0.5 * (1 - np.vectorize(math.erf)(z / math.sqrt(2)))
-    density = np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
-    return np.maximum(0, (best_J - relative_T_eff + mu * accuracy) * counts + mu * sd * density)
+    z = (counts_from(relative_T_eff, bound, mu, best_J) - accuracy) / sd
+    return np.maximum(0, (best_J - relative_T_eff + mu * accuracy) * cumulative(-z) + mu * sd * density(z))
+
+
+def counts_from(relative_T_eff: np.ndarray, bound: float, mu: float, best_J: float) -> np.ndarray:
+    """The accuracy from which on networks of these T_eff / T_eff_ref meet `bound` and lower best_J."""
+    lowers_J = (relative_T_eff - best_J) / mu if mu > 0 else np.zeros(np.shape(relative_T_eff))
+    return np.maximum(bound, lowers_J)

@@ -56,7 +56,6 @@ class Settings:
     NUM_WORKERS: int = _setting(0, 'none')  # data loading processes; does not change a pixel
     TORCH_THREADS: int = _setting(1, 'alpha')  # threads of training and evaluation; 1: same sums everywhere, and
     #                                               run_pipeline.sh runs a domain on each core; 0: all cores
-
     TRAIN_DEVICE: str = _setting('cpu', 'none')  # of α training and search: 'cpu', 'cuda', 'cuda:1', 'auto' (CUDA if
     #                                              there is one); with 'cuda' domains take turns on all GPUs
 

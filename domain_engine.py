@@ -261,7 +261,7 @@ class Worker:
             self.process.join()
 
 
-def run_in_processes(jobs: Sequence[Job], at_once: int, report: Report, devices: Sequence[str] = ('cpu',)) -> None:
+def run_in_processes(jobs: Sequence[Job], at_once: int, report: Report, devices: Sequence[str]) -> None:
     """Run jobs in `at_once` worker processes, which take turns on `devices`. A worker that dies costs its domain and is
     replaced."""
     waiting: Deque[Job] = deque(jobs)

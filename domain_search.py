@@ -90,6 +90,19 @@ def images_of(settings: Settings, domain: int, split: str) -> ImageSet:
     return load_domain(settings, domain, split).to(lut_manager.device_of(settings.TRAIN_DEVICE))
 
 
+def new_search(domain: int, table: HardwareTable, settings: Settings, search_type: Callable[..., PruningSearch],
+               ) -> PruningSearch:
+    """A search of one domain, ready to start; `unpruned` is the α behind A_ref."""
+    torch.set_num_threads(settings.threads(settings.TORCH_THREADS))
+    torch.manual_seed(settings.SEED)
+    model = base_model(settings)
+    ranking = importance_ranking(domain, table.block_names, settings)
+    train, val = images_of(settings, domain, 'train'), images_of(settings, domain, 'val')
+    reference, A_ref = reference_alpha(model, val, domain, settings)
+    return search_type(model, table, train, val, settings, domain, reference, A_ref,
+                       solve_unpruned(table, settings).times.T_eff_ms, ranking)
+
+
 @dataclass(frozen=True)
 class SearchOutcome:
     """A finished search with what it started from."""
@@ -103,15 +116,7 @@ def run_search(domain: int, table: HardwareTable, settings: Settings, search_typ
                kind: str, inputs: str) -> SearchOutcome:
     """Search one domain, or go on with a search of the same inputs; its state is kept in the file of `kind`_state."""
     start = time.perf_counter()
-    torch.set_num_threads(settings.threads(settings.TORCH_THREADS))
-    torch.manual_seed(settings.SEED)
-    model = base_model(settings)
-    ranking = importance_ranking(domain, table.block_names, settings)
-    train, val = images_of(settings, domain, 'train'), images_of(settings, domain, 'val')
-    reference, A_ref = reference_alpha(model, val, domain, settings)
-    unpruned = solve_unpruned(table, settings)
-    search = search_type(model, table, train, val, settings, domain, reference, A_ref, unpruned.times.T_eff_ms,
-                         ranking)
+    search = new_search(domain, table, settings, search_type)
     resumed = joint_result.load_state(f'{kind}_state', domain, table, settings, inputs)
     state, spent = resumed or (search.start(), 0.0)
     if resumed:
@@ -129,7 +134,7 @@ def run_search(domain: int, table: HardwareTable, settings: Settings, search_typ
                     f'{said.accuracy:.3f}, T_eff {said.T_eff_ms:.3f} ms')
 
     search.run(state, keep)
-    return SearchOutcome(search, state, reference, spent + time.perf_counter() - start)
+    return SearchOutcome(search, state, search.unpruned, spent + time.perf_counter() - start)
 
 
 def solve_unpruned(table: HardwareTable, settings: Settings) -> Solution:

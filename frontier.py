@@ -12,7 +12,6 @@ PICK says which point is the answer:
 """
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
@@ -21,6 +20,7 @@ import numpy as np
 from accuracy_surrogate import LARGEST_LOSS, SMALLEST_EPSILON
 from config import Settings, UserError
 from cost_model import Configuration, Times, goal
+from normal_distribution import cumulative, density
 from throughput_optimizer import Solution
 from wire_loss import WireLoss
 
@@ -122,9 +122,7 @@ def expected_hypervolume_gain(accuracy: np.ndarray, sd: np.ndarray, ms: np.ndarr
     ends = np.append(starts[1:], slowest_ms)
     width = np.maximum(0, ends - np.maximum(starts, ms[:, None]))  # (m, s)
     z = (accuracy[:, None] - heights) / sd[:, None]
-    below = 0.5 * (1 + np.vectorize(math.erf)(z / math.sqrt(2)))
-    density = np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
-    return (width * sd[:, None] * (z * below + density)).sum(axis=1)
+    return (width * sd[:, None] * (z * cumulative(z) + density(z))).sum(axis=1)
 
 
 # --- picking a point ----------------------------------------------------------------------------------

@@ -12,14 +12,13 @@ from typing import Dict, Iterable, List, Optional
 
 import numpy as np
 
-import batchnorm
 from frontier import (OBJECTIVES, Candidate, FrontierPoint, expected_hypervolume_gain, lowest_explored, lowest_J,
                       measured_frontier, non_dominated)
 from hyper_repvgg import surviving_branches
 from limits import NothingFits
-from prefix_activations import Choice
-from progressive_pruning import JointSearch, kept
-from pruning_search import Judgement, SearchState, choice_of
+from prefix_activations import Choice, choice_of, kept
+from progressive_pruning import JointSearch
+from pruning_search import Judgement, SearchState
 from throughput_optimizer_limit import solve_within_limits
 from wire_loss import WireLoss
 
@@ -131,10 +130,8 @@ class FrontierSearch(JointSearch):
         choice = choice_of(network.alpha)
         if state.judged.get(choice) is network:
             self.model.set_alpha_array(network.alpha)
-            statistics = self.statistics_for(network.alpha)[0] if network.recalibrated else None
-            with batchnorm.using(self.model, statistics):
-                measured = self.validated(state, network.alpha)
-            state.judged[choice] = self.on_the_wire(state, replace(measured, recalibrated=network.recalibrated))
+            measured = (self.recalibrated if network.recalibrated else self.validated)(state, network.alpha)
+            state.judged[choice] = self.on_the_wire(state, measured)
         else:
             self.look(state, [choice], whole=True)
 

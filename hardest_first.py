@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from evaluation import batches
+from normal_distribution import cumulative
 
 LEAST_SHARE = 0.2  # of the images are seen before a network is given up: on fewer, estimates are of little use
 PRIOR_WEIGHT, PRIOR = 4.0, (0.5, 0.5, 0.0)  # of the regression: a margin lies between the lowest and the reference's
@@ -88,6 +89,6 @@ def errors_to_come(hardness: Hardness, seen: np.ndarray, margins: np.ndarray, re
     x, prior = known[seen].astype(float), np.diag([PRIOR_WEIGHT, PRIOR_WEIGHT, 0.0])
     weights = np.linalg.solve(x.T @ x + prior + 1e-9 * np.eye(3), x.T @ margins + prior @ PRIOR)
     spread = (margins - x @ weights).std() + 1e-6
-    wrong = 0.5 * (1 + np.vectorize(math.erf)(-known[rest] @ weights / spread / math.sqrt(2)))
+    wrong = cumulative(-known[rest] @ weights / spread)
     more = float(wrong.sum())
     return more, math.sqrt(1 + float((wrong * (1 - wrong)).sum()) + (more / 2) ** 2)

@@ -20,6 +20,16 @@ Keep = Tuple[bool, ...]  # which branches a block keeps, in the order of BRANCHE
 Choice = Tuple[Keep, ...]  # the same of every block
 
 
+def choice_of(alpha: np.ndarray) -> Choice:
+    """α [N, 3] -> which branches every block keeps."""
+    return tuple(tuple(bool(v) for v in row) for row in surviving_branches(alpha))
+
+
+def kept(choice: Choice, alpha: np.ndarray) -> np.ndarray:
+    """α [N, 3] with 0 for what a choice drops."""
+    return np.where(np.isnan(alpha), np.nan, np.where(np.array(choice), alpha, 0.0))
+
+
 class PrefixActivations:
     """The inputs of blocks for all images, cached for as many blocks as fit into ACTIVATION_CACHE_MB, the last ones
     first: they are the smallest and save the most."""
@@ -69,8 +79,8 @@ class PruningEvaluator:
     def __init__(self, model: HyperRepVGG, alpha: np.ndarray, data: ImageSet, settings: Settings,
                  base: Optional[Choice] = None, hardness: Optional[Hardness] = None) -> None:
         self.model, self.alpha, self.data, self.settings = model, alpha, data, settings
-        self.base: Choice = base or tuple(tuple(bool(v) for v in row) for row in surviving_branches(alpha))
-        model.set_alpha_array(np.where(np.isnan(alpha) | np.array(self.base), alpha, 0.0))
+        self.base = base or choice_of(alpha)
+        model.set_alpha_array(kept(self.base, alpha))
         with torch.inference_mode():
             self.network = deploy(model)
             self.prefix = PrefixActivations(self.network, data, settings)

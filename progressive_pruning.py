@@ -21,13 +21,13 @@ from typing import Dict, Iterable, List, Optional, Tuple
 import numpy as np
 
 import alpha_training
-from accuracy_surrogate import AccuracySurrogate, expected_improvement
+from accuracy_surrogate import AccuracySurrogate, counts_from, expected_improvement
 from cost_model import TIERS, split_times
 from hardest_first import Look
 from hyper_repvgg import surviving_branches
 from limits import limits_of
-from prefix_activations import Choice, Keep, PruningEvaluator
-from pruning_search import Judgement, PruningSearch, SearchState, branch_cost_ms, choice_of, fastest_ms
+from prefix_activations import Choice, Keep, PruningEvaluator, choice_of, kept
+from pruning_search import Judgement, PruningSearch, SearchState, branch_cost_ms, fastest_ms
 from repvgg import BRANCHES
 from throughput_optimizer import split_range
 
@@ -40,7 +40,7 @@ FURTHER = 2  # and of these, judged at most
 WORTH_A_RECOVERY = 1e-3  # of J: expected improvement below which a look is not recovered
 WORTH_IT_BEFORE_LOOKS = 4e-3  # the same while there are looks left, which are cheaper
 PRIOR_SHARE = 0.2  # of lost accuracy that a recovery is assumed to win back; counts like ε of lost accuracy seen
-LARGEST_SHARE = 0.75
+LARGEST_SHARE = 0.75  # that is ever expected
 RECOVERY_SD = 0.2  # of ε: how much recoveries differ, standard deviation
 
 
@@ -139,9 +139,7 @@ class JointSearch(PruningSearch):
 
     def accepted_from(self, state: SearchState, choice: Choice) -> float:
         """The accuracy from which on a choice meets the bound and lowers J."""
-        gain = self.J_of(state) - float(self.relative_T_eff([choice])[0])  # J would be lowered by this with accuracy 0
-        lowers_J = -gain / self.settings.MU if self.settings.MU > 0 else 0.0
-        return max(self.bound, lowers_J)
+        return float(counts_from(self.relative_T_eff([choice]), self.bound, self.settings.MU, self.J_of(state))[0])
 
     def first_looks(self) -> List[Choice]:
         """Single changes, at most half of LOOKS, in turn from the ranking by time and the ranking by importance."""
@@ -258,21 +256,18 @@ class JointSearch(PruningSearch):
     # --- the search ---
 
     def round(self, state: SearchState) -> bool:
-        """One look at what promises most, or the first looks together; then judge what would lower J."""
-        first = self.first_looks() if len(state.looks) == 1 else []  # none where nothing saves time
-        if first:
-            self.look(state, first)
-        elif len(state.looks) < self.settings.LOOKS:
-            choice = self.most_promising(state)
-            if choice is not None:
-                self.look(state, [choice])
-            elif self.best_look(state) is None:
-                return state.polished and self.go_further(state)
-        elif self.best_look(state) is None:
+        """One look at what promises most, or the first looks together; then judge what would lower J. When there is
+        neither, the neighbours of the best network, once that is polished."""
+        choices = self.first_looks() if len(state.looks) == 1 else []  # none where nothing saves time
+        if not choices and len(state.looks) < self.settings.LOOKS:
+            promising = self.most_promising(state)
+            choices = [] if promising is None else [promising]
+        self.look(state, choices)
+        best = self.best_look(state)
+        if best is not None:
+            self.try_choice(state, best)
+        elif not choices:
             return state.polished and self.go_further(state)
-        choice = self.best_look(state)
-        if choice is not None:
-            self.try_choice(state, choice)
         return True
 
     def try_choice(self, state: SearchState, choice: Choice, looked: Optional[Judgement] = None, whole: bool = False,
@@ -294,10 +289,11 @@ class JointSearch(PruningSearch):
             return False
         state.gone_further = True
         now = choice_of(state.alpha)
-        evaluator = PruningEvaluator(self.model, self.best_alpha(state), self.val, self.settings, now,
-                                     state.hardness)
-        found = []
-        for choice in self.further_choices(state, now):
+        choices, found = self.further_choices(state, now), []
+        if not choices:
+            return False
+        evaluator = PruningEvaluator(self.model, self.best_alpha(state), self.val, self.settings, now, state.hardness)
+        for choice in choices:
             needed = self.accepted_from(state, choice)
             look = evaluator.look(choice, needed - self.settings.EPSILON / 2, self.settings.QUIET_SHARE)
             if look.accuracy >= needed and not look.whole:
@@ -322,11 +318,6 @@ class JointSearch(PruningSearch):
         promise = expected_improvement(state.accuracy + accuracy[1:] - accuracy[0], sd[1:], self.relative_T_eff(pool),
                                        self.bound - 0.5 / len(self.val), self.settings.MU, self.J_of(state))
         return [pool[index] for index in np.argsort(-promise, kind='stable')[:FURTHER_LOOKS] if promise[index] > 0]
-
-
-def kept(choice: Choice, alpha: np.ndarray) -> np.ndarray:
-    """α [N, 3] with 0 for what a choice drops."""
-    return np.where(np.isnan(alpha), np.nan, np.where(np.array(choice), alpha, 0.0))
 
 
 def smaller_sets(surviving: Keep) -> List[Keep]:

@@ -16,7 +16,7 @@ from evaluation import ImageSet, batches, normalise
 from gamma_mask_builder import build_gamma_mask
 from hardest_first import Hardness, Look, margins_of
 from hyper_repvgg import HyperRepVGG, deploy, surviving_branches
-from prefix_activations import Choice, Keep
+from prefix_activations import Choice, Keep, choice_of
 from throughput_optimizer import Solution, fastest_gammas
 from throughput_optimizer_limit import check_possible, solve_or_nearest, solve_within_limits
 from wire_formats import by_loss, is_lossless
@@ -80,11 +80,6 @@ def recalibrated_statistics(model: HyperRepVGG, alpha: np.ndarray, unpruned: np.
     """`batchnorm.recalibrated_for` with the seed of the domain."""
     return batchnorm.recalibrated_for(model, alpha, unpruned, train, settings,
                                       alpha_training.seed_of(settings.SEED, domain_id))
-
-
-def choice_of(alpha: np.ndarray) -> Choice:
-    """α [N, 3] -> which branches every block keeps."""
-    return tuple(tuple(bool(v) for v in row) for row in surviving_branches(alpha))
 
 
 class PruningSearch:

@@ -77,7 +77,7 @@ def prune_as_before(pruned_in: str, overrides: Sequence[str]) -> None:
     path = json_files.path_of('lut', settings)
     table, other = lut_manager.load(path, settings), lut_manager.load(json_files.path_of('lut', before), before)
     model, whole = domain_search.base_model(settings), surviving_branches(unpruned_alpha(table.has_identity))
-    ends = {**baselines(table, whole, settings), 'step2': solve_exact(table, whole, settings)}
+    ends = {**baselines(table, whole, settings), 'step2': domain_search.solve_unpruned(table, settings)}
     for domain in range(10):
         inputs = json_files.inputs_of('sequential_accuracy', settings, domain, lut=path)
         if json_files.is_current([json_files.path_of('sequential_accuracy', settings, domain)], inputs):

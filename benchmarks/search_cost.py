@@ -24,7 +24,6 @@ import sys
 from typing import Dict, List, Optional, Sequence, Tuple, Type
 
 import numpy as np
-import torch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -34,12 +33,10 @@ import json_files  # noqa: E402
 import lut_manager  # noqa: E402
 from config import Settings  # noqa: E402
 from cost_model import HardwareTable  # noqa: E402
-from domain_dataset import load_domain  # noqa: E402
 from hardest_first import Look  # noqa: E402
-from hyper_repvgg import create_hyper_repvgg  # noqa: E402
-from prefix_activations import Choice, PruningEvaluator  # noqa: E402
+from prefix_activations import Choice, PruningEvaluator, choice_of  # noqa: E402
 from progressive_pruning import LEAST_IMPROVEMENT, JointSearch  # noqa: E402
-from pruning_search import PruningSearch, SearchState, choice_of  # noqa: E402
+from pruning_search import PruningSearch, SearchState  # noqa: E402
 from repvgg import BRANCHES  # noqa: E402
 
 
@@ -103,7 +100,7 @@ def check_estimates(domains: Sequence[int], table: HardwareTable, settings: Sett
     """Print how far looks that were not whole are off."""
     off: Dict[bool, List[float]] = {True: [], False: []}
     for domain in domains:
-        search = prepared(CheckedSearch, domain, table, settings)
+        search = domain_search.new_search(domain, table, settings, CheckedSearch)
         search.run(search.start(), lambda state: None)
         for enough, values in search.off.items():
             off[enough] += values
@@ -113,22 +110,10 @@ def check_estimates(domains: Sequence[int], table: HardwareTable, settings: Sett
               f'{points.std():.2f}, middle 90 % {np.quantile(points, 0.05):+.2f} to {np.quantile(points, 0.95):+.2f}')
 
 
-def prepared(search_type: Type[PruningSearch], domain: int, table: HardwareTable, settings: Settings) -> PruningSearch:
-    """A search of one domain, ready to start."""
-    torch.set_num_threads(settings.threads(settings.TORCH_THREADS))
-    torch.manual_seed(settings.SEED)
-    model = create_hyper_repvgg(settings.WEIGHT_PATH_SERVER, settings.MODEL_NAME, settings.NUM_CLASSES)
-    train, val = load_domain(settings, domain, 'train'), load_domain(settings, domain, 'val')
-    alpha, reference = domain_search.reference_alpha(model, val, domain, settings)
-    unpruned = domain_search.solve_unpruned(table, settings)
-    return search_type(model, table, train, val, settings, domain, alpha, reference, unpruned.times.T_eff_ms,
-                       domain_search.importance_ranking(domain, table.block_names, settings))
-
-
 def run(search_type: Type[PruningSearch], domain: int, table: HardwareTable, settings: Settings,
         ) -> Tuple[float, int, int]:
     """(final J, block evaluations, trained block images) of one search."""
-    search = prepared(search_type, domain, table, settings)
+    search = domain_search.new_search(domain, table, settings, search_type)
     state = search.run(search.start(), lambda state: None)
     return search.J_of(state), state.block_evaluations, state.trained_block_images
 

@@ -48,14 +48,13 @@ from cost_model import TIERS, HardwareTable, Link, goal  # noqa: E402
 from domain_dataset import load_domain  # noqa: E402
 from evaluation import ImageSet, normalise  # noqa: E402
 from frontier import hypervolume, lowest_explored  # noqa: E402
-from frontier_search import FrontierSearch  # noqa: E402
+from frontier_search import SLOWEST, FrontierSearch  # noqa: E402
 from gamma_configurator import build_plan, fused_gamma  # noqa: E402
 from hardest_first import Look  # noqa: E402
-from hyper_repvgg import HyperRepVGG, create_hyper_repvgg, deploy  # noqa: E402
+from hyper_repvgg import HyperRepVGG, deploy  # noqa: E402
 from importance_pruning import ImportanceSearch  # noqa: E402
-from prefix_activations import Choice, Keep, PruningEvaluator  # noqa: E402
-from progressive_pruning import kept  # noqa: E402
-from pruning_search import Judgement, PruningSearch, SearchState, choice_of  # noqa: E402
+from prefix_activations import Choice, Keep, PruningEvaluator, choice_of, kept  # noqa: E402
+from pruning_search import Judgement, PruningSearch, SearchState  # noqa: E402
 from throughput_optimizer import solve_exact  # noqa: E402
 
 POPULATION = 20  # of the evolutionary search
@@ -64,7 +63,6 @@ SEEDS, FEWER_SEEDS = 20, 5  # repetitions of the random methods; where networks 
 METHODS = ('best', 'ours', 'sequential', 'random', 'evolutionary')
 LINKS_MBPS = (10.0, 100.0, 1000.0)  # of --all_links
 SAME = 1e-9  # of J
-SLOWEST = 1.0  # T_eff / T_eff_ref, of the hypervolume
 
 
 def block_options(has_identity: Sequence[bool], count: int) -> List[List[Keep]]:
@@ -288,7 +286,7 @@ def prepare(domain: int, options_count: int, n_images: Optional[int], settings: 
     """Load a domain; enumerate its networks where they are few enough."""
     table = lut_manager.load(json_files.path_of('lut', settings), settings)
     torch.set_num_threads(settings.threads(settings.TORCH_THREADS))
-    model = create_hyper_repvgg(settings.WEIGHT_PATH_SERVER, settings.MODEL_NAME, settings.NUM_CLASSES)
+    model = domain_search.base_model(settings)
     data = load_domain(settings, domain, 'val')
     data = ImageSet(data.images[:n_images], data.labels[:n_images])
     alpha, _ = domain_search.reference_alpha(model, data, domain, settings)

@@ -19,9 +19,9 @@ from config import UserError
 from cost_model import Configuration
 from domain_dataset import load_domain
 from evaluation import ImageSet
+from frontier_search import FrontierSearch
 from gamma_configurator import unfused_gamma
 from hyper_repvgg import HyperRepVGGBlock, create_hyper_repvgg, deploy, surviving_branches, unpruned_alpha
-from frontier_search import FrontierSearch
 from progressive_pruning import JointSearch
 from random_cases import whole_table
 from repvgg import BlockShape
