@@ -27,6 +27,11 @@ LARGEST_LOSS = 4  # what is lost beyond counts as this much: collapsed networks 
 SMALLEST_EPSILON = 0.005  # below this, one image more or less would look like signal
 
 
+def scale_of(epsilon: float) -> float:
+    """The loss of accuracy (fraction) that expectations are measured in: ε, or the smallest that counts as signal."""
+    return max(epsilon, SMALLEST_EPSILON)
+
+
 class AccuracySurrogate:
     """Accuracy lost by dropping branches, fitted to measured examples."""
 
@@ -34,7 +39,7 @@ class AccuracySurrogate:
                  ) -> None:
         """dropped: bool [n, F], which branches each measured network lacks; loss: [n], accuracy lost (fraction);
         noise_sd: [n], what measuring on a part of the images adds to the noise."""
-        self.scale = max(epsilon, SMALLEST_EPSILON)
+        self.scale = scale_of(epsilon)
         self.dropped = dropped.astype(float)
         residual = np.minimum(loss, LARGEST_LOSS * self.scale) - self._mean(self.dropped)
         kernel = self._kernel(self.dropped, self.dropped)

@@ -17,7 +17,7 @@ from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
-from accuracy_surrogate import LARGEST_LOSS, SMALLEST_EPSILON
+from accuracy_surrogate import LARGEST_LOSS, scale_of
 from config import Settings, UserError
 from cost_model import Configuration, Times, goal
 from normal_distribution import cumulative, density
@@ -92,7 +92,7 @@ def measured_frontier(candidates: Sequence[Candidate], objective: str, measured:
 
 def lowest_explored(reference: float, epsilon: float) -> float:
     """The validation accuracy down to which a frontier is of interest: the loss that the surrogate can tell apart."""
-    return reference - LARGEST_LOSS * max(epsilon, SMALLEST_EPSILON)
+    return reference - LARGEST_LOSS * scale_of(epsilon)
 
 
 def steps_of(accuracy: np.ndarray, ms: np.ndarray, lowest_accuracy: float, slowest_ms: float,

@@ -21,7 +21,7 @@ from typing import Dict, Iterable, List, Optional, Tuple
 import numpy as np
 
 import alpha_training
-from accuracy_surrogate import AccuracySurrogate, counts_from, expected_improvement
+from accuracy_surrogate import AccuracySurrogate, counts_from, expected_improvement, scale_of
 from cost_model import TIERS, split_times
 from hardest_first import Look
 from hyper_repvgg import surviving_branches
@@ -135,7 +135,7 @@ class JointSearch(PruningSearch):
         """What a look must reach to be worth a recovery: the accuracy from which a recovery as good as those so far is
         accepted, less a margin for one that is better."""
         share, accepted = self.share_recovered(state), self.accepted_from(state, choice)
-        return (accepted - share * self.reference) / (1 - share) - RECOVERY_SD * self.settings.EPSILON
+        return (accepted - share * self.reference) / (1 - share) - RECOVERY_SD * scale_of(self.settings.EPSILON)
 
     def accepted_from(self, state: SearchState, choice: Choice) -> float:
         """The accuracy from which on a choice meets the bound and lowers J."""
@@ -195,18 +195,19 @@ class JointSearch(PruningSearch):
 
     def share_recovered(self, state: SearchState) -> float:
         """The share of what looks lost that recoveries have won back so far; before the first, PRIOR_SHARE."""
-        lost, won = self.settings.EPSILON, PRIOR_SHARE * self.settings.EPSILON
+        lost = scale_of(self.settings.EPSILON)
+        won = PRIOR_SHARE * lost
         for choice, judgement in state.judged.items():
             if choice in state.looks:
                 lost += max(0.0, self.reference - state.looks[choice].accuracy)
                 won += judgement.lossless_accuracy - state.looks[choice].accuracy
-        return min(max(won / lost, 0.0), LARGEST_SHARE) if lost > 0 else 0.0
+        return min(max(won / lost, 0.0), LARGEST_SHARE)
 
     def once_recovered(self, state: SearchState, looked: np.ndarray, sd: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
         """(accuracy, standard deviation) to expect of networks with these looks [m] after a recovery."""
         share = self.share_recovered(state)
         return (looked + share * np.maximum(0, self.reference - looked),
-                np.hypot((1 - share) * sd, RECOVERY_SD * self.settings.EPSILON))
+                np.hypot((1 - share) * sd, RECOVERY_SD * scale_of(self.settings.EPSILON)))
 
     def estimated_J(self, state: SearchState, choice: Choice) -> float:
         """J that a look promises once recovered."""

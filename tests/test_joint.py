@@ -117,6 +117,13 @@ def test_a_search_ends_where_no_pruning_saves_time(parts, search_type):
     assert state.finished and search.J_of(state) <= search.J(search.T_eff_ref_ms, search.reference)
 
 
+def test_without_any_allowance_recoveries_are_still_tried(parts):
+    search = new_search(parts, settings=dataclasses.replace(SETTINGS, EPSILON=0.0))
+    with np.errstate(divide='raise', invalid='raise'):
+        state = search.run(search.start(), lambda state: None)
+    assert len(state.judged) > 1 and state.accuracy >= search.reference
+
+
 class Killed(Exception):
     """Stands for a kill between two rounds."""
 
