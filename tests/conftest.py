@@ -2,6 +2,7 @@
 import os
 import sys
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -9,3 +10,17 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 torch.set_num_threads(1)  # the models here are too small to gain by more
 settings.register_profile('repository', deadline=None)
 settings.load_profile('repository')
+
+
+@pytest.fixture(scope='module')
+def served(tmp_path_factory):
+    """(RemoteClient, Client process, what the server said)."""
+    from client_process import SETTINGS, Client, free_port
+    from split_server import wait_for_client
+    torch.set_num_threads(1)
+    port, said = free_port(), []
+    process = Client(port, tmp_path_factory.mktemp('client'))
+    client = wait_for_client(SETTINGS, '127.0.0.1', port, say=said.append, return_s=60)
+    yield client, process, said
+    client.close('done')
+    process.kill()

@@ -1,0 +1,185 @@
+"""What goes wrong in real mode, and how a client process on this machine is told what to do."""
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import client_control
+import config
+import link_measurement
+import connection
+import network_utils
+import split_server
+from blob_store import BlobStore
+from client_process import N, SETTINGS, Client, free_port, stream_case
+from network_part import hash_of
+from relay import Relay
+from split_server import wait_for_client
+from split_trainer import predict
+
+
+@pytest.fixture
+def over_a_relay(tmp_path, monkeypatch):
+    """A client behind a relay: (RemoteClient, Client, Relay, what the server said). Silence is noticed after 3 s."""
+    monkeypatch.setattr(connection, 'SILENCE_S', 3.0)
+    port, said = free_port(), []
+    listener = network_utils.Listener(network_utils.Address('127.0.0.1', port), b'', 'server', ('worker',),
+                                      said.append)
+    relay = Relay(('127.0.0.1', port))
+    process = Client(relay.port, tmp_path)
+    client = split_server.RemoteClient(listener, said.append, return_s=60)
+    client.facts()
+    yield client, process, relay, said
+    client.close('done')
+    relay.close()
+    process.kill()
+
+
+def test_a_slow_link_is_measured_a_damaged_byte_noticed_and_a_cut_cable_survived(over_a_relay):
+    client, process, relay, said = over_a_relay
+    relay.mbps = 50
+    link = link_measurement.measure_link(client)
+    assert link.up_mbps == pytest.approx(50, rel=0.15) and link.down_mbps == pytest.approx(50, rel=0.15)
+    relay.mbps = 0
+    model, configuration, images, classes = stream_case(9, 4)
+    relay.corrupt_at = client.connection.bytes_received + 5000  # somewhere in the first feature maps
+    predicted = predict(model, configuration.gamma, 4, client, images.repeat(4, 1, 1, 1), SETTINGS)
+    assert predicted.tolist() == 4 * classes
+    assert sum('damaged frame' in line for line in said) == 1
+
+    timer = threading.Timer(6.0, lambda: setattr(relay, 'is_cut', False))
+    relay.is_cut = True
+    timer.start()
+    start = time.monotonic()
+    assert client.facts()['threads'] >= 1
+    assert any('silent for 3 s' in line for line in said) and time.monotonic() - start < 30
+
+
+def test_a_stopped_client_is_noticed_and_its_work_repeated(over_a_relay):
+    client, process, _, said = over_a_relay
+    process.process.send_signal(signal.SIGSTOP)
+    threading.Timer(5.0, lambda: process.process.send_signal(signal.SIGCONT)).start()
+    start = time.monotonic()
+    assert client.request('echo', {'reply_bytes': 10}, {'data': torch.zeros(1, dtype=torch.uint8)}).tensors
+    assert 'client lost: ' in said[-3] + said[-2] and time.monotonic() - start < 30
+
+
+def test_timing_rounds_and_training_go_on_behind_the_last_finished_one(served, tmp_path, monkeypatch):
+    import real_mode
+    client, process, _ = served
+    settings = dataclasses.replace(SETTINGS, LUT_ROUNDS=3, RESULTS_DIR=str(tmp_path))
+    session, asked = real_mode.Session(client, settings), []
+    original = client.ask
+
+    def ask(connection, op, fields=None, *rest):
+        if op == 'time_round':
+            asked.append(fields['round'])
+            if len(asked) == 2:
+                process.kill()
+                process.start()
+        return original(connection, op, fields, *rest)
+
+    monkeypatch.setattr(client, 'ask', ask)
+    assert session.time_client(client.facts()).n_samples >= 9 and asked in ([0, 1, 1, 2], [0, 1, 2])
+    rounds = real_mode._RoundsFile(settings, 'this client')
+    rounds.write([([[0] * N], [[[1.0] * (N + 2)]])])
+    assert len(rounds.read()) == 1 and real_mode._RoundsFile(settings, 'another').read() == []
+
+
+def test_the_server_may_restart_and_the_client_comes_back(tmp_path):
+    port = free_port()
+    first = None
+    process = Client(port, tmp_path)
+    for _ in range(2):
+        client = wait_for_client(SETTINGS, '127.0.0.1', port, say=lambda text: None, return_s=60)
+        assert first in (None, client.facts()['name'])
+        first = client.facts()['name']
+        client.connection.close()  # as a killed server's system would
+        client.listener.close()
+    assert 'connection lost' in process.said() and process.said().count('connected to') == 2
+    process.kill()
+
+
+def test_a_server_of_another_version_ends_the_client_with_one_line(tmp_path):
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        process = Client(server.getsockname()[1], tmp_path)
+        peer = server.accept()[0]
+        peer.sendall(b'SPLT' + bytes([9]) + bytes(40))
+        assert process.process.wait(20) == 2
+        peer.close()
+    assert [line for line in process.said().splitlines() if 'error' in line] == [
+        'client_worker.py: error: the peer speaks protocol version 9, this end 1: use the same release of this '
+        'project on both']
+
+
+# --- the control port, the cache ---------------------------------------------------------------------------
+
+def test_a_busy_client_tells_its_state_cancels_and_shuts_down(tmp_path):
+    port = free_port()
+    process = Client(port, tmp_path)
+    client = wait_for_client(SETTINGS, '127.0.0.1', port, say=lambda text: None, return_s=60)
+    assert client_control.ask(process.control_port, 'status').startswith('idle')
+    failures = []
+
+    def work() -> None:
+        try:
+            client.request('time_round', {'model': 'RepVGG-A0', 'classes': 10, 'input_size': 224, 'round': 0,
+                                          'rounds': 1})
+        except config.UserError as error:
+            failures.append(str(error))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    while not client_control.ask(process.control_port, 'status').startswith('working time_round'):
+        pass
+    client_control.ask(process.control_port, 'cancel')
+    thread.join(30)
+    assert failures == ['the client could not do it: cancelled by the operator']
+    assert client.facts()['threads'] >= 1
+    client_control.ask(process.control_port, 'shutdown')
+    assert process.process.wait(20) == 0
+    client.close('done')
+
+
+def test_a_blob_is_continued_where_it_broke_off_and_refused_when_it_is_another(tmp_path):
+    data = np.arange(1000, dtype=np.uint8)
+    digest = hash_of(data)
+    store = BlobStore(str(tmp_path), 10000)
+    assert store.append(digest, 1000, 0, data[:400]) == 400
+    store = BlobStore(str(tmp_path), 10000)
+    assert store.present_bytes(digest) == 400 and not store.has(digest)
+    for offset, piece in ((0, data[:10]), (500, data[500:]), (400, data)):
+        with pytest.raises(ValueError):
+            store.append(digest, 1000, offset, piece)
+    assert store.append(digest, 1000, 400, data[400:]) == 1000
+    assert np.array_equal(store.read(digest), data)
+    with pytest.raises(ValueError, match='hash'):
+        store.append('0' * 64, 1000, 0, data)
+    for bad in ('../x', 'A' * 64, digest + '/'):
+        with pytest.raises(ValueError):
+            store.present_bytes(bad)
+    with open(os.path.join(str(tmp_path), digest), 'r+b') as stream:
+        stream.write(b'x')
+    with pytest.raises(KeyError):
+        store.read(digest)
+
+
+def test_the_cache_makes_room(tmp_path):
+    store = BlobStore(str(tmp_path), 2500)
+    digests = [store.add(np.full(1000, value, dtype=np.uint8)) for value in range(3)]
+    assert [store.has(digest) for digest in digests] == [False, True, True]
+
+
+def test_a_robust_line_ignores_disturbed_points():
+    x = [0, 1, 2, 3, 4, 5]
+    assert link_measurement.fit_line(x, [2 * v + 1 for v in x[:-1]] + [1000]) == pytest.approx((2, 1), rel=0.35)
+    with pytest.raises(ValueError):
+        link_measurement.fit_line([1, 1], [0, 1])
