@@ -70,7 +70,7 @@ def look(logits_of: Callable[[torch.Tensor], torch.Tensor], labels: torch.Tensor
         found.append(margins_of(logits_of(index), labels[index]))
         wrong = int((found[-1] <= 0).sum())
         errors, quiet = errors + wrong, 0 if wrong else quiet + len(index)
-        if (errors > allowed and part.stop >= LEAST_SHARE * count) or quiet >= quiet_share * count:
+        if part.stop >= LEAST_SHARE * count if errors > allowed else quiet >= quiet_share * count:
             break
     margins = np.concatenate(found)
     seen, rest = order[:len(margins)].numpy(), order[len(margins):].numpy()

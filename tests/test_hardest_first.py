@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings as hypothesis_settings, strategies as st
+from hypothesis import example, given, settings as hypothesis_settings, strategies as st
 
 import hardest_first
 from accuracy_surrogate import expected_improvement
@@ -41,6 +41,7 @@ def test_a_margin_is_above_0_exactly_where_the_right_class_has_the_highest_logit
 @hypothesis_settings(max_examples=80, deadline=None)
 @given(seed=st.integers(0, 2 ** 32 - 1), count=st.integers(20, 400), spread=st.floats(0.1, 4),
        needed=st.floats(0, 1), quiet_share=st.sampled_from([0.05, 0.25, 1.0]))
+@example(seed=1, count=317, spread=1.0, needed=1.0, quiet_share=0.05)  # too many errors, then a quiet stretch
 def test_no_network_that_is_accurate_enough_is_given_up_and_what_is_skipped_only_flatters(seed, count, spread, needed,
                                                                                           quiet_share):
     labels, reference, others = networks(seed, count, spread)
