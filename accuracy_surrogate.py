@@ -1,29 +1,33 @@
-"""A cheap model of what pruning costs in accuracy, learnt from the networks that were measured so far.
+"""A cheap model of what pruning does to every validation image, learnt from the networks that were measured so far.
 
-A Gaussian process over sets of dropped branches: each dropped branch costs something, each pair of them something
-more, and the rest is noise (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, section 2.2, with
-the kernel of an additive model with pairwise terms). It predicts the loss of a network that was never run, with its
-uncertainty, so that a search can ask for the network whose measurement promises most (Mockus, 1975: expected
+Accuracy is a count of images, and a coarse one: it says little about a network that is right by a hair on ten images
+more. So the model predicts margins, image by image: the logit of the right class less the highest other one, over the
+standard deviation of the image's logits, which makes networks of different scale comparable. A margin's change is a
+Gaussian process over sets of dropped branches (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006,
+section 2.2): each dropped branch adds something, each pair of them something more, and all branches have something in
+common. All images share the kernel, so one small matrix serves them all. The accuracy follows from the margins and
+their uncertainty, and its own uncertainty from how far the model is off on the measured networks when each is left out
+(section 5.4.2). A search then asks for the network whose measurement promises most (Mockus, 1975: expected
 improvement).
 """
 from __future__ import annotations
 
 import itertools
 import math
-from typing import Optional
+from typing import Tuple
 
 import numpy as np
 
 from normal_distribution import cumulative, density
 
-# Scales of the prior, as shares of ε: what a search decides about is a few ε wide, whatever the model. The measured
-# networks choose among multiples of the two standard deviations and of the noise (section 5.4 of the book: the highest
-# marginal likelihood).
-SINGLE_MEAN, SINGLE_SD = 0.15, 0.5  # of one dropped branch's loss
-PAIR_MEAN, PAIR_SD = 0.025, 0.25  # of what a pair loses beyond its two
-NOISE_SD = 0.15  # everything that pairs do not explain
-SCALES, NOISE_SCALES = (0.5, 0.7, 1.0, 1.4, 2.0), (0.5, 1.0, 2.0)
-LARGEST_LOSS = 4  # what is lost beyond counts as this much: collapsed networks must not bend the model where it matters
+# Variances of a margin's change, in units of what one dropped branch does; of pairs and of noise the measured networks
+# choose the most likely (section 5.4.1).
+COMMON_VARIANCE = 0.3  # what dropped branches have in common
+PAIR_VARIANCES, NOISE_VARIANCES = (0.15, 0.5), (0.03, 0.1, 0.3)
+ACCURACY_SD = 0.6  # of ε: how uncertain a predicted accuracy is where the margins' variance is 1, to begin with
+PRIOR_COUNT = 40  # of measured networks that this belief counts for: those left out are easier than what is asked for
+MODELLED_IMAGES = 1000  # at most: those of the smallest margins; the others are right
+LARGEST_LOSS = 4  # of ε: what is lost beyond is of no interest
 SMALLEST_EPSILON = 0.005  # below this, one image more or less would look like signal
 
 
@@ -33,44 +37,57 @@ def scale_of(epsilon: float) -> float:
 
 
 class AccuracySurrogate:
-    """Accuracy lost by dropping branches, fitted to measured examples."""
+    """Margins and accuracy of pruned networks, fitted to measured ones."""
 
-    def __init__(self, dropped: np.ndarray, loss: np.ndarray, epsilon: float, noise_sd: Optional[np.ndarray] = None,
-                 ) -> None:
-        """dropped: bool [n, F], which branches each measured network lacks; loss: [n], accuracy lost (fraction);
-        noise_sd: [n], what measuring on a part of the images adds to the noise."""
-        self.scale = scale_of(epsilon)
-        self.dropped = dropped.astype(float)
-        residual = np.minimum(loss, LARGEST_LOSS * self.scale) - self._mean(self.dropped)
-        kernel = self._kernel(self.dropped, self.dropped)
-        measuring = np.zeros(len(loss)) if noise_sd is None else noise_sd ** 2
+    def __init__(self, dropped: np.ndarray, margins: np.ndarray, accuracy: np.ndarray, enough: np.ndarray,
+                 epsilon: float) -> None:
+        """dropped: bool [n, F], which branches each measured network lacks, none in the first; margins: [n, images];
+        accuracy: [n]; enough: bool [n], False where that is a rough estimate."""
+        self.dropped, self.margins = dropped.astype(np.float32), margins.astype(np.float32)
+        change = self.margins - self.margins[0]
+        gram = (change @ change.T).astype(float)  # all that the likelihood needs of the images
         highest = -math.inf
-        for factor, noise in itertools.product(SCALES, NOISE_SCALES):
-            noise_variance = (noise * NOISE_SD * self.scale) ** 2
-            inverse = np.linalg.inv(factor ** 2 * kernel + np.diag(noise_variance + measuring))
-            # twice the logarithm of the likelihood, but for a constant
-            likelihood = np.linalg.slogdet(inverse)[1] - residual @ inverse @ residual
+        for pair, noise in itertools.product(PAIR_VARIANCES, NOISE_VARIANCES):
+            inverse = np.linalg.inv(self._kernel(self.dropped, self.dropped, pair) + noise * np.eye(len(dropped)))
+            variance = max((inverse * gram).sum() / change.size, 1e-12)  # the most likely one of this kernel
+            # twice the logarithm of the likelihood over the number of images, but for a constant
+            likelihood = np.linalg.slogdet(inverse)[1] - len(dropped) * math.log(variance)
             if likelihood > highest:
-                highest, self.inverse, self.variance, self.noise_variance = (likelihood, inverse, factor ** 2,
-                                                                             noise_variance)
-        self.weights = self.inverse @ residual
+                highest, self.inverse, self.variance, self.pair, self.noise = likelihood, inverse, variance, pair, noise
+        self.weights = (self.inverse @ change).astype(np.float32)
+        self.hardest = np.argsort(self.margins.min(axis=0), kind='stable')[:MODELLED_IMAGES]
+        self.accuracy_variance = self._accuracy_variance(accuracy, enough, epsilon)
 
-    def _mean(self, dropped: np.ndarray) -> np.ndarray:
-        count = dropped.sum(axis=1)
-        return self.scale * (SINGLE_MEAN * count + PAIR_MEAN * count * (count - 1) / 2)
+    def _kernel(self, a: np.ndarray, b: np.ndarray, pair: float) -> np.ndarray:
+        shared = (a @ b.T).astype(float)  # dropped branches that both lack; their pairs: shared·(shared-1)/2
+        return shared + pair * shared * (shared - 1) / 2 + COMMON_VARIANCE * np.outer(a.sum(axis=1), b.sum(axis=1))
 
-    def _kernel(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        shared = a @ b.T  # dropped branches that both have in common; their pairs: shared·(shared-1)/2
-        return self.scale ** 2 * (SINGLE_SD ** 2 * shared + PAIR_SD ** 2 * shared * (shared - 1) / 2)
+    def _accuracy_variance(self, accuracy: np.ndarray, enough: np.ndarray, epsilon: float) -> float:
+        """Squared error of a predicted accuracy over the variance of its margins: a prior belief, and how far each
+        measured network is off when the others predict it."""
+        alone = 1 / np.diag(self.inverse)
+        margins = self.margins[:, self.hardest] - alone[:, None].astype(np.float32) * self.weights[:, self.hardest]
+        squared = ((accuracy - self._accuracy(margins, alone)) ** 2 / alone)[1:][enough[1:]]
+        return ((PRIOR_COUNT * (ACCURACY_SD * scale_of(epsilon)) ** 2 + squared.sum()) / (PRIOR_COUNT + len(squared)))
 
-    def predict(self, dropped: np.ndarray) -> tuple:
-        """bool [m, F] -> (expected loss [m], its standard deviation [m])."""
-        dropped = dropped.astype(float)
-        cross = self.variance * self._kernel(dropped, self.dropped)
-        count = dropped.sum(axis=1)
-        prior = self.variance * self.scale ** 2 * (SINGLE_SD ** 2 * count + PAIR_SD ** 2 * count * (count - 1) / 2)
-        variance = np.maximum(prior - np.einsum('ij,jk,ik->i', cross, self.inverse, cross), 0)
-        return self._mean(dropped) + cross @ self.weights, np.sqrt(variance + self.noise_variance)
+    def _accuracy(self, margins: np.ndarray, variance: np.ndarray) -> np.ndarray:
+        sd = np.sqrt(self.variance * variance).astype(np.float32)
+        return 1 - cumulative(-margins / sd[:, None]).sum(axis=1) / self.margins.shape[1]
+
+    def predict(self, dropped: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+        """bool [m, F] -> (expected accuracy [m], its standard deviation [m])."""
+        dropped = dropped.astype(np.float32)
+        cross, count = self._kernel(dropped, self.dropped, self.pair), dropped.sum(axis=1).astype(float)
+        prior = count + self.pair * count * (count - 1) / 2 + COMMON_VARIANCE * count ** 2
+        variance = np.maximum(prior - np.einsum('ij,jk,ik->i', cross, self.inverse, cross, optimize=True), 0)
+        variance += self.noise
+        margins = self.margins[0, self.hardest] + cross.astype(np.float32) @ self.weights[:, self.hardest]
+        return self._accuracy(margins, variance), np.sqrt(self.accuracy_variance * variance)
+
+    def expected_margins(self, dropped: np.ndarray) -> np.ndarray:
+        """bool [F] -> the margin to expect on every image, float32 [images]."""
+        cross = self._kernel(dropped[None].astype(np.float32), self.dropped, self.pair)
+        return self.margins[0] + cross[0].astype(np.float32) @ self.weights
 
 
 def expected_improvement(accuracy: np.ndarray, sd: np.ndarray, relative_T_eff: np.ndarray, bound: float, mu: float,

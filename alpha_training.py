@@ -32,12 +32,13 @@ def shuffled_batches(count: int, batch_size: int, steps: int, seed: int) -> Iter
 
 def train_alpha(model: HyperRepVGG, data: ImageSet, settings: Settings, steps: int, learning_rate: float, seed: int,
                 l1: Optional[np.ndarray] = None, stop: Optional[Callable[[int], bool]] = None,
-                batch_size: Optional[int] = None) -> List[float]:
+                batch_size: Optional[int] = None, kept_at: Optional[Callable[[int], np.ndarray]] = None) -> List[float]:
     """`steps` Adam steps on cross-entropy + Σ l1·|α|; returns the cross-entropy of each step.
 
     `l1` [N, 3]: weight of each branch's |α| (NaN where there is no branch). Pruned branches (α = 0) get no gradient
     and stay pruned. `stop` is asked after each step, with the number of steps done, whether to end here. `batch_size`:
-    images a step; None: BATCH_SIZE.
+    images a step; None: BATCH_SIZE. `kept_at`: which branches the network of a step has, bool [N, 3] of the number of
+    steps done; the others get no gradient from it, and are there again afterwards.
     """
     optimizer = torch.optim.Adam(model.alphas(), lr=learning_rate)
     pressure = None if l1 is None else [torch.as_tensor(row[:alpha.numel()]).to(alpha)
@@ -46,11 +47,16 @@ def train_alpha(model: HyperRepVGG, data: ImageSet, settings: Settings, steps: i
     for index in shuffled_batches(len(data), batch_size or settings.BATCH_SIZE, steps, seed):
         images = normalise(data.images[index], settings.NORM_MEAN, settings.NORM_STD)
         optimizer.zero_grad()
+        whole = model.alpha_array()
+        if kept_at is not None:
+            model.set_alpha_array(np.where(kept_at(len(losses)) | np.isnan(whole), whole, 0.0))
         loss = F.cross_entropy(model(images), data.labels[index])
         losses.append(float(loss.detach()))
         if pressure is not None:
             loss = loss + sum((weight * alpha.abs()).sum() for weight, alpha in zip(pressure, model.alphas()))
         loss.backward()
+        if kept_at is not None:
+            model.set_alpha_array(whole)
         optimizer.step()
         if stop is not None and stop(len(losses)):
             break

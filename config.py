@@ -103,13 +103,15 @@ class Settings:
     MU: float = _setting(1.0, 'joint')  # reward of accuracy
     MAX_PRUNING_ROUNDS: int = _setting(30, 'joint')  # accepted changes at most
     MIN_SAVING: float = _setting(0.01, 'joint')  # of the unpruned T_eff; what saves less is within the table's noise
-    LOOKS: int = _setting(40, 'joint')  # networks whose accuracy is measured without recovery, at most; about four a
-    #                                     block serve larger networks better (docs/search.md)
+    LOOKS: int = _setting(48, 'joint')  # networks whose accuracy is measured without a recovery of their own, at most;
+    #                                     about four a block serve larger networks better (docs/search.md)
     QUIET_SHARE: float = _setting(0.125, 'joint')  # of the validation images, hardest first: when so many in a row are
     #                                              right, a look takes the rest as right; 1: looks see all images
     ACTIVATION_CACHE_MB: int = _setting(512, 'none')  # memory for validation activations, MiB
     PRUNING_THRESHOLD: float = _setting(0.02, 'joint')  # a branch whose |α| is below is offered for pruning for
     #                                                    accuracy's sake even when it saves no time
+    SHARED_STEPS: int = _setting(48, 'joint')  # α steps (batches) on networks pruned at random, where all recoveries
+    #                                            start; 0: they start from the unpruned network's α
     RECOVERY_STEPS: int = _setting(12, 'joint')  # α steps (batches) after a candidate change
     RECOVERY_BATCH_SIZE: int = _setting(32, 'joint')  # images a step
     RECOVERY_LR: float = _setting(0.05, 'joint')  # Adam
@@ -196,8 +198,8 @@ _RULES = {
     **{name: _not_negative for name in (
         'IMAGES_PER_SPLIT', 'NUM_WORKERS', 'TORCH_THREADS', 'ALPHA_EPOCHS', 'SERVER_THREADS',
         'CLIENT_THREADS', 'RTT_MS', 'LAMBDA_MIN', 'ROOFLINE_BETA', 'ROOFLINE_LAMBDA', 'ROOFLINE_RHO',
-        'THROUGHPUT_OPTIM_STEPS', 'KAPPA', 'MU', 'MAX_PRUNING_ROUNDS', 'PRUNING_THRESHOLD', 'RECOVERY_STEPS',
-        'L1_WEIGHT', 'ACTIVATION_CACHE_MB', 'FRONTIER_LOOKS', 'FRONTIER_RECOVERIES')},
+        'THROUGHPUT_OPTIM_STEPS', 'KAPPA', 'MU', 'MAX_PRUNING_ROUNDS', 'PRUNING_THRESHOLD', 'SHARED_STEPS',
+        'RECOVERY_STEPS', 'L1_WEIGHT', 'ACTIVATION_CACHE_MB', 'FRONTIER_LOOKS', 'FRONTIER_RECOVERIES')},
 }
 _BOOLEANS = {'1': True, 'true': True, 'yes': True, 'on': True, '0': False, 'false': False, 'no': False, 'off': False}
 _TYPES = get_type_hints(Settings)

@@ -94,12 +94,14 @@ class FrontierSearch(JointSearch):
 
     def networks(self, state: SearchState, whole: bool = True) -> List[Judgement]:
         """Every network whose accuracy on all images is known (`whole`), or every one, the best first; those that were
-        only looked at have α as before pruning."""
+        only looked at have the shared α."""
         best = state.judged.get(choice_of(state.alpha))
         judged = [judgement for judgement in state.judged.values() if judgement is not best]
-        looks = [Judgement(look.accuracy, kept(choice, self.unpruned), estimated=not look.whole)
+        looks = [Judgement(look.accuracy, kept(choice, state.shared_alpha), estimated=not look.whole)
                  for choice, look in state.looks.items()]
-        return [found for found in (*([best] if best else []), *judged, *looks) if not (whole and found.estimated)]
+        unpruned = Judgement(self.reference, self.unpruned)
+        return [found for found in (*([best] if best else []), *judged, unpruned, *looks)
+                if not (whole and found.estimated)]
 
     def measure_frontier_whole(self, state: SearchState) -> None:
         """Measure on all images what would be on a frontier by its estimated accuracy, until nothing there is
@@ -118,7 +120,7 @@ class FrontierSearch(JointSearch):
         networks, found = self.networks(state, whole=False), {}
         for objective in OBJECTIVES.values():
             rows = [(network, getattr(candidate.solution.times, objective)) for network in networks
-                    for candidate in self.candidates(network, objective)]
+                    for candidate in self.candidates(state, network, objective)]
             accuracy = [network.lossless_accuracy for network, _ in rows]
             for index in non_dominated(accuracy, [ms for _, ms in rows]):
                 if rows[index][0].estimated and accuracy[index] >= lowest:
@@ -135,10 +137,11 @@ class FrontierSearch(JointSearch):
         else:
             self.look(state, [choice], whole=True)
 
-    def candidates(self, network: Judgement, objective: str) -> Iterable[Candidate]:
+    def candidates(self, state: SearchState, network: Judgement, objective: str) -> Iterable[Candidate]:
         """A network at its best γ and λ for a field of `Times`, once for the formats of each loss; none where nothing
         is within the limits."""
-        recovered = not np.array_equal(network.alpha, kept(choice_of(network.alpha), self.unpruned), equal_nan=True)
+        untrained = (self.unpruned, kept(choice_of(network.alpha), state.shared_alpha))
+        recovered = not any(np.array_equal(network.alpha, alpha, equal_nan=True) for alpha in untrained)
         for formats in self.formats:
             try:
                 solution = solve_within_limits(self.table, surviving_branches(network.alpha),
@@ -152,5 +155,6 @@ class FrontierSearch(JointSearch):
         measured = WireLoss(self.model, self.val, self.settings, lambda alpha: self.statistics_for(alpha)[0])
         networks = self.networks(state)
         return {name: measured_frontier([candidate for network in networks
-                                         for candidate in self.candidates(network, objective)], objective, measured)
+                                         for candidate in self.candidates(state, network, objective)], objective,
+                                        measured)
                 for name, objective in OBJECTIVES.items()}

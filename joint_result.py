@@ -1,6 +1,7 @@
 """The result of step 3 for one domain, and the state of a search under way, as data and as JSON (design section 9)."""
 from __future__ import annotations
 
+import base64
 import os
 import zipfile
 import zlib
@@ -15,7 +16,7 @@ from cost_model import Configuration, HardwareTable, Times
 from frontier import OBJECTIVES, FrontierPoint, PickRule
 from gamma_configurator import gamma_by_id
 from gamma_mask_builder import build_gamma_mask
-from hardest_first import Hardness, Look
+from hardest_first import Look
 from hyper_repvgg import alpha_by_block, alpha_from_blocks, surviving_branches, unpruned_alpha
 from json_files import Document, numbers_or_none
 from network_part import hash_of
@@ -294,9 +295,10 @@ def save_state(kind: str, state: SearchState, domain: int, table: HardwareTable,
     json_files.write(json_files.path_of(kind, settings, domain), {
         'alpha': alpha_by_block(state.alpha, table.block_names), 'accuracy': state.accuracy,
         'curve': [vars(point) for point in state.curve],
-        'looks': [[_choice_to_text(choice), *look] for choice, look in state.looks.items()],
-        'lowest_margins': [float(margin) for margin in state.hardness.lowest_margins],
-        'reference_margins': [float(margin) for margin in state.hardness.reference_margins],
+        'shared': {'alpha': alpha_by_block(state.shared_alpha, table.block_names)},
+        'looks': [[_choice_to_text(choice), look.accuracy, look.seen, look.sd, look.enough,
+                   _margins_to_text(look.margins)] for choice, look in state.looks.items()],
+        'lowest_margins': _margins_to_text(state.lowest_margins),
         'judged': [[_choice_to_text(choice), judgement.accuracy, [numbers_or_none(row) for row in judgement.alpha],
                     judgement.recalibrated, judgement.formats, judgement.lossless, judgement.estimated]
                    for choice, judgement in state.judged.items()],
@@ -316,12 +318,14 @@ def load_state(kind: str, domain: int, table: HardwareTable, settings: Settings,
     if not json_files.is_current([path], inputs):
         return None
     document = json_files.read(path, '')
-    state = SearchState(alpha_from_json(document, table), document.number('accuracy', 0), curve_from_json(document))
+    state = SearchState(alpha_from_json(document, table), document.number('accuracy', 0), curve_from_json(document),
+                        alpha_from_json(document, table, ('shared',)))
     try:
-        state.looks = {_choice_from_text(text): Look(float(accuracy), int(seen), float(sd), bool(enough))
-                       for text, accuracy, seen, sd, enough in document.get('looks', list)}
-        state.hardness = Hardness(*(np.array(document.get(f'{name}_margins', list), dtype=np.float32)
-                                    for name in ('reference', 'lowest')))
+        state.lowest_margins = _margins_from_text(document.get('lowest_margins', str))
+        count = len(state.lowest_margins)
+        state.looks = {_choice_from_text(text): Look(float(accuracy), int(seen), _margins_from_text(margins, count),
+                                                     float(sd), bool(enough))
+                       for text, accuracy, seen, sd, enough, margins in document.get('looks', list)}
         state.judged = {_choice_from_text(text): Judgement(float(accuracy), np.array(alpha, dtype=float), bool(again),
                                                            _formats_from_json(formats), lossless, bool(estimated))
                         for text, accuracy, alpha, again, formats, lossless, estimated in
@@ -339,6 +343,19 @@ def load_state(kind: str, domain: int, table: HardwareTable, settings: Settings,
     state.polished, state.gone_further = document.get('polished', bool), document.get('gone_further', bool)
     state.finished = document.get('finished', bool)
     return state, document.number('wall_s', 0)
+
+
+def _margins_to_text(margins: np.ndarray) -> str:
+    """Base64 of little-endian half-precision numbers: thousands of them a look, written after every round."""
+    return base64.b64encode(margins.astype('<f2').tobytes()).decode('ascii')
+
+
+def _margins_from_text(text: str, count: Optional[int] = None) -> np.ndarray:
+    """The inverse; `ValueError` where it is damaged or not of `count` images."""
+    margins = np.frombuffer(base64.b64decode(text, validate=True), '<f2').astype(np.float16)
+    if len(margins) != (len(margins) if count is None else count) or not np.isfinite(margins).all():
+        raise ValueError('damaged margins')
+    return margins
 
 
 def _choice_to_text(choice: Choice) -> str:

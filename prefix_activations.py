@@ -13,7 +13,7 @@ import hardest_first
 from config import Settings
 from evaluation import ImageSet, batches, normalise
 from gamma_configurator import build_plan, fused_gamma
-from hardest_first import Hardness, Look
+from hardest_first import Look
 from hyper_repvgg import DeployedNetwork, HyperRepVGG, deploy, surviving_branches
 
 Keep = Tuple[bool, ...]  # which branches a block keeps, in the order of BRANCHES
@@ -73,11 +73,10 @@ class PrefixActivations:
 class PruningEvaluator:
     """Accuracy of prunings of a model with fixed α [N, 3] on a set of images.
 
-    Activations are shared with the network that keeps `base` up to the first changed block. `hardness`: what is known
-    of the images; None: what the base network shows."""
+    Activations are shared with the network that keeps `base` up to the first changed block."""
 
     def __init__(self, model: HyperRepVGG, alpha: np.ndarray, data: ImageSet, settings: Settings,
-                 base: Optional[Choice] = None, hardness: Optional[Hardness] = None) -> None:
+                 base: Optional[Choice] = None) -> None:
         self.model, self.alpha, self.data, self.settings = model, alpha, data, settings
         self.base = base or choice_of(alpha)
         model.set_alpha_array(kept(self.base, alpha))
@@ -85,31 +84,32 @@ class PruningEvaluator:
             self.network = deploy(model)
             self.prefix = PrefixActivations(self.network, data, settings)
         self.margins = hardest_first.margins_of(self.prefix.logits, data.labels)  # of the base network
-        self.hardness = hardness or Hardness(self.margins, self.margins.copy())
         self.block_evaluations = 0  # forward passes of one block on one image, without those that filled the cache
 
     def accuracy(self, choice: Choice) -> float:
         """Accuracy when every block keeps `choice`; α of what is kept stays as it is."""
         return self.look(choice).accuracy
 
-    def look(self, choice: Choice, needed: float = 0.0, quiet_share: float = 1.0) -> Look:
-        """The same, left as soon as it is known that it is below `needed`, or probably known to be enough."""
+    def look(self, choice: Choice, expected: Optional[np.ndarray] = None, needed: float = 0.0,
+             quiet_share: float = 1.0) -> Look:
+        """The same, left as soon as it is known that it is below `needed`, or probably known to be enough. `expected`:
+        margins [n]; None: those of the base network."""
         first_changed = next((k for k, (keep, whole) in enumerate(zip(choice, self.base)) if keep != whole),
                              len(choice) - 1)
         plans = [plan if keep == whole else self._plan(k, keep) for k, (plan, keep, whole) in
                  enumerate(zip(self.network.blocks, choice, self.base))]
 
-        def logits_of(index: torch.Tensor) -> torch.Tensor:
+        def margins_at(index: torch.Tensor) -> np.ndarray:
             start, x = self.prefix.input_before(first_changed, index)
             self.block_evaluations += (len(plans) - max(start, 0)) * len(index)
             x = self.network.stem(x) if start < 0 else x
             for plan in plans[max(start, 0):]:
                 x = plan(x)
-            return self.network.classify(x)
+            return hardest_first.margins_of(self.network.classify(x), self.data.labels[index])
 
         with torch.inference_mode():
-            return hardest_first.look(logits_of, self.data.labels, self.hardness, self.settings.BATCH_SIZE, needed,
-                                      quiet_share)
+            return hardest_first.look(margins_at, self.margins if expected is None else expected,
+                                      self.settings.BATCH_SIZE, needed, quiet_share)
 
     def _plan(self, k: int, keep: Keep) -> torch.nn.Module:
         block = self.model.blocks[k]

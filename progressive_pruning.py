@@ -2,14 +2,16 @@
 
 A candidate is a set of surviving branches for every block. Its time is exact and nearly free (γ and λ are re-solved);
 its accuracy costs forward passes. So the search
-  1. looks at single changes first: blocks that drop what saves time, and branches whose α has all but vanished,
-     picked in turn from the ranking by time saved and the ranking by importance. A look is the validation accuracy
-     without recovery, from cached activations and the hardest images first (hardest_first.py);
-  2. learns from all looks what dropping branches costs, one by one and in pairs (accuracy_surrogate.py), and looks at
-     the candidate with the highest expected improvement of J, until LOOKS are spent;
-  3. gives the look whose recovery promises most a short recovery of α, with L1 pressure by the time that each branch
-     costs on its tier: accepted if it lowers J within the constraint on all validation images, otherwise undone;
-  4. when no look promises enough, polishes the best network's α and tries its neighbours under that α.
+  1. gives α one recovery for all: a training on networks that lack branches at random, from which all start;
+  2. looks at single changes: blocks that drop what saves time, and branches whose α has all but vanished, picked in
+     turn from the ranking by time saved and the ranking by importance. A look is the validation accuracy under that
+     shared α, from cached activations and the hardest images first (hardest_first.py);
+  3. learns from all looks, image by image, what dropping branches does, one by one and in pairs
+     (accuracy_surrogate.py), and looks at the candidate with the highest expected improvement of J, until LOOKS are
+     spent;
+  4. gives the look whose own recovery promises most a short one, with L1 pressure by the time that each branch costs on
+     its tier: accepted if it lowers J within the constraint on all validation images, otherwise undone;
+  5. when no look promises enough, polishes the best network's α and tries its neighbours under that α.
 Where fusing is free, dropping 1x1 or identity beside a dense branch saves nothing and is no candidate for its time;
 blocks without their 3x3 are what saves. benchmarks/search_quality.py holds the search against enumeration.
 """
@@ -35,6 +37,7 @@ ENUMERATED = 5000  # up to so many choices the surrogate rates them all; beyond,
 NEIGHBOURS_OF = 12  # so many good ones
 LEAST_IMPROVEMENT = 1e-6  # of J
 WORTH_A_LOOK = 1e-5  # of J: expected improvement below which a longer recovery comes first
+MOST_DROPPED = 0.6  # of the blocks lose something while the shared α is trained
 FURTHER_LOOKS = 12  # changes of the polished network that are looked at before it is final
 FURTHER = 2  # and of these, judged at most
 WORTH_A_RECOVERY = 1e-3  # of J: expected improvement below which a look is not recovered
@@ -106,28 +109,51 @@ class JointSearch(PruningSearch):
 
     # --- looks ---
 
-    def evaluator(self) -> PruningEvaluator:
-        """Runs prunings of the unpruned network, whose activations it computes once."""
+    def share_alpha(self, state: SearchState) -> None:
+        """One recovery for all: SHARED_STEPS steps, each on a network that lacks what it may lack in a random part of
+        its blocks, up to MOST_DROPPED of them. The α of the others stays."""
+        if not self.first_looks() or not self.settings.SHARED_STEPS:
+            return
+        seed = alpha_training.seed_of(self.settings.SEED, self.domain_id)
+        rng = np.random.default_rng(seed)
+
+        def kept_at(step: int) -> np.ndarray:
+            share = rng.uniform(0, MOST_DROPPED)
+            return np.array([keeps[rng.integers(1, len(keeps))] if len(keeps) > 1 and rng.random() < share else keeps[0]
+                             for keeps in self.options()])
+
+        self.model.set_alpha_array(self.unpruned)
+        losses = alpha_training.train_alpha(
+            self.model, self.train, self.settings, self.settings.SHARED_STEPS, self.settings.RECOVERY_LR, seed,
+            batch_size=self.settings.RECOVERY_BATCH_SIZE, kept_at=kept_at)
+        state.shared_alpha = self.model.alpha_array()
+        state.trained_block_images += (len(losses) * len(self.model.blocks) *
+                                       min(self.settings.RECOVERY_BATCH_SIZE, len(self.train)))
+
+    def evaluator(self, state: SearchState) -> PruningEvaluator:
+        """Runs prunings under the shared α; what they share with the network of all branches is computed once."""
         if self._evaluator is None:
-            self._evaluator = PruningEvaluator(self.model, self.unpruned, self.val, self.settings)
+            self._evaluator = PruningEvaluator(self.model, state.shared_alpha, self.val, self.settings)
         return self._evaluator
 
-    def margins(self) -> np.ndarray:
+    def margins(self, state: SearchState) -> np.ndarray:
         """From the pass that fills the cache of activations."""
-        return self.evaluator().margins
+        return self.evaluator(state).margins
 
     def look(self, state: SearchState, choices: Iterable[Choice], whole: bool = False) -> None:
-        """Measure these choices without recovery, α as it was before pruning; unless all images are wanted (`whole`),
-        left where what is needed is out of reach, or where the rest will hardly show an error."""
+        """Measure these choices under the shared α; unless all images are wanted (`whole`), left where what is needed
+        is out of reach, or where the rest will hardly show an error."""
         for choice in choices:
-            state.looks[choice] = self.look_at(state, choice, 0.0 if whole else self.needed_accuracy(state, choice),
-                                               1.0 if whole else self.settings.QUIET_SHARE)
+            found = self.look_at(state, choice, 0.0 if whole else self.needed_accuracy(state, choice),
+                                 1.0 if whole else self.settings.QUIET_SHARE)
+            state.looks[choice] = found
+            state.lowest_margins = np.minimum(state.lowest_margins, found.margins)
 
     def look_at(self, state: SearchState, choice: Choice, needed: float, quiet_share: float) -> Look:
         """One look, of use from the accuracy `needed` on."""
-        evaluator = self.evaluator()
-        evaluator.hardness, before = state.hardness, evaluator.block_evaluations
-        found = evaluator.look(choice, needed, quiet_share)
+        evaluator, expected = self.evaluator(state), self.surrogate(state).expected_margins(self.dropped([choice])[0])
+        before = evaluator.block_evaluations
+        found = evaluator.look(choice, expected, needed, quiet_share)
         state.block_evaluations += evaluator.block_evaluations - before
         return found
 
@@ -174,8 +200,7 @@ class JointSearch(PruningSearch):
         pool = self.proposals(state)
         if not pool:
             return None
-        accuracy, sd = self.predicted(state, pool)
-        accuracy, sd = self.once_recovered(state, accuracy, sd)
+        accuracy, sd = self.once_recovered(state, *self.predicted(state, pool))
         promise = expected_improvement(accuracy, sd, self.relative_T_eff(pool), self.bound - 0.5 / len(self.val),
                                        self.settings.MU, self.J_of(state))
         best = int(np.argmax(promise))
@@ -183,13 +208,18 @@ class JointSearch(PruningSearch):
 
     def predicted(self, state: SearchState, pool: List[Choice]) -> Tuple[np.ndarray, np.ndarray]:
         """What looks at these choices would give, [m], and its standard deviation [m]."""
-        whole = np.array(choice_of(self.unpruned)).ravel()
-        seen, found = list(state.looks), list(state.looks.values())
-        surrogate = AccuracySurrogate((whole & ~np.array(seen).reshape(len(seen), -1)),
-                                      self.reference - np.array([look.accuracy for look in found]),
-                                      self.settings.EPSILON, np.array([look.sd for look in found]))
-        loss, sd = surrogate.predict(whole & ~np.array(pool).reshape(len(pool), -1))
-        return self.reference - loss, sd
+        return self.surrogate(state).predict(self.dropped(pool))
+
+    def surrogate(self, state: SearchState) -> AccuracySurrogate:
+        """What all looks so far have taught."""
+        found = list(state.looks.values())
+        return AccuracySurrogate(self.dropped(list(state.looks)), np.stack([look.margins for look in found]),
+                                 np.array([look.accuracy for look in found]),
+                                 np.array([look.enough for look in found]), self.settings.EPSILON)
+
+    def dropped(self, choices: List[Choice]) -> np.ndarray:
+        """Which branches of the unpruned network they lack, bool [m, 3 N]."""
+        return (np.array(choice_of(self.unpruned)) & ~np.array(choices)).reshape(len(choices), -1)
 
     # --- recovery and judgement ---
 
@@ -216,8 +246,10 @@ class JointSearch(PruningSearch):
         return self.J(float(self.relative_T_eff([choice])[0]) * self.T_eff_ref_ms, float(accuracy[0]))
 
     def best_look(self, state: SearchState) -> Optional[Choice]:
-        """The look not judged yet whose recovery is expected to lower J most; None when none promises enough."""
-        pool = [choice for choice in state.looks if choice not in state.judged]
+        """The look not judged yet whose recovery is expected to lower J most, of those that have what a look needs;
+        None when none promises enough."""
+        pool = [choice for choice, look in state.looks.items()
+                if choice not in state.judged and look.accuracy >= self.needed_accuracy(state, choice)]
         if not pool:
             return None
         looks = [state.looks[choice] for choice in pool]
@@ -231,8 +263,8 @@ class JointSearch(PruningSearch):
 
     def judge(self, state: SearchState, choice: Choice, looked: Optional[Judgement] = None, whole: bool = False,
               ) -> Judgement:
-        """The choice after a short recovery of α, from the best network's α where that has the branch, else from α
-        before pruning; as it was looked at, where that is more accurate (`looked`: with another α). Given up as soon as
+        """The choice after a short recovery of α, from the best network's α where that has the branch, else from the
+        shared one; as it was looked at, where that is more accurate (`looked`: with another α). Given up as soon as
         it cannot be accepted, unless all images are wanted (`whole`)."""
         alpha = kept(choice, self.best_alpha(state))
         seed = alpha_training.seed_of(self.settings.SEED, self.domain_id, *(int(v) for keep in choice for v in keep))
@@ -244,15 +276,16 @@ class JointSearch(PruningSearch):
             if state.looks[choice].accuracy >= max(judgement.accuracy + 0.5 / len(self.val),
                                                    self.accepted_from(state, choice)):
                 self.look(state, [choice], whole=True)
-            looked = Judgement(state.looks[choice].accuracy, kept(choice, self.unpruned),
+            looked = Judgement(state.looks[choice].accuracy, kept(choice, state.shared_alpha),
                                estimated=not state.looks[choice].whole)
         if looked is not None:
             judgement = max(judgement, looked, key=lambda found: found.accuracy)
         return self.on_the_wire(state, judgement)
 
     def best_alpha(self, state: SearchState) -> np.ndarray:
-        """α [N, 3] of the best network, and of the unpruned one for the branches that it lacks."""
-        return np.where(state.alpha != 0, state.alpha, self.unpruned)
+        """α [N, 3] of the best network once one is pruned, and the shared one for the branches that it lacks."""
+        return np.where(state.alpha != 0, state.alpha, state.shared_alpha) if (state.alpha == 0).any() else (
+            state.shared_alpha)
 
     # --- the search ---
 
@@ -283,9 +316,9 @@ class JointSearch(PruningSearch):
         return accepted
 
     def go_further(self, state: SearchState) -> bool:
-        """What looks cannot tell, since their α is that of the unpruned network: changes of one or two blocks of the
-        best network under its own, recovered α. FURTHER_LOOKS of them are looked at, and the FURTHER best are judged;
-        False when none is accepted."""
+        """What looks cannot tell, since all share an α: changes of one or two blocks of the best network under its own,
+        recovered α. FURTHER_LOOKS of them are looked at, and the FURTHER best are judged; False when none is
+        accepted."""
         if state.gone_further:
             return False
         state.gone_further = True
@@ -293,10 +326,13 @@ class JointSearch(PruningSearch):
         choices, found = self.further_choices(state, now), []
         if not choices:
             return False
-        evaluator = PruningEvaluator(self.model, self.best_alpha(state), self.val, self.settings, now, state.hardness)
-        for choice in choices:
+        evaluator = PruningEvaluator(self.model, self.best_alpha(state), self.val, self.settings, now)
+        surrogate = self.surrogate(state)
+        unchanged, *changed = (surrogate.expected_margins(dropped) for dropped in self.dropped([now, *choices]))
+        for choice, expected in zip(choices, changed):
             needed = self.accepted_from(state, choice)
-            look = evaluator.look(choice, needed - self.settings.EPSILON / 2, self.settings.QUIET_SHARE)
+            look = evaluator.look(choice, evaluator.margins + expected - unchanged,
+                                  needed - self.settings.EPSILON / 2, self.settings.QUIET_SHARE)
             if look.accuracy >= needed and not look.whole:
                 look = evaluator.look(choice)
             if look.enough:

@@ -14,8 +14,8 @@ from config import Settings
 from cost_model import HardwareTable, goal, other_tier
 from evaluation import ImageSet, batches, normalise
 from gamma_mask_builder import build_gamma_mask
-from hardest_first import Hardness, Look, margins_of
-from hyper_repvgg import HyperRepVGG, deploy, surviving_branches
+from hardest_first import Look, margins_of
+from hyper_repvgg import DeployedNetwork, HyperRepVGG, deploy, surviving_branches
 from prefix_activations import Choice, Keep, choice_of
 from throughput_optimizer import Solution, fastest_gammas
 from throughput_optimizer_limit import check_possible, solve_or_nearest, solve_within_limits
@@ -59,8 +59,9 @@ class SearchState:
     alpha: np.ndarray  # [N, 3], of the best network so far
     accuracy: float  # validation, of alpha
     curve: List[CurvePoint]
-    looks: Dict[Choice, Look] = field(default_factory=dict)  # validation accuracy without recovery
-    hardness: Optional[Hardness] = None  # of the validation images
+    shared_alpha: np.ndarray  # [N, 3], from which every pruned network's α starts
+    looks: Dict[Choice, Look] = field(default_factory=dict)  # validation accuracy under shared_alpha
+    lowest_margins: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float16))  # [n], of all networks so far
     judged: Dict[Choice, Judgement] = field(default_factory=dict)
     rejected: Set[Tuple[int, Keep]] = field(default_factory=set)  # single changes that were undone (sequential search)
     rounds: int = 0
@@ -130,10 +131,11 @@ class PruningSearch:
     def start(self) -> SearchState:
         """The state before anything is pruned. Raises `limits.NothingFits` when no pruning can meet the limits."""
         check_possible(self.table, self.settings)
-        state = SearchState(self.unpruned, self.reference, [],
-                            looks={choice_of(self.unpruned): Look(self.reference, len(self.val))})
-        margins = self.margins()
-        state.hardness = Hardness(margins, margins.copy())
+        state = SearchState(self.unpruned, self.reference, [], self.unpruned)
+        self.share_alpha(state)
+        margins = self.margins(state)
+        state.lowest_margins = margins.astype(np.float16)
+        state.looks[choice_of(self.unpruned)] = Look(float((margins > 0).mean()), len(margins), state.lowest_margins)
         state.block_evaluations = len(self.model.blocks) * len(self.val)  # of the margins; not again after a restart
         self.accept(state, self.on_the_wire(state, Judgement(self.reference, self.unpruned)))
         return state
@@ -182,24 +184,29 @@ class PruningSearch:
         the training images and the seed alone. Leaves alpha in the model, its statistics as they are."""
         return recalibrated_statistics(self.model, alpha, self.unpruned, self.train, self.domain_id, self.settings)
 
-    def margins(self) -> np.ndarray:
-        """The unpruned network's margins on the validation images, float32 [n]."""
-        self.model.set_alpha_array(self.unpruned)
+    def share_alpha(self, state: SearchState) -> None:
+        """Choose the α from which every pruned network's α starts; here that of the unpruned network."""
+
+    def margins(self, state: SearchState) -> np.ndarray:
+        """Margins on the validation images, under the shared α, of the network with all branches, float32 [n]."""
+        self.model.set_alpha_array(state.shared_alpha)
         network = deploy(self.model)
         with torch.inference_mode():
-            return np.concatenate([margins_of(network(self.normalised(part)), self.val.labels[part])
+            return np.concatenate([self.margins_at(network, part)
                                    for part in batches(len(self.val), self.settings.BATCH_SIZE)])
 
-    def normalised(self, index: Union[slice, torch.Tensor]) -> torch.Tensor:
-        """Validation images as the network takes them."""
-        return normalise(self.val.images[index], self.settings.NORM_MEAN, self.settings.NORM_STD)
+    def margins_at(self, network: DeployedNetwork, index: Union[slice, torch.Tensor]) -> np.ndarray:
+        """A network's margins on these validation images."""
+        images = normalise(self.val.images[index], self.settings.NORM_MEAN, self.settings.NORM_STD)
+        return margins_of(network(images), self.val.labels[index])
 
     def validate(self, state: SearchState, needed: float = 0.0) -> Look:
         """Accuracy of the model as it stands, on all validation images unless it is known to be below `needed`."""
         network = deploy(self.model)
         with torch.inference_mode():
-            found = hardest_first.look(lambda index: network(self.normalised(index)), self.val.labels,
-                                       state.hardness, self.settings.BATCH_SIZE, needed)
+            found = hardest_first.look(lambda index: self.margins_at(network, index), state.lowest_margins,
+                                       self.settings.BATCH_SIZE, needed)
+        state.lowest_margins = np.minimum(state.lowest_margins, found.margins)
         state.block_evaluations += len(self.model.blocks) * found.seen
         return found
 

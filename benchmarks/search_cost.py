@@ -34,7 +34,7 @@ import lut_manager  # noqa: E402
 from config import Settings  # noqa: E402
 from cost_model import HardwareTable  # noqa: E402
 from hardest_first import Look  # noqa: E402
-from prefix_activations import Choice, PruningEvaluator, choice_of  # noqa: E402
+from prefix_activations import Choice, choice_of  # noqa: E402
 from progressive_pruning import LEAST_IMPROVEMENT, JointSearch  # noqa: E402
 from pruning_search import PruningSearch, SearchState  # noqa: E402
 from repvgg import BRANCHES  # noqa: E402
@@ -86,13 +86,12 @@ class CheckedSearch(JointSearch):
     def __init__(self, *arguments) -> None:
         super().__init__(*arguments)
         self.off: Dict[bool, List[float]] = {True: [], False: []}  # by Look.enough
-        self.truth = PruningEvaluator(self.model, self.unpruned, self.val, self.settings)
 
     def look_at(self, state: SearchState, choice: Choice, needed: float, quiet_share: float) -> Look:
         """As always."""
         found = super().look_at(state, choice, needed, quiet_share)
         if not found.whole:
-            self.off[found.enough].append(found.accuracy - self.truth.accuracy(choice))
+            self.off[found.enough].append(found.accuracy - self.evaluator(state).accuracy(choice))
         return found
 
 

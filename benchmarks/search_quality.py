@@ -42,6 +42,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import cli  # noqa: E402
 import config  # noqa: E402
 import domain_search  # noqa: E402
+import hardest_first  # noqa: E402
 import json_files  # noqa: E402
 import lut_manager  # noqa: E402
 from cost_model import TIERS, HardwareTable, Link, goal  # noqa: E402
@@ -50,7 +51,6 @@ from evaluation import ImageSet, normalise  # noqa: E402
 from frontier import hypervolume, lowest_explored  # noqa: E402
 from frontier_search import SLOWEST, FrontierSearch  # noqa: E402
 from gamma_configurator import build_plan, fused_gamma  # noqa: E402
-from hardest_first import Look  # noqa: E402
 from hyper_repvgg import HyperRepVGG, deploy  # noqa: E402
 from importance_pruning import ImportanceSearch  # noqa: E402
 from prefix_activations import Choice, Keep, PruningEvaluator, choice_of, kept  # noqa: E402
@@ -76,9 +76,10 @@ def block_options(has_identity: Sequence[bool], count: int) -> List[List[Keep]]:
     return result
 
 
-def enumerate_accuracies(model: HyperRepVGG, alpha: np.ndarray, options: List[List[Keep]],
-                         data: ImageSet, settings: config.Settings) -> Dict[Choice, float]:
-    """Accuracy of every combination of options, depth first: a prefix of blocks is run once for all that share it."""
+def enumerate_margins(model: HyperRepVGG, alpha: np.ndarray, options: List[List[Keep]],
+                      data: ImageSet, settings: config.Settings) -> Dict[Choice, np.ndarray]:
+    """Margins [n] of every combination of options on all images, depth first: a prefix of blocks is run once for all
+    that share it."""
     model.set_alpha_array(alpha)
     stem, n = deploy(model).stem, len(options)
     plans = []
@@ -86,13 +87,12 @@ def enumerate_accuracies(model: HyperRepVGG, alpha: np.ndarray, options: List[Li
         values = [torch.as_tensor(np.where(keep, row, 0)[:block.n_branches], dtype=block.alpha.dtype)
                   for keep in choices]
         plans.append([build_plan(block, value, fused_gamma(keep)) for value, keep in zip(values, choices)])
-    found: Dict[Choice, float] = {}
+    found: Dict[Choice, np.ndarray] = {}
     total = int(np.prod([len(choices) for choices in options]))
     with torch.inference_mode(), tqdm(total=total, desc='enumerating', unit='network') as bar:
         def descend(depth: int, x: torch.Tensor, chosen: Choice) -> None:
             if depth == n:
-                logits = model.classify(x)
-                found[chosen] = float((logits.argmax(1) == data.labels).float().mean())
+                found[chosen] = hardest_first.margins_of(model.classify(x), data.labels)
                 bar.update()
                 return
             for plan, keep in zip(plans[depth], options[depth]):
@@ -102,16 +102,16 @@ def enumerate_accuracies(model: HyperRepVGG, alpha: np.ndarray, options: List[Li
     return found
 
 
-class OnDemand(Dict[Choice, float]):
-    """Accuracies that are measured when they are first asked for."""
+class OnDemand(Dict[Choice, np.ndarray]):
+    """Margins that are measured when they are first asked for."""
 
     def __init__(self, evaluator: PruningEvaluator) -> None:
         super().__init__()
         self.evaluator = evaluator
         self.bar = tqdm(desc='measuring', unit='network')
 
-    def __missing__(self, choice: Choice) -> float:
-        self[choice] = self.evaluator.accuracy(choice)
+    def __missing__(self, choice: Choice) -> np.ndarray:
+        self[choice] = self.evaluator.look(choice).margins
         self.bar.update()
         return self[choice]
 
@@ -127,21 +127,26 @@ class Evaluator:
     """J of choices; counts the distinct networks that were asked for. The first is the unpruned one, which every
     method knows."""
 
-    def __init__(self, accuracies: Dict[Choice, float], table: HardwareTable, unpruned: Choice,
+    def __init__(self, margins: Dict[Choice, np.ndarray], table: HardwareTable, unpruned: Choice,
                  settings: config.Settings) -> None:
-        self.accuracies, self.table, self.settings = accuracies, table, settings
-        self.reference = accuracies[unpruned]
+        self.margins, self.table, self.settings = margins, table, settings
+        self.reference = self.accuracy(unpruned)
         self.T_eff_ref_ms = domain_search.solve_unpruned(table, settings).times.T_eff_ms
         self.asked: Dict[Choice, float] = {}  # J
         self.points: List[Tuple[float, float]] = []  # (accuracy, T_eff / T_eff_ref) of what was asked for
         self.J(unpruned)
 
+    def accuracy(self, choice: Choice) -> float:
+        """On all images."""
+        return float((self.margins[choice] > 0).mean())
+
     def J(self, choice: Choice) -> float:
         """The objective of a choice, remembered."""
         if choice not in self.asked:
             T_eff_ms = solve_exact(self.table, np.array(choice), self.settings).times.T_eff_ms
-            self.points.append((self.accuracies[choice], T_eff_ms / self.T_eff_ref_ms))
-            self.asked[choice] = goal(T_eff_ms, self.T_eff_ref_ms, self.accuracies[choice], self.reference,
+            accuracy = self.accuracy(choice)
+            self.points.append((accuracy, T_eff_ms / self.T_eff_ref_ms))
+            self.asked[choice] = goal(T_eff_ms, self.T_eff_ref_ms, accuracy, self.reference,
                                       self.settings.EPSILON, self.settings.KAPPA, self.settings.MU)[0]
         return self.asked[choice]
 
@@ -191,8 +196,22 @@ def child_of(population: List[Choice], evaluator: Evaluator, options: List[List[
     return tuple(child)
 
 
+class TabledEvaluator:
+    """Looks at known margins as step 3 looks at networks: at no more images than it needs to see."""
+
+    def __init__(self, known: Evaluator, unpruned: Choice, batch_size: int) -> None:
+        self.known, self.margins, self.batch_size = known, known.margins[unpruned], batch_size
+        self.block_evaluations = 0
+
+    def look(self, choice: Choice, expected: np.ndarray, needed: float, quiet_share: float) -> hardest_first.Look:
+        """Read, and counted."""
+        self.known.J(choice)
+        return hardest_first.look(lambda index: self.known.margins[choice][index.numpy()], expected, self.batch_size,
+                                  needed, quiet_share)
+
+
 class Tabled:
-    """Mixed into a search of ours: its looks and judgements read the known accuracies, α does not recover."""
+    """Mixed into a search of ours: its looks and judgements read the known margins, α does not recover."""
     known: Evaluator
     given: List[List[Keep]]
 
@@ -200,18 +219,21 @@ class Tabled:
         """What every method may choose from."""
         return self.given
 
-    def margins(self) -> np.ndarray:
-        """No look asks which images are hard."""
-        return np.zeros(len(self.val), np.float32)
+    def share_alpha(self, state: SearchState) -> None:
+        """All see the unpruned network's α."""
 
-    def look_at(self, state: SearchState, choice: Choice, needed: float, quiet_share: float) -> Look:
-        """Read, and counted."""
+    def evaluator(self, state: SearchState) -> TabledEvaluator:
+        """Of the known margins."""
+        return TabledEvaluator(self.known, choice_of(self.unpruned), self.settings.BATCH_SIZE)
+
+    def margins(self, state: SearchState) -> np.ndarray:
+        """Of the unpruned network."""
+        return self.evaluator(state).margins
+
+    def judged_as_looked(self, choice: Choice) -> Judgement:
+        """On all images, counted."""
         self.known.J(choice)
-        return Look(self.known.accuracies[choice], len(self.val))
-
-    def judged_as_looked(self, state: SearchState, choice: Choice) -> Judgement:
-        """A look again."""
-        return Judgement(self.look_at(state, choice, 0.0, 1.0).accuracy, kept(choice, self.unpruned))
+        return Judgement(self.known.accuracy(choice), kept(choice, self.unpruned))
 
     def polish(self, state: SearchState) -> None:
         """Nothing to recover."""
@@ -231,8 +253,8 @@ class TabledStep3(Tabled, FrontierSearch):
 
     def judge(self, state: SearchState, choice: Choice, looked: Optional[Judgement] = None, whole: bool = False,
               ) -> Judgement:
-        """A look again."""
-        return self.judged_as_looked(state, choice)
+        """Without recovery."""
+        return self.judged_as_looked(choice)
 
     def go_further(self, state: SearchState) -> bool:
         """Looks have told all: without recovery there is no other α."""
@@ -243,11 +265,11 @@ class TabledSequential(Tabled, ImportanceSearch):
     """The sequential search."""
 
     def judge(self, state: SearchState, block: int, keep: Keep) -> Judgement:
-        """A look; what is not among the options is never accepted."""
+        """Without recovery; what is not among the options is never accepted."""
         choice = choice_of(state.alpha)
         if keep not in self.given[block]:
             return Judgement(0.0, state.alpha)
-        return self.judged_as_looked(state, (*choice[:block], keep, *choice[block + 1:]))
+        return self.judged_as_looked((*choice[:block], keep, *choice[block + 1:]))
 
 
 @dataclass(frozen=True)
@@ -260,17 +282,17 @@ class Task:
     alpha: np.ndarray  # [N, 3], of the unpruned network
     importance: List[Tuple[int, int]]
     options: List[List[Keep]]
-    accuracies: Dict[Choice, float]
+    margins: Dict[Choice, np.ndarray]
 
     @property
     def enumerated(self) -> bool:
         """Is the optimum known?"""
-        return not isinstance(self.accuracies, OnDemand)
+        return not isinstance(self.margins, OnDemand)
 
     def evaluator(self, settings: config.Settings) -> Evaluator:
         """One that nobody has asked yet, on the link of the settings."""
         table = lut_manager.with_link(self.table, Link(settings.BANDWIDTH_MBPS, settings.RTT_MS, False))
-        return Evaluator(self.accuracies, table, tuple(choices[0] for choices in self.options), settings)
+        return Evaluator(self.margins, table, tuple(choices[0] for choices in self.options), settings)
 
     def ours(self, search_type: Type[PruningSearch], settings: config.Settings) -> Outcome:
         """What a search of ours ends with."""
@@ -293,10 +315,10 @@ def prepare(domain: int, options_count: int, n_images: Optional[int], settings: 
     importance = domain_search.importance_ranking(domain, table.block_names, settings)
     options = block_options(table.has_identity, options_count)
     if np.prod([float(len(choices)) for choices in options]) <= ENUMERABLE:
-        accuracies = enumerate_accuracies(model, alpha, options, data, settings)
+        margins = enumerate_margins(model, alpha, options, data, settings)
     else:
-        accuracies = OnDemand(PruningEvaluator(model, alpha, data, settings))
-    return Task(domain, model, table, data, alpha, importance, options, accuracies)
+        margins = OnDemand(PruningEvaluator(model, alpha, data, settings))
+    return Task(domain, model, table, data, alpha, importance, options, margins)
 
 
 def run_all(task: Task, settings: config.Settings) -> Dict[str, List[Outcome]]:
@@ -379,7 +401,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
     args, settings = cli.parse(parser, argv)
     task = prepare(cli.domains(str(args.domain_id), settings)[0], args.options, args.images, settings)
     reference = task.evaluator(settings).reference
-    number = f'{len(task.accuracies)} networks' if task.enumerated else 'networks on demand'
+    number = f'{len(task.margins)} networks' if task.enumerated else 'networks on demand'
     print(f'domain {task.domain}, {len(task.data)} validation images, {number}, A_ref {reference:.4f}')
     if args.all_links:
         print_links(task, settings)

@@ -13,7 +13,6 @@ import config
 import cost_model
 import joint_result
 import lut_manager
-from accuracy_surrogate import AccuracySurrogate
 from cost_model import Roofline
 from domain_dataset import load_domain
 from evaluation import ImageSet
@@ -22,7 +21,7 @@ from gamma_mask_builder import build_gamma_mask, runnable_gammas
 from hyper_repvgg import create_hyper_repvgg, surviving_branches, unpruned_alpha
 from importance_pruning import ImportanceSearch
 from lut_manager import TierCosts
-from prefix_activations import PruningEvaluator
+from prefix_activations import PruningEvaluator, kept
 from progressive_pruning import JointSearch, smaller_sets
 from throughput_optimizer import solve_exact
 
@@ -117,6 +116,33 @@ def test_a_search_ends_where_no_pruning_saves_time(parts, search_type):
     assert state.finished and search.J_of(state) <= search.J(search.T_eff_ref_ms, search.reference)
 
 
+def test_all_recoveries_start_from_one_alpha_trained_on_pruned_networks_and_the_reference_stays(parts):
+    search = new_search(parts)
+    state = search.start()
+    assert state.trained_block_images == SETTINGS.SHARED_STEPS * len(search.model.blocks) * SETTINGS.RECOVERY_BATCH_SIZE
+    present = ~np.isnan(search.unpruned)
+    assert (state.shared_alpha[present] != 0).all() and (state.shared_alpha[present] != search.unpruned[present]).any()
+    np.testing.assert_array_equal(state.alpha, search.unpruned)  # the network that J starts from is not retrained
+    assert state.accuracy == search.reference
+    choice = search.first_looks()[0]
+    search.look(state, [choice], whole=True)
+    search.model.set_alpha_array(kept(choice, state.shared_alpha))
+    assert state.looks[choice].accuracy == alpha_training.accuracy(search.model, search.val, SETTINGS)
+
+
+def test_steps_without_a_branch_do_not_train_it_and_leave_no_hole(parts):
+    _, model, train, _ = parts
+    before = unpruned_alpha([block.n_branches == 3 for block in model.blocks])
+    without = ~np.isnan(before)
+    without[2, 0] = without[4, 1] = False
+    model.set_alpha_array(before)
+    alpha_training.train_alpha(model, train, SETTINGS, 4, 0.05, seed=3, kept_at=lambda step: without)
+    trained = model.alpha_array()
+    changed = (trained != before) & ~np.isnan(before)
+    np.testing.assert_array_equal(changed, without)
+    assert (trained[~np.isnan(before)] != 0).all()
+
+
 def test_without_any_allowance_recoveries_are_still_tried(parts):
     search = new_search(parts, settings=dataclasses.replace(SETTINGS, EPSILON=0.0))
     with np.errstate(divide='raise', invalid='raise'):
@@ -148,6 +174,10 @@ def test_a_search_killed_after_every_round_ends_where_an_undisturbed_one_does(pa
     assert state.finished
     np.testing.assert_array_equal(state.alpha, undisturbed.alpha)
     assert state.curve == undisturbed.curve and state.looks == undisturbed.looks
+    for choice, look in state.looks.items():
+        np.testing.assert_array_equal(look.margins, undisturbed.looks[choice].margins)
+    np.testing.assert_array_equal(state.lowest_margins, undisturbed.lowest_margins)
+    np.testing.assert_array_equal(state.shared_alpha, undisturbed.shared_alpha)
     assert state.block_evaluations == undisturbed.block_evaluations
     assert joint_result.load_state('joint_state', 0, table, settings, 'other inputs') is None
 
@@ -165,16 +195,3 @@ def test_times_of_many_choices_at_once_equal_those_of_each_alone(parts, seed, he
     alone = [solve_exact(search.table, np.array(choice), settings).times.T_eff_ms / search.T_eff_ref_ms
              for choice in choices]
     np.testing.assert_allclose(together, alone, rtol=1e-12)
-
-
-@given(seed=st.integers(0, 10 ** 6))
-@hypothesis_settings(max_examples=30, deadline=None)
-def test_the_surrogate_learns_losses_that_add_up_and_is_less_sure_where_it_has_not_been(seed):
-    rng = np.random.default_rng(seed)
-    cost = rng.uniform(0, 0.006, 10)
-    seen = np.vstack([np.zeros(10, bool), np.eye(10, dtype=bool), rng.random((20, 10)) < 0.3])
-    surrogate = AccuracySurrogate(seen, seen @ cost, epsilon=0.02)
-    pairs = np.array([np.eye(10, dtype=bool)[i] | np.eye(10, dtype=bool)[j] for i in range(10) for j in range(i)])
-    loss, sd = surrogate.predict(pairs)
-    assert np.abs(loss - pairs @ cost).mean() < 0.004
-    assert sd.mean() > surrogate.predict(seen[:11])[1].mean()
