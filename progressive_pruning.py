@@ -111,7 +111,8 @@ class JointSearch(PruningSearch):
 
     def share_alpha(self, state: SearchState) -> None:
         """One recovery for all: SHARED_STEPS steps, each on a network that lacks what it may lack in a random part of
-        its blocks, up to MOST_DROPPED of them. The α of the others stays."""
+        its blocks, up to MOST_DROPPED of them; then the mean α of the second half of the steps, since the last one alone
+        depends on what its networks lacked (Polyak and Juditsky, 1992)."""
         if not self.first_looks() or not self.settings.SHARED_STEPS:
             return
         seed = alpha_training.seed_of(self.settings.SEED, self.domain_id)
@@ -122,12 +123,18 @@ class JointSearch(PruningSearch):
             return np.array([keeps[rng.integers(1, len(keeps))] if len(keeps) > 1 and rng.random() < share else keeps[0]
                              for keeps in self.options()])
 
+        found: List[np.ndarray] = []
+
+        def note(step: int) -> bool:
+            found.append(self.model.alpha_array())
+            return False
+
         self.model.set_alpha_array(self.unpruned)
-        losses = alpha_training.train_alpha(
+        alpha_training.train_alpha(
             self.model, self.train, self.settings, self.settings.SHARED_STEPS, self.settings.RECOVERY_LR, seed,
-            batch_size=self.settings.RECOVERY_BATCH_SIZE, kept_at=kept_at)
-        state.shared_alpha = self.model.alpha_array()
-        state.trained_block_images += (len(losses) * len(self.model.blocks) *
+            stop=note, batch_size=self.settings.RECOVERY_BATCH_SIZE, kept_at=kept_at)
+        state.shared_alpha = np.mean(found[len(found) // 2:], axis=0)
+        state.trained_block_images += (len(found) * len(self.model.blocks) *
                                        min(self.settings.RECOVERY_BATCH_SIZE, len(self.train)))
 
     def evaluator(self, state: SearchState) -> PruningEvaluator:

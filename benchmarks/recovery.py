@@ -1,17 +1,22 @@
-"""What does each part of recovery bring, and what does it cost? The same pruned networks, recovered in four ways.
+"""What does each part of recovery bring, and what does it cost? The same pruned networks, recovered in several ways.
 
     python benchmarks/recovery.py                           # ten domains, times from results/
 
 For every domain the networks that lack 2, 4 and 6 of the 3x3 convolutions (at each size those that save most T_eff,
-chosen by the exact optimiser, blind to accuracy) are measured without recovery, with re-estimated BatchNorm statistics,
-with RECOVERY_STEPS steps of α, and with both (α first). `kept` is what a search with RECALIBRATE_BN keeps: the best of
-the four on validation images. Test accuracy is reported, nothing is chosen by it.
+chosen by the exact optimiser, blind to accuracy) are measured
+  none          with the unpruned network's α
+  own           after RECOVERY_STEPS steps of α from there
+  shared        with the α that a search trains once, for SHARED_STEPS, on networks pruned at random
+  shared, own   after RECOVERY_STEPS steps of α from there
+  BatchNorm     the last with re-estimated BatchNorm statistics
+`kept` is what a search with RECALIBRATE_BN keeps: the best of the last three on validation images. Test accuracy is
+reported, nothing is chosen by it.
 
-Ten built-in domains (2-core Intel Xeon virtual machine, one thread, PyTorch 2.14; means of 30 networks, accuracies in
-%): validation 87.14 without recovery, 86.14 with BatchNorm alone, 87.78 with α alone, 86.29 with both, 87.95 kept; test
-88.14, 87.39, 88.34, 87.42, 88.42. α costs 4,224 trained block images, BatchNorm 2,816 block evaluations; a validation
-6,893. α is best for 18 networks, nothing for 11, BatchNorm for 1, which is why it is off by default. With twice the
-images at a lower rate (`--set RECOVERY_BATCH_SIZE=64 RECOVERY_LR=0.02`) α alone reaches 87.92 for twice the training.
+Ten built-in domains, a table at 100 Mbit/s (2-core Intel Xeon virtual machine, one thread, PyTorch 2.14; means of 30
+networks, accuracies in %): validation 87.30 none, 87.90 own, 87.30 shared, 88.16 shared and own, 86.32 with BatchNorm,
+88.38 kept; test 88.29, 88.48, 87.43, 88.59, 87.45, 88.40. An own recovery costs 4,224 trained block images, the shared
+one 16,896 once a domain, BatchNorm 2,816 block evaluations; a validation 6,893. Kept are shared and own for 22 networks,
+shared alone for 4, BatchNorm for 4, which is why it is off by default.
 """
 from __future__ import annotations
 
@@ -35,12 +40,16 @@ import lut_manager  # noqa: E402
 from config import Settings  # noqa: E402
 from cost_model import HardwareTable  # noqa: E402
 from domain_dataset import load_domain  # noqa: E402
-from hyper_repvgg import create_hyper_repvgg, surviving_branches  # noqa: E402
+from hyper_repvgg import surviving_branches  # noqa: E402
+from prefix_activations import choice_of, kept  # noqa: E402
+from progressive_pruning import JointSearch  # noqa: E402
+from pruning_search import SearchState  # noqa: E402
 from repvgg import DENSE  # noqa: E402
 from throughput_optimizer import solve_exact  # noqa: E402
 
 SIZES = (2, 4, 6)
-WAYS = ('none', 'BatchNorm', 'α', 'both')
+WAYS = ('none', 'own', 'shared', 'shared, own', 'BatchNorm')
+KEPT = WAYS[2:]  # what a search tries
 
 
 @dataclasses.dataclass
@@ -69,25 +78,27 @@ def networks(unpruned: np.ndarray, table: HardwareTable, settings: Settings) -> 
 
 def recover(domain: int, table: HardwareTable, settings: Settings) -> List[Tuple[float, Dict[str, Measured]]]:
     """Every network of a domain: (T_eff in ms, what each way gives)."""
-    model = create_hyper_repvgg(settings.WEIGHT_PATH_SERVER, settings.MODEL_NAME, settings.NUM_CLASSES)
-    train, val, test = (load_domain(settings, domain, split) for split in ('train', 'val', 'test'))
-    unpruned, reference = domain_search.reference_alpha(model, val, domain, settings)
+    search = domain_search.new_search(domain, table, settings, JointSearch)
+    model, train, val, unpruned = search.model, search.train, search.val, search.unpruned
+    test = load_domain(settings, domain, 'test')
     model.set_alpha_array(unpruned)
-    print(f'domain {domain}: unpruned validation {100 * reference:.2f} %, '
+    print(f'domain {domain}: unpruned validation {100 * search.reference:.2f} %, '
           f'test {100 * alpha_training.accuracy(model, test, settings):.2f} %', flush=True)
-    own, seed, results = model.batchnorm(), alpha_training.seed_of(settings.SEED, domain), []
+    state = SearchState(unpruned, search.reference, [], unpruned)
+    search.share_alpha(state)
+    statistics, seed, results = model.batchnorm(), alpha_training.seed_of(settings.SEED, domain), []
     for alpha, T_eff_ms in networks(unpruned, table, settings):
         found = {}
         for way in WAYS:
-            model.set_batchnorm(own)
-            model.set_alpha_array(alpha)
+            model.set_batchnorm(statistics)
+            model.set_alpha_array(alpha if way in ('none', 'own') else kept(choice_of(alpha), state.shared_alpha))
             start, forward, trained = time.perf_counter(), 0, 0
-            if way in ('α', 'both'):
+            if way not in ('none', 'shared'):
                 steps = alpha_training.train_alpha(model, train, settings, settings.RECOVERY_STEPS,
                                                    settings.RECOVERY_LR, seed,
                                                    batch_size=settings.RECOVERY_BATCH_SIZE)
                 trained = len(steps) * len(model.blocks) * min(settings.RECOVERY_BATCH_SIZE, len(train))
-            if way in ('BatchNorm', 'both'):
+            if way == 'BatchNorm':
                 forward += batchnorm.recalibrate(model, unpruned, train, settings, seed)
                 model.set_batchnorm(model.batchnorm())
             seconds = time.perf_counter() - start
@@ -112,15 +123,15 @@ def main(argv: Optional[Sequence[str]]) -> None:
     rows = [found for domain in cli.domains(args.domains, settings) for _, found in recover(domain, table, settings)]
     print(f"\n{f'mean of {len(rows)}':20} {'validation':>10} {'test':>8} {'forward':>9} {'trained':>9} {'seconds':>8}")
     for way in (*WAYS, 'kept'):
-        chosen = [max(found.values(), key=lambda m: m.val) if way == 'kept' else found[way] for found in rows]
-        cost = [[m for name, m in found.items() if name != 'none'] for found in rows] if way == 'kept' else [
-            [m] for m in chosen]
+        chosen = [max((found[name] for name in KEPT), key=lambda m: m.val) if way == 'kept' else found[way]
+                  for found in rows]
+        cost = [[found[name] for name in KEPT[1:]] for found in rows] if way == 'kept' else [[m] for m in chosen]
         sums = np.mean([[sum(getattr(m, name) for m in ms) for name in ('forward', 'trained', 'seconds')]
                         for ms in cost], axis=0)
         print(f'{way:20} {100 * np.mean([m.val for m in chosen]):10.2f} {100 * np.mean([m.test for m in chosen]):8.2f} '
               f'{sums[0]:9.0f} {sums[1]:9.0f} {sums[2]:8.2f}')
-    best = [max(found, key=lambda way: found[way].val) for found in rows]
-    print('best on validation: ' + ', '.join(f'{way} {best.count(way)}' for way in WAYS))
+    best = [max(KEPT, key=lambda way: found[way].val) for found in rows]
+    print('kept: ' + ', '.join(f'{way} {best.count(way)}' for way in KEPT))
 
 
 if __name__ == '__main__':

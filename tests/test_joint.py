@@ -21,7 +21,7 @@ from gamma_mask_builder import build_gamma_mask, runnable_gammas
 from hyper_repvgg import create_hyper_repvgg, surviving_branches, unpruned_alpha
 from importance_pruning import ImportanceSearch
 from lut_manager import TierCosts
-from prefix_activations import PruningEvaluator, kept
+from prefix_activations import PruningEvaluator, choice_of, kept
 from progressive_pruning import JointSearch, smaller_sets
 from throughput_optimizer import solve_exact
 
@@ -128,6 +128,14 @@ def test_all_recoveries_start_from_one_alpha_trained_on_pruned_networks_and_the_
     search.look(state, [choice], whole=True)
     search.model.set_alpha_array(kept(choice, state.shared_alpha))
     assert state.looks[choice].accuracy == alpha_training.accuracy(search.model, search.val, SETTINGS)
+
+
+def test_without_shared_steps_recoveries_start_from_the_unpruned_network(parts):
+    search = new_search(parts, settings=dataclasses.replace(SETTINGS, SHARED_STEPS=0))
+    state = search.start()
+    np.testing.assert_array_equal(state.shared_alpha, search.unpruned)
+    assert state.trained_block_images == 0
+    assert state.looks[choice_of(search.unpruned)].accuracy == pytest.approx(search.reference)
 
 
 def test_steps_without_a_branch_do_not_train_it_and_leave_no_hole(parts):
