@@ -111,8 +111,8 @@ class JointSearch(PruningSearch):
 
     def share_alpha(self, state: SearchState) -> None:
         """One recovery for all: SHARED_STEPS steps, each on a network that lacks what it may lack in a random part of
-        its blocks, up to MOST_DROPPED of them; then the mean α of the second half of the steps, since the last one alone
-        depends on what its networks lacked (Polyak and Juditsky, 1992)."""
+        its blocks, up to MOST_DROPPED of them; then the mean α of the second half of the steps, since the last one
+        alone depends on what its networks lacked (Polyak and Juditsky, 1992)."""
         if not self.first_looks() or not self.settings.SHARED_STEPS:
             return
         seed = alpha_training.seed_of(self.settings.SEED, self.domain_id)
