@@ -2,6 +2,7 @@
 
     python benchmarks/search_cost.py                       # ten built-in domains, times from results/
     python benchmarks/search_cost.py --domains 0,3 --candidates saving
+    python benchmarks/search_cost.py --ours --set SHARED_STEPS=0   # what a setting does, without the plain scheme
     python benchmarks/search_cost.py --estimates           # how far looks at a part of the images are off
 
 The plain scheme tries, in every round, every surviving branch that may go: it recovers α exactly as our search does,
@@ -19,8 +20,10 @@ domains 2 and 3, and 0.0100 higher at worst (domain 0).
 """
 from __future__ import annotations
 
+import itertools
 import os
 import sys
+from dataclasses import replace
 from typing import Dict, List, Optional, Sequence, Tuple, Type
 
 import numpy as np
@@ -32,12 +35,15 @@ import domain_search  # noqa: E402
 import json_files  # noqa: E402
 import lut_manager  # noqa: E402
 from config import Settings  # noqa: E402
-from cost_model import HardwareTable  # noqa: E402
+from cost_model import TIERS, HardwareTable, Link  # noqa: E402
 from hardest_first import Look  # noqa: E402
 from prefix_activations import Choice, choice_of  # noqa: E402
 from progressive_pruning import LEAST_IMPROVEMENT, JointSearch  # noqa: E402
 from pruning_search import PruningSearch, SearchState  # noqa: E402
 from repvgg import BRANCHES  # noqa: E402
+
+
+LINKS_MBPS = (10.0, 100.0, 1000.0)  # of --ours
 
 
 class PlainSearch(JointSearch):
@@ -122,12 +128,16 @@ def main(argv: Optional[Sequence[str]]) -> None:
     parser = cli.parser(__doc__)
     parser.add_argument('--domains', metavar='0,3,7', help='domain ids (default: all)')
     parser.add_argument('--candidates', choices=('all', 'saving'), default='all')
+    parser.add_argument('--ours', action='store_true', help='only our search, on both head tiers and three links')
     parser.add_argument('--estimates', action='store_true', help='only check the estimates of our search')
     parser.add_argument('--lut_file', metavar='FILE', help='the complete table (default: the one in RESULTS_DIR)')
     args, settings = cli.parse(parser, argv)
     table = lut_manager.load(args.lut_file or json_files.path_of('lut', settings), settings)
     if args.estimates:
         check_estimates(cli.domains(args.domains, settings), table, settings)
+        return
+    if args.ours:
+        print_ours(cli.domains(args.domains, settings), table, settings)
         return
     plain = PlainSavingSearch if args.candidates == 'saving' else PlainSearch
     rows = []
@@ -140,6 +150,16 @@ def main(argv: Optional[Sequence[str]]) -> None:
     print(line('mean', [float(np.mean(column)) for column in zip(*rows)]))
     print(f'domains where our J is the same or lower: {sum(row[0] <= row[3] + LEAST_IMPROVEMENT for row in rows)} of '
           f'{len(rows)}')
+
+
+def print_ours(domains: Sequence[int], table: HardwareTable, settings: Settings) -> None:
+    """Means of our search over domains, a line for each head tier and link."""
+    print('head   Mbit/s        J   forward     trained', flush=True)
+    for head_tier, bandwidth in itertools.product(TIERS, LINKS_MBPS):
+        linked = replace(settings, HEAD_TIER=head_tier, BANDWIDTH_MBPS=bandwidth)
+        changed = lut_manager.with_link(table, Link(bandwidth, settings.RTT_MS, False))
+        J, forward, trained = np.mean([run(JointSearch, domain, changed, linked) for domain in domains], axis=0)
+        print(f'{head_tier:6} {bandwidth:6.0f} {J:8.4f} {forward:9.0f} {trained:11.0f}', flush=True)
 
 
 def line(name: str, row: Sequence[float]) -> str:
