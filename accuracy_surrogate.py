@@ -59,8 +59,13 @@ class AccuracySurrogate:
         self.accuracy_variance = self._accuracy_variance(accuracy, enough, epsilon)
 
     def _kernel(self, a: np.ndarray, b: np.ndarray, pair: float) -> np.ndarray:
-        shared = (a @ b.T).astype(float)  # dropped branches that both lack; their pairs: shared·(shared-1)/2
-        return shared + pair * shared * (shared - 1) / 2 + COMMON_VARIANCE * np.outer(a.sum(axis=1), b.sum(axis=1))
+        return self._covariance((a @ b.T).astype(float), np.outer(a.sum(axis=1), b.sum(axis=1)), pair)
+
+    @staticmethod
+    def _covariance(shared: np.ndarray, product: np.ndarray, pair: float) -> np.ndarray:
+        """Of networks that lack so many of the same branches, hence shared·(shared-1)/2 of the same pairs; `product` of
+        how many each lacks."""
+        return shared + pair * shared * (shared - 1) / 2 + COMMON_VARIANCE * product
 
     def _accuracy_variance(self, accuracy: np.ndarray, enough: np.ndarray, epsilon: float) -> float:
         """Squared error of a predicted accuracy over the variance of its margins: a prior belief, and how far each
@@ -68,7 +73,7 @@ class AccuracySurrogate:
         alone = 1 / np.diag(self.inverse)
         margins = self.margins[:, self.hardest] - alone[:, None].astype(np.float32) * self.weights[:, self.hardest]
         squared = ((accuracy - self._accuracy(margins, alone)) ** 2 / alone)[1:][enough[1:]]
-        return ((PRIOR_COUNT * (ACCURACY_SD * scale_of(epsilon)) ** 2 + squared.sum()) / (PRIOR_COUNT + len(squared)))
+        return (PRIOR_COUNT * (ACCURACY_SD * scale_of(epsilon)) ** 2 + squared.sum()) / (PRIOR_COUNT + len(squared))
 
     def _accuracy(self, margins: np.ndarray, variance: np.ndarray) -> np.ndarray:
         sd = np.sqrt(self.variance * variance).astype(np.float32)
@@ -78,9 +83,8 @@ class AccuracySurrogate:
         """bool [m, F] -> (expected accuracy [m], its standard deviation [m])."""
         dropped = dropped.astype(np.float32)
         cross, count = self._kernel(dropped, self.dropped, self.pair), dropped.sum(axis=1).astype(float)
-        prior = count + self.pair * count * (count - 1) / 2 + COMMON_VARIANCE * count ** 2
-        variance = np.maximum(prior - np.einsum('ij,jk,ik->i', cross, self.inverse, cross, optimize=True), 0)
-        variance += self.noise
+        known = np.einsum('ij,jk,ik->i', cross, self.inverse, cross, optimize=True)
+        variance = np.maximum(self._covariance(count, count ** 2, self.pair) - known, 0) + self.noise
         margins = self.margins[0, self.hardest] + cross.astype(np.float32) @ self.weights[:, self.hardest]
         return self._accuracy(margins, variance), np.sqrt(self.accuracy_variance * variance)
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from config import Settings
 from evaluation import ImageSet, batches, normalise
-from hyper_repvgg import DeployedNetwork, HyperRepVGG, deploy
+from hyper_repvgg import DeployedNetwork, HyperRepVGG, deploy, kept
 
 
 def seed_of(*parts: int) -> int:
@@ -47,9 +47,9 @@ def train_alpha(model: HyperRepVGG, data: ImageSet, settings: Settings, steps: i
     for index in shuffled_batches(len(data), batch_size or settings.BATCH_SIZE, steps, seed):
         images = normalise(data.images[index], settings.NORM_MEAN, settings.NORM_STD)
         optimizer.zero_grad()
-        whole = model.alpha_array()
         if kept_at is not None:
-            model.set_alpha_array(np.where(kept_at(len(losses)) | np.isnan(whole), whole, 0.0))
+            whole = model.alpha_array()
+            model.set_alpha_array(kept(kept_at(len(losses)), whole))
         loss = F.cross_entropy(model(images), data.labels[index])
         losses.append(float(loss.detach()))
         if pressure is not None:

@@ -14,9 +14,9 @@ import numpy as np
 
 from frontier import (OBJECTIVES, Candidate, FrontierPoint, expected_hypervolume_gain, lowest_explored, lowest_J,
                       measured_frontier, non_dominated)
-from hyper_repvgg import surviving_branches
+from hyper_repvgg import kept, surviving_branches
 from limits import NothingFits
-from prefix_activations import Choice, choice_of, kept
+from prefix_activations import Choice, choice_of
 from progressive_pruning import JointSearch
 from pruning_search import Judgement, SearchState
 from throughput_optimizer_limit import solve_within_limits

@@ -133,6 +133,11 @@ def surviving_branches(alpha: np.ndarray) -> np.ndarray:
     return ~np.isnan(alpha) & (alpha != 0)
 
 
+def kept(choice: Sequence[Sequence[bool]], alpha: np.ndarray) -> np.ndarray:
+    """α [N, 3] with 0 for what a choice [N, 3] drops."""
+    return np.where(np.isnan(alpha), np.nan, np.where(np.array(choice), alpha, 0.0))
+
+
 def alpha_by_block(alpha: np.ndarray, names: Sequence[str]) -> AlphaByBlock:
     """α [N, 3] as the JSON files hold it: None where there is no identity."""
     return {name: {branch: None if np.isnan(value) else float(value) for branch, value in zip(BRANCHES, row)}

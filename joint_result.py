@@ -353,7 +353,7 @@ def _margins_to_text(margins: np.ndarray) -> str:
 def _margins_from_text(text: str, count: Optional[int] = None) -> np.ndarray:
     """The inverse; `ValueError` where it is damaged or not of `count` images."""
     margins = np.frombuffer(base64.b64decode(text, validate=True), '<f2').astype(np.float16)
-    if len(margins) != (len(margins) if count is None else count) or not np.isfinite(margins).all():
+    if count not in (None, len(margins)) or not np.isfinite(margins).all():
         raise ValueError('damaged margins')
     return margins
 

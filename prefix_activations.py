@@ -14,7 +14,7 @@ from config import Settings
 from evaluation import ImageSet, batches, normalise
 from gamma_configurator import build_plan, fused_gamma
 from hardest_first import Look
-from hyper_repvgg import DeployedNetwork, HyperRepVGG, deploy, surviving_branches
+from hyper_repvgg import DeployedNetwork, HyperRepVGG, deploy, kept, surviving_branches
 
 Keep = Tuple[bool, ...]  # which branches a block keeps, in the order of BRANCHES
 Choice = Tuple[Keep, ...]  # the same of every block
@@ -23,11 +23,6 @@ Choice = Tuple[Keep, ...]  # the same of every block
 def choice_of(alpha: np.ndarray) -> Choice:
     """α [N, 3] -> which branches every block keeps."""
     return tuple(tuple(bool(v) for v in row) for row in surviving_branches(alpha))
-
-
-def kept(choice: Choice, alpha: np.ndarray) -> np.ndarray:
-    """α [N, 3] with 0 for what a choice drops."""
-    return np.where(np.isnan(alpha), np.nan, np.where(np.array(choice), alpha, 0.0))
 
 
 class PrefixActivations:

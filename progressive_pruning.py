@@ -26,9 +26,9 @@ import alpha_training
 from accuracy_surrogate import AccuracySurrogate, counts_from, expected_improvement, scale_of
 from cost_model import TIERS, split_times
 from hardest_first import Look
-from hyper_repvgg import surviving_branches
+from hyper_repvgg import kept, surviving_branches
 from limits import limits_of
-from prefix_activations import Choice, Keep, PruningEvaluator, choice_of, kept
+from prefix_activations import Choice, Keep, PruningEvaluator, choice_of
 from pruning_search import Judgement, PruningSearch, SearchState, branch_cost_ms, fastest_ms
 from repvgg import BRANCHES
 from throughput_optimizer import split_range
@@ -125,17 +125,13 @@ class JointSearch(PruningSearch):
 
         found: List[np.ndarray] = []
 
-        def note(step: int) -> bool:
+        def note(done: int) -> bool:
             found.append(self.model.alpha_array())
             return False
 
         self.model.set_alpha_array(self.unpruned)
-        alpha_training.train_alpha(
-            self.model, self.train, self.settings, self.settings.SHARED_STEPS, self.settings.RECOVERY_LR, seed,
-            stop=note, batch_size=self.settings.RECOVERY_BATCH_SIZE, kept_at=kept_at)
+        self.train_alpha(state, self.settings.SHARED_STEPS, seed, note, kept_at=kept_at)
         state.shared_alpha = np.mean(found[len(found) // 2:], axis=0)
-        state.trained_block_images += (len(found) * len(self.model.blocks) *
-                                       min(self.settings.RECOVERY_BATCH_SIZE, len(self.train)))
 
     def evaluator(self, state: SearchState) -> PruningEvaluator:
         """Runs prunings under the shared α; what they share with the network of all branches is computed once."""
@@ -151,7 +147,7 @@ class JointSearch(PruningSearch):
         """Measure these choices under the shared α; unless all images are wanted (`whole`), left where what is needed
         is out of reach, or where the rest will hardly show an error."""
         for choice in choices:
-            found = self.look_at(state, choice, 0.0 if whole else self.needed_accuracy(state, choice),
+            found = self.look_at(state, choice, 0.0 if whole else float(self.needed_accuracy(state, [choice])[0]),
                                  1.0 if whole else self.settings.QUIET_SHARE)
             state.looks[choice] = found
             state.lowest_margins = np.minimum(state.lowest_margins, found.margins)
@@ -164,15 +160,15 @@ class JointSearch(PruningSearch):
         state.block_evaluations += evaluator.block_evaluations - before
         return found
 
-    def needed_accuracy(self, state: SearchState, choice: Choice) -> float:
-        """What a look must reach to be worth a recovery: the accuracy from which a recovery as good as those so far is
-        accepted, less a margin for one that is better."""
-        share, accepted = self.share_recovered(state), self.accepted_from(state, choice)
+    def needed_accuracy(self, state: SearchState, choices: List[Choice]) -> np.ndarray:
+        """What looks at these choices must reach to be worth a recovery, [m]: the accuracy from which a recovery as
+        good as those so far is accepted, less a margin for one that is better."""
+        share, accepted = self.share_recovered(state), self.accepted_from(state, choices)
         return (accepted - share * self.reference) / (1 - share) - RECOVERY_SD * scale_of(self.settings.EPSILON)
 
-    def accepted_from(self, state: SearchState, choice: Choice) -> float:
-        """The accuracy from which on a choice meets the bound and lowers J."""
-        return float(counts_from(self.relative_T_eff([choice]), self.bound, self.settings.MU, self.J_of(state))[0])
+    def accepted_from(self, state: SearchState, choices: List[Choice]) -> np.ndarray:
+        """The accuracies from which on these choices meet the bound and lower J, [m]."""
+        return counts_from(self.relative_T_eff(choices), self.bound, self.settings.MU, self.J_of(state))
 
     def first_looks(self) -> List[Choice]:
         """Single changes, at most half of LOOKS, in turn from the ranking by time and the ranking by importance."""
@@ -255,8 +251,9 @@ class JointSearch(PruningSearch):
     def best_look(self, state: SearchState) -> Optional[Choice]:
         """The look not judged yet whose recovery is expected to lower J most, of those that have what a look needs;
         None when none promises enough."""
-        pool = [choice for choice, look in state.looks.items()
-                if choice not in state.judged and look.accuracy >= self.needed_accuracy(state, choice)]
+        pool = [choice for choice in state.looks if choice not in state.judged]
+        pool = [choice for choice, needed in zip(pool, self.needed_accuracy(state, pool))
+                if state.looks[choice].accuracy >= needed]
         if not pool:
             return None
         looks = [state.looks[choice] for choice in pool]
@@ -273,15 +270,14 @@ class JointSearch(PruningSearch):
         """The choice after a short recovery of α, from the best network's α where that has the branch, else from the
         shared one; as it was looked at, where that is more accurate (`looked`: with another α). Given up as soon as
         it cannot be accepted, unless all images are wanted (`whole`)."""
-        alpha = kept(choice, self.best_alpha(state))
+        alpha, accepted_from = kept(choice, self.best_alpha(state)), float(self.accepted_from(state, [choice])[0])
         seed = alpha_training.seed_of(self.settings.SEED, self.domain_id, *(int(v) for keep in choice for v in keep))
         cost = branch_cost_ms(self.table, surviving_branches(alpha), self.solve(alpha).split, self.settings.HEAD_TIER)
         judgement = self.recovered(state, alpha, self.settings.RECOVERY_STEPS, seed,
                                    self.settings.L1_WEIGHT * cost / self.T_eff_ref_ms,
-                                   needed=0.0 if whole else self.accepted_from(state, choice))
+                                   needed=0.0 if whole else accepted_from)
         if looked is None and choice in state.looks:
-            if state.looks[choice].accuracy >= max(judgement.accuracy + 0.5 / len(self.val),
-                                                   self.accepted_from(state, choice)):
+            if state.looks[choice].accuracy >= max(judgement.accuracy + 0.5 / len(self.val), accepted_from):
                 self.look(state, [choice], whole=True)
             looked = Judgement(state.looks[choice].accuracy, kept(choice, state.shared_alpha),
                                estimated=not state.looks[choice].whole)
@@ -336,8 +332,7 @@ class JointSearch(PruningSearch):
         evaluator = PruningEvaluator(self.model, self.best_alpha(state), self.val, self.settings, now)
         surrogate = self.surrogate(state)
         unchanged, *changed = (surrogate.expected_margins(dropped) for dropped in self.dropped([now, *choices]))
-        for choice, expected in zip(choices, changed):
-            needed = self.accepted_from(state, choice)
+        for choice, expected, needed in zip(choices, changed, self.accepted_from(state, choices)):
             look = evaluator.look(choice, evaluator.margins + expected - unchanged,
                                   needed - self.settings.EPSILON / 2, self.settings.QUIET_SHARE)
             if look.accuracy >= needed and not look.whole:

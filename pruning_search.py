@@ -142,6 +142,18 @@ class PruningSearch:
 
     # --- judging and accepting ---
 
+    def train_alpha(self, state: SearchState, steps: int, seed: int, stop: Callable[[int], bool],
+                    l1: Optional[np.ndarray] = None, kept_at: Optional[Callable[[int], np.ndarray]] = None) -> None:
+        """`alpha_training.train_alpha` as recoveries train, from the α that the model has; counted."""
+        images = min(self.settings.RECOVERY_BATCH_SIZE, len(self.train))
+
+        def counted(done: int) -> bool:
+            state.trained_block_images += len(self.model.blocks) * images
+            return stop(done)
+
+        alpha_training.train_alpha(self.model, self.train, self.settings, steps, self.settings.RECOVERY_LR, seed, l1,
+                                   counted, self.settings.RECOVERY_BATCH_SIZE, kept_at)
+
     def recovered(self, state: SearchState, alpha: np.ndarray, steps: int, seed: int, l1: Optional[np.ndarray],
                   before: Optional[Judgement] = None, needed: float = 0.0) -> Judgement:
         """Train α from here; the best of what was known `before` and of the validations after every RECOVERY_STEPS
@@ -154,8 +166,6 @@ class PruningSearch:
             return max([needed, *(result.accuracy + 0.5 / len(self.val) for result in results)])
 
         def stop(done: int) -> bool:
-            images = min(self.settings.RECOVERY_BATCH_SIZE, len(self.train))
-            state.trained_block_images += len(self.model.blocks) * images
             if done % self.settings.RECOVERY_STEPS and done < steps:
                 return False
             results.append(self.validated(state, self.model.alpha_array(), better()))
@@ -163,8 +173,7 @@ class PruningSearch:
             return len(results) - 1 - best >= PATIENCE
 
         if steps:
-            alpha_training.train_alpha(self.model, self.train, self.settings, steps, self.settings.RECOVERY_LR, seed,
-                                       l1, stop, self.settings.RECOVERY_BATCH_SIZE)
+            self.train_alpha(state, steps, seed, stop, l1)
         if not results:
             results.append(self.validated(state, alpha, needed))
         best = max(results, key=lambda result: result.accuracy)

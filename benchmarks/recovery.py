@@ -40,8 +40,8 @@ import lut_manager  # noqa: E402
 from config import Settings  # noqa: E402
 from cost_model import HardwareTable  # noqa: E402
 from domain_dataset import load_domain  # noqa: E402
-from hyper_repvgg import surviving_branches  # noqa: E402
-from prefix_activations import choice_of, kept  # noqa: E402
+from hyper_repvgg import kept, surviving_branches  # noqa: E402
+from prefix_activations import choice_of  # noqa: E402
 from progressive_pruning import JointSearch  # noqa: E402
 from pruning_search import SearchState  # noqa: E402
 from repvgg import DENSE  # noqa: E402

@@ -32,15 +32,14 @@ import domain_search  # noqa: E402
 import joint_result  # noqa: E402
 import json_files  # noqa: E402
 import lut_manager  # noqa: E402
-from cost_model import TIERS, Configuration, HardwareTable, Link, Times, split_times  # noqa: E402
+from cost_model import TIERS, Configuration, HardwareTable, Times, split_times  # noqa: E402
 from hyper_repvgg import surviving_branches, unpruned_alpha  # noqa: E402
 from joint_result import JointResult  # noqa: E402
+from links import LINKS_MBPS, on_link  # noqa: E402
 from throughput_optimizer import (  # noqa: E402
     Solution, baselines, solve_exact, solve_unfused, split_range)
 from wire_formats import is_lossless  # noqa: E402
 
-LINKS_MBPS = (10, 100, 1000)
-HEADS = ('client', 'server')
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TABLES = ('roofline_server.json', 'roofline_client.json', 'lut_server.json', 'lut_client.json')
 
@@ -60,7 +59,7 @@ class Page:
 
     def cases(self) -> Iterator[Tuple[str, int, Tuple[str, ...]]]:
         """(head tier, Mbit/s, overrides) of every case."""
-        for head in HEADS:
+        for head in TIERS:
             for mbps in self.links_mbps:
                 yield head, mbps, (f'DEVICE_PROFILE={self.profile}', f'HEAD_TIER={head}', f'BANDWIDTH_MBPS={mbps}',
                                    f'WIRE_FORMATS={self.wire_formats}', f'RESULTS_DIR={self.folder(head, mbps)}')
@@ -173,13 +172,12 @@ def show(page: Page) -> None:
 
 def b3(lut_file: str, settings: config.Settings) -> None:
     """What γ, λ and each dropped 3x3 bring RepVGG-B3, by link and head tier."""
-    for head in HEADS:
+    for head in TIERS:
         print(f'\n**Head on the {head}**\n\n| Mbit/s | unfused, best split | γ and λ | λ | all client | all server | '
               'best single 3x3 to drop | all 3x3 that save |\n|---|---|---|---|---|---|---|---|')
         for mbps in LINKS_MBPS:
             chosen = replace(settings, HEAD_TIER=head, BANDWIDTH_MBPS=float(mbps))
-            table = lut_manager.with_link(lut_manager.load(lut_file, settings),
-                                          Link(float(mbps), settings.RTT_MS, False))
+            table = on_link(lut_manager.load(lut_file, settings), chosen)
             whole = surviving_branches(unpruned_alpha(table.has_identity))
             best, ends = solve_exact(table, whole, chosen), baselines(table, whole, chosen)
             without: List[Tuple[float, str]] = []

@@ -20,10 +20,8 @@ domains 0 and 3, 0.0001 higher in 2 and 0.0030 in 1.
 """
 from __future__ import annotations
 
-import itertools
 import os
 import sys
-from dataclasses import replace
 from typing import Dict, List, Optional, Sequence, Tuple, Type
 
 import numpy as np
@@ -35,15 +33,13 @@ import domain_search  # noqa: E402
 import json_files  # noqa: E402
 import lut_manager  # noqa: E402
 from config import Settings  # noqa: E402
-from cost_model import TIERS, HardwareTable, Link  # noqa: E402
+from cost_model import HardwareTable  # noqa: E402
 from hardest_first import Look  # noqa: E402
+from links import every_link, on_link  # noqa: E402
 from prefix_activations import Choice, choice_of  # noqa: E402
 from progressive_pruning import LEAST_IMPROVEMENT, JointSearch  # noqa: E402
 from pruning_search import PruningSearch, SearchState  # noqa: E402
 from repvgg import BRANCHES  # noqa: E402
-
-
-LINKS_MBPS = (10.0, 100.0, 1000.0)  # of --ours
 
 
 class PlainSearch(JointSearch):
@@ -155,11 +151,10 @@ def main(argv: Optional[Sequence[str]]) -> None:
 def print_ours(domains: Sequence[int], table: HardwareTable, settings: Settings) -> None:
     """Means of our search over domains, a line for each head tier and link."""
     print('head   Mbit/s        J   forward     trained', flush=True)
-    for head_tier, bandwidth in itertools.product(TIERS, LINKS_MBPS):
-        linked = replace(settings, HEAD_TIER=head_tier, BANDWIDTH_MBPS=bandwidth)
-        changed = lut_manager.with_link(table, Link(bandwidth, settings.RTT_MS, False))
-        J, forward, trained = np.mean([run(JointSearch, domain, changed, linked) for domain in domains], axis=0)
-        print(f'{head_tier:6} {bandwidth:6.0f} {J:8.4f} {forward:9.0f} {trained:11.0f}', flush=True)
+    for linked in every_link(settings):
+        results = [run(JointSearch, domain, on_link(table, linked), linked) for domain in domains]
+        J, forward, trained = np.mean(results, axis=0)
+        print(f'{linked.HEAD_TIER:6} {linked.BANDWIDTH_MBPS:6.0f} {J:8.4f} {forward:9.0f} {trained:11.0f}', flush=True)
 
 
 def line(name: str, row: Sequence[float]) -> str:

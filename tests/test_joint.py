@@ -18,10 +18,10 @@ from domain_dataset import load_domain
 from evaluation import ImageSet
 from frontier_search import FrontierSearch
 from gamma_mask_builder import build_gamma_mask, runnable_gammas
-from hyper_repvgg import create_hyper_repvgg, surviving_branches, unpruned_alpha
+from hyper_repvgg import create_hyper_repvgg, kept, surviving_branches, unpruned_alpha
 from importance_pruning import ImportanceSearch
 from lut_manager import TierCosts
-from prefix_activations import PruningEvaluator, choice_of, kept
+from prefix_activations import PruningEvaluator, choice_of
 from progressive_pruning import JointSearch, smaller_sets
 from throughput_optimizer import solve_exact
 
