@@ -103,14 +103,14 @@ class Settings:
     MU: float = _setting(1.0, 'joint')  # reward of accuracy
     MAX_PRUNING_ROUNDS: int = _setting(30, 'joint')  # accepted changes at most
     MIN_SAVING: float = _setting(0.01, 'joint')  # of the unpruned T_eff; what saves less is within the table's noise
-    LOOKS: int = _setting(48, 'joint')  # networks whose accuracy is measured without a recovery of their own, at most;
-    #                                     about four a block serve larger networks better (docs/search.md)
+    LOOKS: int = _setting(96, 'joint')  # networks whose accuracy is measured without a recovery of their own, at most;
+    #                                     fewer where no other promises much
     QUIET_SHARE: float = _setting(0.125, 'joint')  # of the validation images, hardest first: when so many in a row are
     #                                              right, a look takes the rest as right; 1: looks see all images
-    ACTIVATION_CACHE_MB: int = _setting(512, 'none')  # memory for validation activations, MiB
+    ACTIVATION_CACHE_MB: int = _setting(512, 'none')  # memory of a search for what blocks put out, MiB
     PRUNING_THRESHOLD: float = _setting(0.02, 'joint')  # a branch whose |α| is below is offered for pruning for
     #                                                    accuracy's sake even when it saves no time
-    SHARED_STEPS: int = _setting(48, 'joint')  # α steps (batches) on networks pruned at random, where all recoveries
+    SHARED_STEPS: int = _setting(96, 'joint')  # α steps (batches) on networks pruned at random, where all recoveries
     #                                            start; 0: they start from the unpruned network's α
     RECOVERY_STEPS: int = _setting(12, 'joint')  # α steps (batches) after a candidate change
     RECOVERY_BATCH_SIZE: int = _setting(32, 'joint')  # images a step

@@ -299,8 +299,7 @@ def save_state(kind: str, state: SearchState, domain: int, table: HardwareTable,
         'looks': [[_choice_to_text(choice), look.accuracy, look.seen, look.sd, look.enough,
                    _margins_to_text(look.margins)] for choice, look in state.looks.items()],
         'lowest_margins': _margins_to_text(state.lowest_margins),
-        'judged': [[_choice_to_text(choice), judgement.accuracy, [numbers_or_none(row) for row in judgement.alpha],
-                    judgement.recalibrated, judgement.formats, judgement.lossless, judgement.estimated]
+        'judged': [[_choice_to_text(choice), *_judgement_to_list(judgement)]
                    for choice, judgement in state.judged.items()],
         'rejected': [[block, list(keep)] for block, keep in sorted(state.rejected)], 'rounds': state.rounds,
         'recalibrated': state.recalibrated, 'lossless': state.lossless,
@@ -326,10 +325,8 @@ def load_state(kind: str, domain: int, table: HardwareTable, settings: Settings,
         state.looks = {_choice_from_text(text): Look(float(accuracy), int(seen), _margins_from_text(margins, count),
                                                      float(sd), bool(enough))
                        for text, accuracy, seen, sd, enough, margins in document.get('looks', list)}
-        state.judged = {_choice_from_text(text): Judgement(float(accuracy), np.array(alpha, dtype=float), bool(again),
-                                                           _formats_from_json(formats), lossless, bool(estimated))
-                        for text, accuracy, alpha, again, formats, lossless, estimated in
-                        document.get('judged', list)}
+        state.judged = {_choice_from_text(text): _judgement_from_list(*values)
+                        for text, *values in document.get('judged', list)}
         state.formats = _formats_from_json(document.find('formats'))
         state.rejected = {(int(block), tuple(bool(b) for b in keep))
                           for block, keep in document.get('rejected', list)}
@@ -361,6 +358,17 @@ def _margins_from_text(text: str, count: Optional[int] = None) -> np.ndarray:
 def _choice_to_text(choice: Choice) -> str:
     """'111 011 ...': which branches every block keeps."""
     return ' '.join(''.join('01'[kept] for kept in keep) for keep in choice)
+
+
+def _judgement_to_list(judgement: Judgement) -> List[Any]:
+    return [judgement.accuracy, [numbers_or_none(row) for row in judgement.alpha], judgement.recalibrated,
+            judgement.formats, judgement.lossless, judgement.estimated, judgement.longer]
+
+
+def _judgement_from_list(accuracy: float, alpha: List[Any], recalibrated: bool, formats: Optional[List[str]],
+                         lossless: Optional[float], estimated: bool, longer: bool) -> Judgement:
+    return Judgement(float(accuracy), np.array(alpha, dtype=float), bool(recalibrated), _formats_from_json(formats),
+                     lossless, bool(estimated), bool(longer))
 
 
 def _formats_from_json(formats: Optional[List[str]]) -> Formats:

@@ -7,18 +7,20 @@ its accuracy costs forward passes. So the search
      turn from the ranking by time saved and the ranking by importance. A look is the validation accuracy under that
      shared α, from cached activations and the hardest images first (hardest_first.py);
   3. learns from all looks, image by image, what dropping branches does, one by one and in pairs
-     (accuracy_surrogate.py), and looks at the candidate with the highest expected improvement of J, until LOOKS are
-     spent;
+     (accuracy_surrogate.py), and looks at the candidate with the highest expected improvement of J, until that is
+     small or LOOKS are spent;
   4. gives the look whose own recovery promises most a short one, with L1 pressure by the time that each branch costs on
      its tier: accepted if it lowers J within the constraint on all validation images, otherwise undone;
-  5. when no look promises enough, polishes the best network's α and tries its neighbours under that α.
+  5. when no look promises enough, polishes the best network's α, tries its neighbours under that α, and gives a longer
+     recovery to what has just missed.
 Where fusing is free, dropping 1x1 or identity beside a dense branch saves nothing and is no candidate for its time;
 blocks without their 3x3 are what saves. benchmarks/search_quality.py holds the search against enumeration.
 """
 from __future__ import annotations
 
 import itertools
-from typing import Dict, Iterable, List, Optional, Tuple
+from dataclasses import replace
+from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 import numpy as np
 
@@ -36,8 +38,9 @@ from throughput_optimizer import split_range
 ENUMERATED = 5000  # up to so many choices the surrogate rates them all; beyond, the neighbours of good ones
 NEIGHBOURS_OF = 12  # so many good ones
 LEAST_IMPROVEMENT = 1e-6  # of J
-WORTH_A_LOOK = 1e-5  # of J: expected improvement below which a longer recovery comes first
+WORTH_A_LOOK = 3e-4  # of J: expected improvement below which a choice is not looked at
 MOST_DROPPED = 0.6  # of the blocks lose something while the shared α is trained
+SHARED_LR = 0.4  # times RECOVERY_LR: its learning rate, smaller since every step has another network
 FURTHER_LOOKS = 12  # changes of the polished network that are looked at before it is final
 FURTHER = 2  # and of these, judged at most
 WORTH_A_RECOVERY = 1e-3  # of J: expected improvement below which a look is not recovered
@@ -45,6 +48,8 @@ WORTH_IT_BEFORE_LOOKS = 4e-3  # the same while there are looks left, which are c
 PRIOR_SHARE = 0.2  # of lost accuracy that a recovery is assumed to win back; counts like ε of lost accuracy seen
 LARGEST_SHARE = 0.75  # that is ever expected
 RECOVERY_SD = 0.2  # of ε: how much recoveries differ, standard deviation
+LONGER_WINS = 0.1  # of ε: what a longer recovery is expected to win after a short one
+WORTH_A_LONGER_RECOVERY = 2e-3  # of J: expected improvement below which a judged network has none
 
 
 class JointSearch(PruningSearch):
@@ -130,18 +135,19 @@ class JointSearch(PruningSearch):
             return False
 
         self.model.set_alpha_array(self.unpruned)
-        self.train_alpha(state, self.settings.SHARED_STEPS, seed, note, kept_at=kept_at)
+        self.train_alpha(state, self.settings.SHARED_STEPS, SHARED_LR * self.settings.RECOVERY_LR, seed, note,
+                         kept_at=kept_at)
         state.shared_alpha = np.mean(found[len(found) // 2:], axis=0)
 
     def evaluator(self, state: SearchState) -> PruningEvaluator:
-        """Runs prunings under the shared α; what they share with the network of all branches is computed once."""
+        """Runs prunings under the shared α; what they have in common is run once."""
         if self._evaluator is None:
             self._evaluator = PruningEvaluator(self.model, state.shared_alpha, self.val, self.settings)
         return self._evaluator
 
-    def margins(self, state: SearchState) -> np.ndarray:
-        """From the pass that fills the cache of activations."""
-        return self.evaluator(state).margins
+    def look_at_all_branches(self, state: SearchState) -> Look:
+        """By the evaluator that others share first blocks with."""
+        return self.counted(state, self.evaluator(state), choice_of(self.unpruned))
 
     def look(self, state: SearchState, choices: Iterable[Choice], whole: bool = False) -> None:
         """Measure these choices under the shared α; unless all images are wanted (`whole`), left where what is needed
@@ -154,9 +160,14 @@ class JointSearch(PruningSearch):
 
     def look_at(self, state: SearchState, choice: Choice, needed: float, quiet_share: float) -> Look:
         """One look, of use from the accuracy `needed` on."""
-        evaluator, expected = self.evaluator(state), self.surrogate(state).expected_margins(self.dropped([choice])[0])
+        expected = self.surrogate(state).expected_margins(self.dropped([choice])[0])
+        return self.counted(state, self.evaluator(state), choice, expected, needed, quiet_share)
+
+    @staticmethod
+    def counted(state: SearchState, evaluator: PruningEvaluator, *look: Any) -> Look:
+        """`evaluator.look(*look)` with its block evaluations counted."""
         before = evaluator.block_evaluations
-        found = evaluator.look(choice, expected, needed, quiet_share)
+        found = evaluator.look(*look)
         state.block_evaluations += evaluator.block_evaluations - before
         return found
 
@@ -198,8 +209,7 @@ class JointSearch(PruningSearch):
         return [choice for choice in dict.fromkeys(pool) if choice not in state.looks]
 
     def most_promising(self, state: SearchState) -> Optional[Choice]:
-        """The choice with the highest expected improvement; None when none promises enough. Once the best network has
-        had its longer recovery, looks that are left are spent on whatever promises anything."""
+        """The choice with the highest expected improvement; None when none promises enough."""
         pool = self.proposals(state)
         if not pool:
             return None
@@ -207,7 +217,7 @@ class JointSearch(PruningSearch):
         promise = expected_improvement(accuracy, sd, self.relative_T_eff(pool), self.bound - 0.5 / len(self.val),
                                        self.settings.MU, self.J_of(state))
         best = int(np.argmax(promise))
-        return pool[best] if promise[best] > (0 if state.polished else WORTH_A_LOOK) else None
+        return pool[best] if promise[best] > WORTH_A_LOOK else None
 
     def predicted(self, state: SearchState, pool: List[Choice]) -> Tuple[np.ndarray, np.ndarray]:
         """What looks at these choices would give, [m], and its standard deviation [m]."""
@@ -248,9 +258,9 @@ class JointSearch(PruningSearch):
         accuracy, _ = self.once_recovered(state, np.array([look.accuracy]), np.array([look.sd]))
         return self.J(float(self.relative_T_eff([choice])[0]) * self.T_eff_ref_ms, float(accuracy[0]))
 
-    def best_look(self, state: SearchState) -> Optional[Choice]:
+    def best_look(self, state: SearchState, enough: float) -> Optional[Choice]:
         """The look not judged yet whose recovery is expected to lower J most, of those that have what a look needs;
-        None when none promises enough."""
+        None when none promises an improvement of `enough`."""
         pool = [choice for choice in state.looks if choice not in state.judged]
         pool = [choice for choice, needed in zip(pool, self.needed_accuracy(state, pool))
                 if state.looks[choice].accuracy >= needed]
@@ -262,7 +272,6 @@ class JointSearch(PruningSearch):
         promise = expected_improvement(accuracy, sd, self.relative_T_eff(pool), self.bound, self.settings.MU,
                                        self.J_of(state))
         best = int(np.argmax(promise))
-        enough = WORTH_IT_BEFORE_LOOKS if 1 < len(state.looks) < self.settings.LOOKS else WORTH_A_RECOVERY
         return pool[best] if promise[best] > enough else None
 
     def judge(self, state: SearchState, choice: Choice, looked: Optional[Judgement] = None, whole: bool = False,
@@ -294,17 +303,17 @@ class JointSearch(PruningSearch):
 
     def round(self, state: SearchState) -> bool:
         """One look at what promises most, or the first looks together; then judge what would lower J. When there is
-        neither, the neighbours of the best network, once that is polished."""
+        neither, once the best network is polished, its neighbours; then what has just missed."""
         choices = self.first_looks() if len(state.looks) == 1 else []  # none where nothing saves time
         if not choices and len(state.looks) < self.settings.LOOKS:
             promising = self.most_promising(state)
             choices = [] if promising is None else [promising]
         self.look(state, choices)
-        best = self.best_look(state)
+        best = self.best_look(state, WORTH_IT_BEFORE_LOOKS if choices else WORTH_A_RECOVERY)
         if best is not None:
             self.try_choice(state, best)
         elif not choices:
-            return state.polished and self.go_further(state)
+            return state.polished and (self.go_further(state) or self.second_chance(state))
         return True
 
     def try_choice(self, state: SearchState, choice: Choice, looked: Optional[Judgement] = None, whole: bool = False,
@@ -312,6 +321,10 @@ class JointSearch(PruningSearch):
         """Judge a choice; was it accepted?"""
         judgement = self.judge(state, choice, looked, whole)
         state.judged[choice] = judgement
+        return self.accept_better(state, judgement)
+
+    def accept_better(self, state: SearchState, judgement: Judgement) -> bool:
+        """Accept it if it meets the bound, measured on all images, and lowers J; was it accepted?"""
         accepted = (not judgement.estimated and judgement.accuracy >= self.bound and
                     self.J_of(judgement) < self.J_of(state) - LEAST_IMPROVEMENT)
         if accepted:
@@ -329,20 +342,38 @@ class JointSearch(PruningSearch):
         choices, found = self.further_choices(state, now), []
         if not choices:
             return False
-        evaluator = PruningEvaluator(self.model, self.best_alpha(state), self.val, self.settings, now)
-        surrogate = self.surrogate(state)
-        unchanged, *changed = (surrogate.expected_margins(dropped) for dropped in self.dropped([now, *choices]))
-        for choice, expected, needed in zip(choices, changed, self.accepted_from(state, choices)):
-            look = evaluator.look(choice, evaluator.margins + expected - unchanged,
-                                  needed - self.settings.EPSILON / 2, self.settings.QUIET_SHARE)
+        evaluator = PruningEvaluator(self.model, self.best_alpha(state), self.val, self.settings)
+        surrogate, quiet_share = self.surrogate(state), self.settings.QUIET_SHARE
+        before, *after = (surrogate.expected_margins(dropped) for dropped in self.dropped([now, *choices]))
+        margins = self.counted(state, evaluator, now, before, 0.0, quiet_share).margins - before
+        for choice, expected, needed in zip(choices, after, self.accepted_from(state, choices)):
+            look = self.counted(state, evaluator, choice, expected + margins, needed - self.settings.EPSILON / 2,
+                                quiet_share)
             if look.accuracy >= needed and not look.whole:
-                look = evaluator.look(choice)
+                look = self.counted(state, evaluator, choice)
             if look.enough:
                 judgement = Judgement(look.accuracy, kept(choice, evaluator.alpha), estimated=not look.whole)
                 found.append((self.J_of(judgement), choice, judgement))
-        state.block_evaluations += evaluator.block_evaluations + len(self.model.blocks) * len(self.val)
         found.sort(key=lambda item: item[:2])
         return any(self.try_choice(state, choice, looked) for _, choice, looked in found[:FURTHER])
+
+    def second_chance(self, state: SearchState) -> bool:
+        """A longer recovery, as the best network had, for the judged one for which it promises most: an image more may
+        be all that it lacks. False when it promises too little for all."""
+        best, scale = choice_of(state.alpha), scale_of(self.settings.EPSILON)
+        pool = [choice for choice, judgement in state.judged.items() if not judgement.longer and choice != best]
+        if not pool:
+            return False
+        accuracy = np.array([state.judged[choice].lossless_accuracy for choice in pool]) + LONGER_WINS * scale
+        promise = expected_improvement(accuracy, np.full(len(pool), RECOVERY_SD * scale), self.relative_T_eff(pool),
+                                       self.bound, self.settings.MU, self.J_of(state))
+        if promise.max() <= WORTH_A_LONGER_RECOVERY:
+            return False
+        choice = pool[int(np.argmax(promise))]
+        before, needed = state.judged[choice], float(self.accepted_from(state, [choice])[0])
+        state.judged[choice] = self.longer_recovery(state, before, needed) or replace(before, longer=True)
+        self.accept_better(state, state.judged[choice])
+        return True
 
     def further_choices(self, state: SearchState, now: Choice) -> List[Choice]:
         """Changes of the best network that promise most, at most FURTHER_LOOKS: other options of one or two blocks, or

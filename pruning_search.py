@@ -12,7 +12,7 @@ import batchnorm
 import hardest_first
 from config import Settings
 from cost_model import HardwareTable, goal, other_tier
-from evaluation import ImageSet, batches, normalise
+from evaluation import ImageSet, normalise
 from gamma_mask_builder import build_gamma_mask
 from hardest_first import Look, margins_of
 from hyper_repvgg import DeployedNetwork, HyperRepVGG, deploy, surviving_branches
@@ -22,7 +22,7 @@ from throughput_optimizer_limit import check_possible, solve_or_nearest, solve_w
 from wire_formats import by_loss, is_lossless
 from wire_loss import WireLoss
 
-POLISH = 4  # times RECOVERY_STEPS: the longer recovery of the best network, at most
+LONGER = 4  # times RECOVERY_STEPS: the longer recovery, at most
 PATIENCE = 2  # validations without a better network after which a recovery ends
 
 Formats = Optional[Tuple[str, ...]]  # wire formats that a network may use; None: all of WIRE_FORMATS
@@ -46,6 +46,7 @@ class Judgement:
     formats: Formats = None  # those for which the accuracy holds, at the split that is best with them
     lossless: Optional[float] = None  # validation accuracy without the loss of a wire format; None: `accuracy` is
     estimated: bool = False  # given up on a part of the images: on all it would not be accurate enough to be accepted
+    longer: bool = False  # its α has had the longer recovery
 
     @property
     def lossless_accuracy(self) -> float:
@@ -133,26 +134,25 @@ class PruningSearch:
         check_possible(self.table, self.settings)
         state = SearchState(self.unpruned, self.reference, [], self.unpruned)
         self.share_alpha(state)
-        margins = self.margins(state)
-        state.lowest_margins = margins.astype(np.float16)
-        state.looks[choice_of(self.unpruned)] = Look(float((margins > 0).mean()), len(margins), state.lowest_margins)
-        state.block_evaluations = len(self.model.blocks) * len(self.val)  # of the margins; not again after a restart
+        state.lowest_margins = np.full(len(self.val), hardest_first.LARGEST_MARGIN, np.float16)
+        look = self.look_at_all_branches(state)
+        state.looks[choice_of(self.unpruned)], state.lowest_margins = look, look.margins
         self.accept(state, self.on_the_wire(state, Judgement(self.reference, self.unpruned)))
         return state
 
     # --- judging and accepting ---
 
-    def train_alpha(self, state: SearchState, steps: int, seed: int, stop: Callable[[int], bool],
+    def train_alpha(self, state: SearchState, steps: int, learning_rate: float, seed: int, stop: Callable[[int], bool],
                     l1: Optional[np.ndarray] = None, kept_at: Optional[Callable[[int], np.ndarray]] = None) -> None:
-        """`alpha_training.train_alpha` as recoveries train, from the α that the model has; counted."""
+        """`alpha_training.train_alpha` with batches as recoveries have them, from the α that the model has; counted."""
         images = min(self.settings.RECOVERY_BATCH_SIZE, len(self.train))
 
         def counted(done: int) -> bool:
             state.trained_block_images += len(self.model.blocks) * images
             return stop(done)
 
-        alpha_training.train_alpha(self.model, self.train, self.settings, steps, self.settings.RECOVERY_LR, seed, l1,
-                                   counted, self.settings.RECOVERY_BATCH_SIZE, kept_at)
+        alpha_training.train_alpha(self.model, self.train, self.settings, steps, learning_rate, seed, l1, counted,
+                                   self.settings.RECOVERY_BATCH_SIZE, kept_at)
 
     def recovered(self, state: SearchState, alpha: np.ndarray, steps: int, seed: int, l1: Optional[np.ndarray],
                   before: Optional[Judgement] = None, needed: float = 0.0) -> Judgement:
@@ -173,7 +173,7 @@ class PruningSearch:
             return len(results) - 1 - best >= PATIENCE
 
         if steps:
-            self.train_alpha(state, steps, seed, stop, l1)
+            self.train_alpha(state, steps, self.settings.RECOVERY_LR, seed, stop, l1)
         if not results:
             results.append(self.validated(state, alpha, needed))
         best = max(results, key=lambda result: result.accuracy)
@@ -196,15 +196,12 @@ class PruningSearch:
     def share_alpha(self, state: SearchState) -> None:
         """Choose the α from which every pruned network's α starts; here that of the unpruned network."""
 
-    def margins(self, state: SearchState) -> np.ndarray:
-        """Margins on the validation images, under the shared α, of the network with all branches, float32 [n]."""
+    def look_at_all_branches(self, state: SearchState) -> Look:
+        """On all validation images, under the shared α."""
         self.model.set_alpha_array(state.shared_alpha)
-        network = deploy(self.model)
-        with torch.inference_mode():
-            return np.concatenate([self.margins_at(network, part)
-                                   for part in batches(len(self.val), self.settings.BATCH_SIZE)])
+        return self.validate(state)
 
-    def margins_at(self, network: DeployedNetwork, index: Union[slice, torch.Tensor]) -> np.ndarray:
+    def margins_at(self, network: DeployedNetwork, index: torch.Tensor) -> np.ndarray:
         """A network's margins on these validation images."""
         images = normalise(self.val.images[index], self.settings.NORM_MEAN, self.settings.NORM_STD)
         return margins_of(network(images), self.val.labels[index])
@@ -244,7 +241,7 @@ class PruningSearch:
     def accept(self, state: SearchState, judgement: Judgement) -> None:
         """Make a judged network the best so far."""
         state.alpha, state.accuracy = judgement.alpha, judgement.accuracy
-        state.polished = state.gone_further = False
+        state.polished, state.gone_further = judgement.longer, False
         state.formats, state.lossless, state.recalibrated = (judgement.formats, judgement.lossless,
                                                              judgement.recalibrated)
         times = self.solve(state.alpha, state.formats).times
@@ -273,14 +270,19 @@ class PruningSearch:
         """After the last round: measure something more for the frontier's sake; False when enough was."""
         return False
 
-    def polish(self, state: SearchState) -> None:
-        """When nothing more is worth trying, once for each best network: a longer recovery without L1. The accuracy
-        that it wins may make another try worthwhile."""
+    def longer_recovery(self, state: SearchState, judgement: Judgement, needed: float = 0.0) -> Optional[Judgement]:
+        """α trained on, without L1; None where that finds nothing more accurate."""
         seed = alpha_training.seed_of(self.settings.SEED, self.domain_id, state.rounds)
-        lossless = state.accuracy if state.lossless is None else state.lossless
-        before = Judgement(lossless, state.alpha, recalibrated=state.recalibrated)
-        recovered = self.recovered(state, state.alpha, POLISH * self.settings.RECOVERY_STEPS, seed, None, before)
-        judgement = None if recovered is before else self.on_the_wire(state, recovered)
+        before = replace(judgement, accuracy=judgement.lossless_accuracy, formats=None, lossless=None)
+        steps = LONGER * self.settings.RECOVERY_STEPS
+        recovered = self.recovered(state, before.alpha, steps, seed, None, before, needed)
+        return None if recovered is before else replace(self.on_the_wire(state, recovered), longer=True)
+
+    def polish(self, state: SearchState) -> None:
+        """When nothing more is worth trying, once for each best network: a longer recovery. The accuracy that it wins
+        may make another try worthwhile."""
+        judgement = self.longer_recovery(state, Judgement(state.accuracy, state.alpha, state.recalibrated,
+                                                          state.formats, state.lossless))
         if judgement and (self.J_of(judgement), -judgement.accuracy) < (self.J_of(state), -state.accuracy):
             state.curve.pop()
             self.accept(state, judgement)

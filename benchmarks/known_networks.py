@@ -114,15 +114,18 @@ class Evaluator:
 class TabledEvaluator:
     """Looks at known margins as step 3 looks at networks: at no more images than it needs to see."""
 
-    def __init__(self, known: Evaluator, unpruned: Choice, batch_size: int) -> None:
-        self.known, self.margins, self.batch_size = known, known.margins[unpruned], batch_size
+    def __init__(self, known: Evaluator, batch_size: int) -> None:
+        self.known, self.batch_size = known, batch_size
         self.block_evaluations = 0
 
-    def look(self, choice: Choice, expected: np.ndarray, needed: float, quiet_share: float) -> hardest_first.Look:
+    def look(self, choice: Choice, expected: Optional[np.ndarray] = None, needed: float = 0.0,
+             quiet_share: float = 1.0) -> hardest_first.Look:
         """Read, and counted."""
         self.known.J(choice)
-        return hardest_first.look(lambda index: self.known.margins[choice][index.numpy()], expected, self.batch_size,
-                                  needed, quiet_share)
+        margins = self.known.margins[choice]
+        return hardest_first.look(lambda index: margins[index.numpy()],
+                                  np.zeros(len(margins)) if expected is None else expected, self.batch_size, needed,
+                                  quiet_share)
 
 
 class Tabled:
@@ -139,11 +142,11 @@ class Tabled:
 
     def evaluator(self, state: SearchState) -> TabledEvaluator:
         """Of the known margins."""
-        return TabledEvaluator(self.known, choice_of(self.unpruned), self.settings.BATCH_SIZE)
+        return TabledEvaluator(self.known, self.settings.BATCH_SIZE)
 
-    def margins(self, state: SearchState) -> np.ndarray:
-        """Of the unpruned network."""
-        return self.evaluator(state).margins
+    def look_at_all_branches(self, state: SearchState) -> hardest_first.Look:
+        """Known."""
+        return self.evaluator(state).look(choice_of(self.unpruned))
 
     def judged_as_looked(self, choice: Choice) -> Judgement:
         """On all images, counted."""

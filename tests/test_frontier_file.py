@@ -224,6 +224,8 @@ def test_a_format_that_ruins_the_network_is_not_chosen_and_another_takes_its_pla
 @pytest.mark.parametrize('workspace', [LOSSY], indirect=True)
 def test_a_killed_search_with_lossy_formats_ends_with_the_same_file(workspace, monkeypatch):
     import joint_result
+    overrides = [*workspace.overrides, 'ACTIVATION_CACHE_MB=0']  # what is in memory changes counts, and rounding
+    undisturbed = run_step3(overrides, os.path.join(workspace.folder, 'undisturbed'))
     save_state, kills = joint_result.save_state, []
 
     def save_and_die(*args):
@@ -235,11 +237,11 @@ def test_a_killed_search_with_lossy_formats_ends_with_the_same_file(workspace, m
     results = os.path.join(workspace.folder, 'killed')
     while True:
         try:
-            content = run_step3(workspace.overrides, results)
+            content = run_step3(overrides, results)
             break
         except KeyboardInterrupt:
             assert len(kills) < 60
-    assert json.dumps(without_times(content)) == json.dumps(without_times(workspace.content))
+    assert json.dumps(without_times(content)) == json.dumps(without_times(undisturbed))
 
 
 @pytest.mark.parametrize('workspace', [LOSSLESS], indirect=True)

@@ -23,6 +23,7 @@ from importance_pruning import ImportanceSearch
 from lut_manager import TierCosts
 from prefix_activations import PruningEvaluator, choice_of
 from progressive_pruning import JointSearch, smaller_sets
+from pruning_search import SearchState
 from throughput_optimizer import solve_exact
 
 SETTINGS = config.load(('LOOKS=16', 'RECOVERY_STEPS=2', 'MAX_PRUNING_ROUNDS=6'), environ={})
@@ -162,17 +163,16 @@ class Killed(Exception):
     """Stands for a kill between two rounds."""
 
 
-def test_a_search_killed_after_every_round_ends_where_an_undisturbed_one_does(parts, tmp_path):
+def killed_after_every_round(parts, settings: config.Settings) -> SearchState:
+    """How a search ends that goes on after each round from its file alone."""
     table = parts[0]
-    settings = dataclasses.replace(SETTINGS, RESULTS_DIR=str(tmp_path))
-    undisturbed = new_search(parts).run(new_search(parts).start(), lambda state: None)
 
     def save_and_die(state):
         joint_result.save_state('joint_state', state, 0, table, settings, 'inputs', 1.0)
         raise Killed
 
     for _ in range(200):
-        search = new_search(parts)  # nothing survives but the file
+        search = new_search(parts, settings=settings)
         saved = joint_result.load_state('joint_state', 0, table, settings, 'inputs')
         state = saved[0] if saved else search.start()
         if state.finished:
@@ -180,6 +180,14 @@ def test_a_search_killed_after_every_round_ends_where_an_undisturbed_one_does(pa
         with pytest.raises(Killed):
             search.run(state, save_and_die)
     assert state.finished
+    assert joint_result.load_state('joint_state', 0, table, settings, 'other inputs') is None
+    return state
+
+
+def test_a_search_killed_after_every_round_ends_where_an_undisturbed_one_does(parts, tmp_path):
+    settings = dataclasses.replace(SETTINGS, RESULTS_DIR=str(tmp_path), ACTIVATION_CACHE_MB=0)
+    search = new_search(parts, settings=settings)
+    undisturbed, state = search.run(search.start(), lambda state: None), killed_after_every_round(parts, settings)
     np.testing.assert_array_equal(state.alpha, undisturbed.alpha)
     assert state.curve == undisturbed.curve and state.looks == undisturbed.looks
     for choice, look in state.looks.items():
@@ -187,7 +195,15 @@ def test_a_search_killed_after_every_round_ends_where_an_undisturbed_one_does(pa
     np.testing.assert_array_equal(state.lowest_margins, undisturbed.lowest_margins)
     np.testing.assert_array_equal(state.shared_alpha, undisturbed.shared_alpha)
     assert state.block_evaluations == undisturbed.block_evaluations
-    assert joint_result.load_state('joint_state', 0, table, settings, 'other inputs') is None
+
+
+def test_a_killed_search_runs_again_what_was_in_memory_and_finds_as_much(parts, tmp_path):
+    settings = dataclasses.replace(SETTINGS, RESULTS_DIR=str(tmp_path))
+    search = new_search(parts, settings=settings)
+    undisturbed, state = search.run(search.start(), lambda state: None), killed_after_every_round(parts, settings)
+    assert state.block_evaluations > undisturbed.block_evaluations
+    assert state.accuracy >= search.bound
+    assert search.J_of(state) == pytest.approx(search.J_of(undisturbed), abs=0.02)  # rounding may lead another way
 
 
 @hypothesis_settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
