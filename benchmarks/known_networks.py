@@ -153,9 +153,9 @@ class Tabled:
         self.known.J(choice)
         return Judgement(self.known.accuracy(choice), kept(choice, self.unpruned))
 
-    def polish(self, state: SearchState) -> None:
+    def longer_recovery(self, state: SearchState, judgement: Judgement, needed: float = 0.0) -> Optional[Judgement]:
         """Nothing to recover."""
-        state.polished = True
+        return None
 
 
 class TabledStep3(Tabled, FrontierSearch):

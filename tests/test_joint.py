@@ -13,6 +13,8 @@ import config
 import cost_model
 import joint_result
 import lut_manager
+import progressive_pruning
+import pruning_search
 from cost_model import Roofline
 from domain_dataset import load_domain
 from evaluation import ImageSet
@@ -23,7 +25,7 @@ from importance_pruning import ImportanceSearch
 from lut_manager import TierCosts
 from prefix_activations import PruningEvaluator, choice_of
 from progressive_pruning import JointSearch, smaller_sets
-from pruning_search import SearchState
+from pruning_search import Judgement, SearchState
 from throughput_optimizer import solve_exact
 
 SETTINGS = config.load(('LOOKS=16', 'RECOVERY_STEPS=2', 'MAX_PRUNING_ROUNDS=6'), environ={})
@@ -150,6 +152,47 @@ def test_steps_without_a_branch_do_not_train_it_and_leave_no_hole(parts):
     changed = (trained != before) & ~np.isnan(before)
     np.testing.assert_array_equal(changed, without)
     assert (trained[~np.isnan(before)] != 0).all()
+
+
+@pytest.mark.parametrize('won', [0.0, 0.05])
+def test_what_has_just_missed_gets_one_longer_recovery_and_counts_only_if_that_is_enough(parts, monkeypatch, won):
+    search = new_search(parts)
+    state = search.start()
+    start_J, choice = search.J_of(state), min(search.first_looks(), key=lambda c: search.relative_T_eff([c])[0])
+    alpha = kept(choice, state.shared_alpha)
+    state.judged[choice] = Judgement(search.bound - 0.001, alpha)  # it would lower J, but misses the bound
+    asked = []
+
+    def recovered(state, start, steps, seed, l1, before, needed):
+        asked.append((start, steps, needed))
+        return dataclasses.replace(before, accuracy=before.accuracy + won, alpha=1.1 * start) if won else before
+
+    monkeypatch.setattr(search, 'recovered', recovered)
+    assert search.second_chance(state)
+    (start, steps, needed), = asked
+    np.testing.assert_array_equal(start, alpha)
+    assert steps == pruning_search.LONGER * SETTINGS.RECOVERY_STEPS and needed == search.bound
+    assert state.judged[choice].longer and (search.J_of(state) < start_J) == bool(won) == state.polished
+    assert not search.second_chance(state) and len(asked) == 1
+
+
+def test_what_has_missed_by_far_gets_no_longer_recovery(parts):
+    search = new_search(parts)
+    state = search.start()
+    for choice in search.first_looks()[:3]:
+        state.judged[choice] = Judgement(search.bound - 2 * SETTINGS.EPSILON, kept(choice, state.shared_alpha))
+    assert not search.second_chance(state)
+
+
+def test_no_choice_is_looked_at_that_promises_less_than_a_look_is_worth(parts, monkeypatch):
+    search = new_search(parts)
+    state = search.start()
+    search.look(state, search.first_looks())
+    promise = progressive_pruning.expected_improvement
+    assert search.most_promising(state) is not None
+    monkeypatch.setattr(progressive_pruning, 'expected_improvement',
+                        lambda *arguments: np.minimum(promise(*arguments), progressive_pruning.WORTH_A_LOOK))
+    assert search.most_promising(state) is None
 
 
 def test_without_any_allowance_recoveries_are_still_tried(parts):
