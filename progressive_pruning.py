@@ -38,7 +38,7 @@ from throughput_optimizer import split_range
 ENUMERATED = 5000  # up to so many choices the surrogate rates them all; beyond, the neighbours of good ones
 NEIGHBOURS_OF = 12  # so many good ones
 LEAST_IMPROVEMENT = 1e-6  # of J
-WORTH_A_LOOK = 3e-4  # of J: expected improvement below which a choice is not looked at
+WORTH_A_LOOK = 3e-4  # of J: expected improvement below which the second half of LOOKS is not spent
 MOST_DROPPED = 0.6  # of the blocks lose something while the shared α is trained
 SHARED_LR = 0.4  # times RECOVERY_LR: its learning rate, smaller since every step has another network
 FURTHER_LOOKS = 12  # changes of the polished network that are looked at before it is final
@@ -209,7 +209,8 @@ class JointSearch(PruningSearch):
         return [choice for choice in dict.fromkeys(pool) if choice not in state.looks]
 
     def most_promising(self, state: SearchState) -> Optional[Choice]:
-        """The choice with the highest expected improvement; None when none promises enough."""
+        """The choice with the highest expected improvement. None when none promises enough: anything before half of LOOKS
+        are spent, as a surrogate of few looks may be too sure, then what a look is worth."""
         pool = self.proposals(state)
         if not pool:
             return None
@@ -217,7 +218,8 @@ class JointSearch(PruningSearch):
         promise = expected_improvement(accuracy, sd, self.relative_T_eff(pool), self.bound - 0.5 / len(self.val),
                                        self.settings.MU, self.J_of(state))
         best = int(np.argmax(promise))
-        return pool[best] if promise[best] > WORTH_A_LOOK else None
+        enough = WORTH_A_LOOK if len(state.looks) >= self.settings.LOOKS // 2 else 0.0
+        return pool[best] if promise[best] > enough else None
 
     def predicted(self, state: SearchState, pool: List[Choice]) -> Tuple[np.ndarray, np.ndarray]:
         """What looks at these choices would give, [m], and its standard deviation [m]."""

@@ -184,15 +184,17 @@ def test_what_has_missed_by_far_gets_no_longer_recovery(parts):
     assert not search.second_chance(state)
 
 
-def test_no_choice_is_looked_at_that_promises_less_than_a_look_is_worth(parts, monkeypatch):
-    search = new_search(parts)
+@pytest.mark.parametrize('spent', ['less than half', 'half'])
+def test_half_of_the_looks_are_spent_and_then_what_promises_more_than_a_look_is_worth(parts, monkeypatch, spent):
+    search = new_search(parts, settings=dataclasses.replace(SETTINGS, LOOKS=24 if spent == 'half' else 40))
     state = search.start()
     search.look(state, search.first_looks())
+    assert 12 <= len(state.looks) < 20
     promise = progressive_pruning.expected_improvement
     assert search.most_promising(state) is not None
     monkeypatch.setattr(progressive_pruning, 'expected_improvement',
                         lambda *arguments: np.minimum(promise(*arguments), progressive_pruning.WORTH_A_LOOK))
-    assert search.most_promising(state) is None
+    assert (search.most_promising(state) is None) == (spent == 'half')
 
 
 def test_without_any_allowance_recoveries_are_still_tried(parts):
