@@ -104,7 +104,7 @@ class Settings:
     MAX_PRUNING_ROUNDS: int = _setting(30, 'joint')  # accepted changes at most
     MIN_SAVING: float = _setting(0.01, 'joint')  # of the unpruned T_eff; what saves less is within the table's noise
     LOOKS: int = _setting(96, 'joint')  # networks whose accuracy is measured without a recovery of their own, at most;
-    #                                     fewer where no other promises much
+    #                                     only half of them where no other promises much
     QUIET_SHARE: float = _setting(0.125, 'joint')  # of the validation images, hardest first: when so many in a row are
     #                                              right, a look takes the rest as right; 1: looks see all images
     ACTIVATION_CACHE_MB: int = _setting(512, 'none')  # memory of a search for what blocks put out, MiB
