@@ -209,8 +209,8 @@ class JointSearch(PruningSearch):
         return [choice for choice in dict.fromkeys(pool) if choice not in state.looks]
 
     def most_promising(self, state: SearchState) -> Optional[Choice]:
-        """The choice with the highest expected improvement. None when none promises enough: anything until half of LOOKS
-        are spent, since a surrogate of few looks may be too sure; then what a look is worth."""
+        """The choice with the highest expected improvement. None when none promises enough: anything until half
+        of LOOKS are spent, as a surrogate of few looks may be too sure; then what a look is worth."""
         pool = self.proposals(state)
         if not pool:
             return None
