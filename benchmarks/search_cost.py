@@ -13,10 +13,10 @@ time; what to leave out is then given to it for nothing.
 A block evaluation is a forward pass of one block on one image. Training passes (a forward and a backward pass, counted
 once) are listed on their own and added in the total. Neither counts nor J depend on the machine's speed.
 
-Domains 0 to 3, one measured table at 100 Mbit/s (2-core Intel Xeon virtual machine, PyTorch 2.14, one thread), means:
-ours J -0.1701 with 172,900 forward and 82,400 trained; plain with all candidates J -0.1689 with 1,463,700 forward and
-996,900 trained. That is 8.5 times the forward passes and 9.6 times the total (7.5 to 13.1 by domain). Ours is lower in
-domains 0 and 3, 0.0001 higher in 2 and 0.0030 in 1.
+Ten domains, one measured table at 100 Mbit/s (2-core Intel Xeon virtual machine, PyTorch 2.14, one thread), means:
+ours J -0.1613 with 114,700 forward and 87,400 trained; plain with all candidates J -0.1588 with 1,563,000 forward and
+993,900 trained. That is 13.6 times the forward passes and 12.7 times the total (7.4 to 16.8 by domain). Ours is lower in
+domains 2, 3, 5 and 7, by 0.0237 at most, and higher in the others, by 0.0058 at most.
 """
 from __future__ import annotations
 
