@@ -13,10 +13,10 @@ chosen by the exact optimiser, blind to accuracy) are measured
 reported, nothing is chosen by it.
 
 Ten built-in domains, a table at 100 Mbit/s (2-core Intel Xeon virtual machine, one thread, PyTorch 2.14; means of 30
-networks, accuracies in %): validation 87.30 none, 87.90 own, 87.48 shared, 87.93 shared and own, 86.39 with BatchNorm,
-88.13 kept; test 88.29, 88.48, 87.94, 88.46, 87.55, 88.60. An own recovery costs 4,224 trained block images, the shared
-one 16,896 once a domain, BatchNorm 2,816 block evaluations; a validation 6,893. Kept are shared and own for 18,
-shared alone for 8, BatchNorm for 4, which is why it is off by default.
+networks, accuracies in %): validation 87.14 none, 87.78 own, 87.58 shared, 87.74 shared and own, 86.36 with BatchNorm,
+88.00 kept; test 88.14, 88.34, 88.12, 88.34, 87.53, 88.41. An own recovery costs 4,224 trained block images, the shared
+one 33,792 once a domain, BatchNorm 2,816 block evaluations; a validation 6,893. Kept are shared and own for 14,
+shared alone for 9, BatchNorm for 7, which is why it is off by default.
 """
 from __future__ import annotations
 
