@@ -15,8 +15,8 @@ once) are listed on their own and added in the total. Neither counts nor J depen
 
 Ten domains, one measured table at 100 Mbit/s (2-core Intel Xeon virtual machine, PyTorch 2.14, one thread), means:
 ours J -0.1613 with 114,700 forward and 87,400 trained; plain with all candidates J -0.1588 with 1,563,000 forward and
-993,900 trained. That is 13.6 times the forward passes and 12.7 times the total (7.4 to 16.8 by domain). Ours is lower in
-domains 2, 3, 5 and 7, by 0.0237 at most, and higher in the others, by 0.0058 at most.
+993,900 trained. That is 13.6 times the forward passes and 12.7 times the total (7.4 to 16.8 by domain). Ours is
+lower in domains 2, 3, 5 and 7, by 0.0237 at most, and higher in the others, by 0.0058 at most.
 """
 from __future__ import annotations
 
