@@ -26,14 +26,13 @@ import numpy as np
 
 import alpha_training
 from accuracy_surrogate import AccuracySurrogate, counts_from, expected_improvement, scale_of
-from cost_model import TIERS, split_times
 from hardest_first import Look
 from hyper_repvgg import kept, surviving_branches
 from limits import limits_of
 from prefix_activations import Choice, Keep, PruningEvaluator, choice_of
-from pruning_search import Judgement, PruningSearch, SearchState, branch_cost_ms, fastest_ms
+from pruning_candidates import branch_cost_ms, keep_options, neighbours, unlimited_T_eff_ms
+from pruning_search import Judgement, PruningSearch, SearchState
 from repvgg import BRANCHES
-from throughput_optimizer import split_range
 
 ENUMERATED = 5000  # up to so many choices the surrogate rates them all; beyond, the neighbours of good ones
 NEIGHBOURS_OF = 12  # so many good ones
@@ -64,28 +63,10 @@ class JointSearch(PruningSearch):
     # --- candidates and their times ---
 
     def options(self) -> List[List[Keep]]:
-        """What each block may keep: all it has; sets that save MIN_SAVING of T_eff_ref more than any larger set, on the
-        tier where they save more; and all but a branch whose |α| is below PRUNING_THRESHOLD."""
+        """What each block may keep."""
         if self._options is None:
-            whole, least = choice_of(self.unpruned), self.settings.MIN_SAVING
-            self._options = []
-            for block, row in enumerate(whole):
-                saved = {row: 0.0}
-                for keep in smaller_sets(row):
-                    dropped = [b for b in range(len(BRANCHES)) if row[b] and not keep[b]]
-                    vanished = len(dropped) == 1 and (abs(self.unpruned[block, dropped[0]]) <
-                                                      self.settings.PRUNING_THRESHOLD)
-                    value = self.most_saved(block, row, keep)
-                    if vanished or all(value >= other + least for larger, other in saved.items()
-                                       if all(a or not b for a, b in zip(larger, keep))):
-                        saved[keep] = value
-                self._options.append(list(saved))
+            self._options = keep_options(self.table, self.unpruned, self.T_eff_ref_ms, self.settings)
         return self._options
-
-    def most_saved(self, block: int, whole: Keep, keep: Keep) -> float:
-        """What a block saves by keeping only `keep`, on the tier where that is more, as a share of T_eff_ref."""
-        return max(fastest_ms(self.table.T_ms[tier][block], np.array(whole)) -
-                   fastest_ms(self.table.T_ms[tier][block], np.array(keep)) for tier in TIERS) / self.T_eff_ref_ms
 
     def relative_T_eff(self, choices: Iterable[Choice]) -> np.ndarray:
         """T_eff / T_eff_ref of choices, [m], at their best γ and λ, within the limits if any are set."""
@@ -94,23 +75,9 @@ class JointSearch(PruningSearch):
         if new and limits_of(self.settings).any:
             values = [self.T_eff_ms(np.array(choice)) for choice in new]
         else:
-            values = self._unlimited_T_eff_ms(new) if new else []
+            values = unlimited_T_eff_ms(self.table, new, self.settings) if new else []
         self._relative.update((choice, value / self.T_eff_ref_ms) for choice, value in zip(new, values))
         return np.array([self._relative[choice] for choice in choices])
-
-    def _unlimited_T_eff_ms(self, choices: List[Choice]) -> np.ndarray:
-        """All at once: the fastest time of every block's every option once, then sums over blocks for all choices."""
-        settings = self.settings
-        keeps = [sorted({choice[k] for choice in choices}) for k in range(len(choices[0]))]
-        index = np.array([[keeps[k].index(keep) for k, keep in enumerate(choice)] for choice in choices])  # (m, N)
-        block_ms = {}
-        for tier in TIERS:
-            times = [[fastest_ms(self.table.T_ms[tier][k], np.array(keep)) for keep in options]
-                     for k, options in enumerate(keeps)]
-            block_ms[tier] = np.stack([np.array(times[k])[index[:, k]] for k in range(len(keeps))], axis=1)
-        splits = np.asarray(split_range(self.table.n_blocks, settings))
-        return np.min([split_times(self.table, block_ms, wire, settings.HEAD_TIER, settings.OMEGA)
-                       .T_eff_ms[:, splits].min(axis=1) for wire in settings.WIRE_FORMATS], axis=0)
 
     # --- looks ---
 
@@ -215,11 +182,17 @@ class JointSearch(PruningSearch):
         if not pool:
             return None
         accuracy, sd = self.once_recovered(state, *self.predicted(state, pool))
-        promise = expected_improvement(accuracy, sd, self.relative_T_eff(pool), self.bound - 0.5 / len(self.val),
-                                       self.settings.MU, self.J_of(state))
+        promise = self.promise(state, pool, accuracy, sd, 0.5 / len(self.val))
         best = int(np.argmax(promise))
         enough = WORTH_A_LOOK if len(state.looks) >= self.settings.LOOKS // 2 else 0.0
         return pool[best] if promise[best] > enough else None
+
+    def promise(self, state: SearchState, pool: List[Choice], accuracy: np.ndarray, sd: np.ndarray,
+                slack: float = 0.0) -> np.ndarray:
+        """Expected improvement of J by choices with these accuracies, [m], each normal with the standard deviation
+        `sd` [m]; `slack`: how far below the bound one counts."""
+        return expected_improvement(accuracy, sd, self.relative_T_eff(pool), self.bound - slack, self.settings.MU,
+                                    self.J_of(state))
 
     def predicted(self, state: SearchState, pool: List[Choice]) -> Tuple[np.ndarray, np.ndarray]:
         """What looks at these choices would give, [m], and its standard deviation [m]."""
@@ -271,8 +244,7 @@ class JointSearch(PruningSearch):
         looks = [state.looks[choice] for choice in pool]
         accuracy, sd = self.once_recovered(state, np.array([look.accuracy for look in looks]),
                                            np.array([look.sd for look in looks]))
-        promise = expected_improvement(accuracy, sd, self.relative_T_eff(pool), self.bound, self.settings.MU,
-                                       self.J_of(state))
+        promise = self.promise(state, pool, accuracy, sd)
         best = int(np.argmax(promise))
         return pool[best] if promise[best] > enough else None
 
@@ -367,8 +339,7 @@ class JointSearch(PruningSearch):
         if not pool:
             return False
         accuracy = np.array([state.judged[choice].lossless_accuracy for choice in pool]) + LONGER_WINS * scale
-        promise = expected_improvement(accuracy, np.full(len(pool), RECOVERY_SD * scale), self.relative_T_eff(pool),
-                                       self.bound, self.settings.MU, self.J_of(state))
+        promise = self.promise(state, pool, accuracy, np.full(len(pool), RECOVERY_SD * scale))
         if promise.max() <= WORTH_A_LONGER_RECOVERY:
             return False
         choice = pool[int(np.argmax(promise))]
@@ -387,24 +358,5 @@ class JointSearch(PruningSearch):
         if not pool:
             return []
         accuracy, sd = self.predicted(state, [now, *pool])
-        promise = expected_improvement(state.accuracy + accuracy[1:] - accuracy[0], sd[1:], self.relative_T_eff(pool),
-                                       self.bound - 0.5 / len(self.val), self.settings.MU, self.J_of(state))
+        promise = self.promise(state, pool, state.accuracy + accuracy[1:] - accuracy[0], sd[1:], 0.5 / len(self.val))
         return [pool[index] for index in np.argsort(-promise, kind='stable')[:FURTHER_LOOKS] if promise[index] > 0]
-
-
-def smaller_sets(surviving: Keep) -> List[Keep]:
-    """All non-empty proper subsets of a block's surviving branches, larger ones first."""
-    alive = [b for b, survives in enumerate(surviving) if survives]
-    return [tuple(b in chosen for b in range(len(BRANCHES)))
-            for size in range(len(alive) - 1, 0, -1) for chosen in itertools.combinations(alive, size)]
-
-
-def neighbours(choice: Choice, options: List[List[Keep]]) -> Iterable[Choice]:
-    """Choices that differ in one or two blocks."""
-    changes = [(k, keep) for k, keeps in enumerate(options) for keep in keeps if keep != choice[k]]
-    for first, (k, keep) in enumerate(changes):
-        once = (*choice[:k], keep, *choice[k + 1:])
-        yield once
-        for other, again in changes[first + 1:]:
-            if other != k:
-                yield (*once[:other], again, *once[other + 1:])

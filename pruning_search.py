@@ -11,13 +11,12 @@ import alpha_training
 import batchnorm
 import hardest_first
 from config import Settings
-from cost_model import HardwareTable, goal, other_tier
+from cost_model import HardwareTable, goal
 from evaluation import ImageSet, normalise
-from gamma_mask_builder import build_gamma_mask
 from hardest_first import Look, margins_of
 from hyper_repvgg import DeployedNetwork, HyperRepVGG, deploy, surviving_branches
 from prefix_activations import Choice, Keep, choice_of
-from throughput_optimizer import Solution, fastest_gammas
+from throughput_optimizer import Solution
 from throughput_optimizer_limit import check_possible, solve_or_nearest, solve_within_limits
 from wire_formats import by_loss, is_lossless
 from wire_loss import WireLoss
@@ -290,21 +289,3 @@ class PruningSearch:
             state.judged[choice_of(state.alpha)] = judgement
             state.rejected.clear()
         state.polished = True
-
-
-def branch_cost_ms(table: HardwareTable, surviving: np.ndarray, split: int, head_tier: str) -> np.ndarray:
-    """What each surviving branch costs on the tier that its block runs on: the block's fastest time with it less the
-    fastest without it, [N, 3]; 0 where it is the last branch or costs nothing, NaN where there is no branch."""
-    cost = np.where(np.isnan(table.flops[:, [0, 1, 2]]), np.nan, 0.0)  # γ 0, 1, 2 run one branch each, in this order
-    for block, row in enumerate(surviving):
-        block_ms = table.T_ms[head_tier if block < split else other_tier(head_tier)][block]
-        for branch in np.flatnonzero(row):
-            without = np.array([survives and b != branch for b, survives in enumerate(row)])
-            if without.any():
-                cost[block, branch] = max(0.0, fastest_ms(block_ms, row) - fastest_ms(block_ms, without))
-    return cost
-
-
-def fastest_ms(block_ms: np.ndarray, keep: np.ndarray) -> float:
-    """Time of one block ([14] ms) under the fastest γ that runs exactly these branches (bool [3])."""
-    return float(fastest_gammas(block_ms[None], build_gamma_mask(keep[None]))[1][0])

@@ -24,7 +24,8 @@ from hyper_repvgg import create_hyper_repvgg, kept, surviving_branches, unpruned
 from importance_pruning import ImportanceSearch
 from lut_manager import TierCosts
 from prefix_activations import PruningEvaluator, choice_of
-from progressive_pruning import JointSearch, smaller_sets
+from progressive_pruning import JointSearch
+from pruning_candidates import smaller_sets
 from pruning_search import Judgement, SearchState
 from throughput_optimizer import solve_exact
 
