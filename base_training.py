@@ -18,8 +18,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from evaluation import ImageSet
-from repvgg import DENSE, ONE, BlockShape, FoldedBranch, RepVGG, fold_branch, fuse_branches
+from domains.image_sets import ImageSet
+from network.folding import FoldedBranch, fold_branch, fuse_branches
+from network.shapes import DENSE, ONE, BlockShape
+from repvgg import RepVGG
 
 Keep = Sequence[Sequence[bool]]  # one flag a branch of every block, in the order of BRANCHES
 

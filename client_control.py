@@ -14,8 +14,8 @@ from config import UserError
 
 def ask(port: int, action: str) -> str:
     """What the client on this control port answers to status, cancel or shutdown. Raises `UserError`."""
-    from frames import Kind, NetworkError
     from network_utils import Address, connect, token_from_environment
+    from wire.frames import Kind, NetworkError
     address = Address('127.0.0.1', port)
     try:
         connection = connect(address, token_from_environment(), 'control', 'worker')

@@ -20,9 +20,9 @@ import cli
 from config import Settings, UserError
 
 if TYPE_CHECKING:
-    from frames import Message
     from network_utils import Connection
-    from worker_tasks import Tasks
+    from tier.tasks import Tasks
+    from wire.frames import Message
 
 PROGRESS_S = 0.5  # at most this often
 
@@ -38,7 +38,7 @@ class Worker:
 
     def serve(self, connection: 'Connection') -> None:
         """Answer requests until the connection ends. Raises `NetworkError`."""
-        from frames import Kind, ProtocolError
+        from wire.frames import Kind, ProtocolError
         self.tasks.connection = connection
         while not self.stopping.is_set():
             self.state.update(state='idle', op='', done=0, total=0)
@@ -53,7 +53,7 @@ class Worker:
 
     def answer(self, connection: 'Connection', message: 'Message') -> None:
         """One request, one reply or error."""
-        from frames import Kind, PeerError
+        from wire.frames import Kind, PeerError
         number = message.integer('id', 0, 2 ** 62)
         self.state.update(state='working', op=message.text('op'), requests=self.state['requests'] + 1)
 
@@ -80,7 +80,7 @@ class Worker:
 
     def control(self, connection: 'Connection') -> None:
         """One operator's questions, on the control port."""
-        from frames import Kind, NetworkError
+        from wire.frames import Kind, NetworkError
         try:
             while True:
                 message = connection.receive()
@@ -114,7 +114,7 @@ class Worker:
 def preload(path: str, settings: Settings, tasks: 'Tasks') -> None:
     """Put the weights of a local checkpoint into the cache: the server then need not send them."""
     from hyper_repvgg import create_hyper_repvgg
-    from network_part import pack_unit, units_of
+    from tier.part import pack_unit, units_of
     for unit in units_of(create_hyper_repvgg(path, settings.MODEL_NAME, settings.NUM_CLASSES)):
         tasks.store.add(pack_unit(unit))
     cli.say(f'weights of {path} are ready')
@@ -124,16 +124,16 @@ def make_tasks(settings: Settings, cache_dir: str, cache_gib: float) -> 'Tasks':
     """The handlers on this device."""
     import torch
 
-    import lut_manager
-    from blob_store import BlobStore
-    from worker_tasks import Tasks
+    from tier import devices
+    from tier.tasks import Tasks
+    from wire.blobs import BlobStore
     threads = settings.threads(settings.CLIENT_THREADS)
     torch.set_num_threads(threads)
     try:
         store = BlobStore(cache_dir, int(cache_gib * (1 << 30)))
     except OSError as error:
         raise UserError(f'cannot use --cache_dir {cache_dir}: {error.strerror}') from None
-    return Tasks(lut_manager.device_of(settings.CLIENT_DEVICE), threads, store)
+    return Tasks(devices.device_of(settings.CLIENT_DEVICE), threads, store)
 
 
 def main(argv: Optional[Sequence[str]]) -> None:
@@ -147,8 +147,8 @@ def main(argv: Optional[Sequence[str]]) -> None:
     parser.add_argument('--once', action='store_true', help='stop when the server says goodbye')
     args, settings = cli.parse(parser, argv)
 
-    from frames import ConnectionLost, NetworkError
     from network_utils import Address, connect_with_retries, token_from_environment
+    from wire.frames import ConnectionLost, NetworkError
     tasks = make_tasks(settings, args.cache_dir, args.cache_gib)
     if settings.WEIGHT_PATH_CLIENT:
         preload(settings.WEIGHT_PATH_CLIENT, settings, tasks)

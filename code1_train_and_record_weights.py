@@ -13,16 +13,17 @@ import os
 from typing import Any, Dict, List, Optional, Sequence
 
 import cli
-import json_files
 from config import Settings
+from pipeline import documents, fingerprints, kinds, writing
 
 
 def train_domain(model: Any, settings: Settings, domain: int) -> Dict[str, Any]:
     """α of one domain and how it was found."""
-    import alpha_training as training
-    from domain_search import images_of
-    from evaluation import wilson_interval
-    from hyper_repvgg import deploy, unpruned_alpha
+    from domains.image_sets import wilson_interval
+    from hyper_repvgg import deploy
+    from network.alpha import unpruned_alpha
+    from search import alpha_training as training
+    from search.domain_search import images_of
     train, val, test = (images_of(settings, domain, split) for split in ('train', 'val', 'test'))
     ones = unpruned_alpha([block.n_branches == 3 for block in model.blocks])
     model.set_alpha_array(ones)
@@ -48,7 +49,7 @@ def train_domain(model: Any, settings: Settings, domain: int) -> Dict[str, Any]:
 
 def dense_costs(model: Any, val: Any, settings: Settings) -> Dict[str, float]:
     """Validation accuracy that losing each block's 3x3 costs, one at a time, without recovery."""
-    import alpha_training as training
+    from search import alpha_training as training
     alpha, full = model.alpha_array(), training.accuracy(model, val, settings)
     costs = {}
     for k, name in enumerate(model.block_names):
@@ -62,23 +63,23 @@ def dense_costs(model: Any, val: Any, settings: Settings) -> Dict[str, float]:
 
 def recorded(settings: Settings, inputs: str) -> Dict[str, Dict[str, Any]]:
     """Domains already trained from the same inputs: {kind: {domain: entry}}; empty when there are none."""
-    paths = [json_files.path_of(kind, settings) for kind in ('alpha', 'alpha_training')]
-    if not json_files.is_current(paths, inputs):
+    paths = [kinds.path_of(kind, settings) for kind in ('alpha', 'alpha_training')]
+    if not fingerprints.is_current(paths, inputs):
         return {'alpha': {}, 'alpha_training': {}}
-    return {kind: dict(json_files.read_kind(kind, settings).get('domains')) for kind in ('alpha', 'alpha_training')}
+    return {kind: dict(documents.read_kind(kind, settings).get('domains')) for kind in ('alpha', 'alpha_training')}
 
 
 def draw(path: str, domains: Dict[str, Dict[str, Any]], names: Sequence[str]) -> None:
     """α of every branch, a row a domain and a column a block."""
     import numpy as np
 
-    import figures
-    from hyper_repvgg import alpha_from_blocks
+    from network.alpha import alpha_from_blocks
+    from report import style
     order = sorted(domains, key=int)
     values = np.stack([alpha_from_blocks(domains[d]['alpha'], names) for d in order])  # (domains, N, 3)
     spread = max(0.05, float(np.nanmax(np.abs(values - 1))))
-    figures.save(figures.branch_heatmaps(
-        values, [f"{d}  {figures.plain(domains[d]['domain_name'])}" for d in order], names,
+    style.save(style.branch_heatmaps(
+        values, [f"{d}  {style.plain(domains[d]['domain_name'])}" for d in order], names,
         'Trained α by domain: above 1 a branch counts for more than in the original network (hatched: no such branch)',
         'α', 'PuOr', (1 - spread, 1 + spread), digits=2), path)
 
@@ -90,17 +91,17 @@ def main(argv: Optional[Sequence[str]]) -> None:
     parser.add_argument('--domains', metavar='0,3,7', help='domain ids (default: all)')
     args, settings = cli.parse(parser, argv)
     wanted = cli.domains(args.domains, settings)
-    inputs = json_files.inputs_of('alpha', settings)
-    paths = {kind: json_files.path_of(kind, settings) for kind in ('alpha', 'alpha_training')}
+    inputs = fingerprints.inputs_of('alpha', settings)
+    paths = {kind: kinds.path_of(kind, settings) for kind in ('alpha', 'alpha_training')}
     picture = os.path.join(os.path.dirname(paths['alpha']), 'hyper_weights_heatmap.png')
     done = recorded(settings, inputs)
     missing = [d for d in wanted if not all(str(d) in done[kind] for kind in done)]
     if args.if_changed and not missing and os.path.exists(picture):
         cli.say(f"{os.path.dirname(paths['alpha'])} is up to date")
         return
-    json_files.check_writable(paths['alpha'])
+    writing.check_writable(paths['alpha'])
     train_all(missing if missing or args.if_changed else wanted, done, settings, inputs, paths)
-    from repvgg import architecture, block_names
+    from network.shapes import architecture, block_names
     draw(picture, done['alpha'], block_names(architecture(settings.MODEL_NAME)))
     print_table(done['alpha_training'])
     print(f"-> {os.path.dirname(paths['alpha'])}")
@@ -112,8 +113,8 @@ def train_all(domains: List[int], done: Dict[str, Dict[str, Any]], settings: Set
     import torch
 
     from domain_transforms import domain_name
-    from domain_search import base_model
-    from hyper_repvgg import alpha_by_block
+    from network.alpha import alpha_by_block
+    from search.domain_search import base_model
     torch.set_num_threads(settings.threads(settings.TORCH_THREADS))
     torch.manual_seed(settings.SEED)
     model = base_model(settings)
@@ -124,9 +125,9 @@ def train_all(domains: List[int], done: Dict[str, Dict[str, Any]], settings: Set
         done['alpha'][str(domain)] = {'domain_name': name,
                                       'alpha': alpha_by_block(found['alpha'], model.block_names)}
         done['alpha_training'][str(domain)] = {'domain_name': name, **found['result']}
-        metadata = json_files.make_metadata(settings, 'alpha', inputs)
+        metadata = writing.make_metadata(settings, 'alpha', inputs)
         for kind, path in paths.items():
-            json_files.write(path, {'domains': done[kind]}, metadata)
+            writing.write(path, {'domains': done[kind]}, metadata)
 
 
 def print_table(domains: Dict[str, Dict[str, Any]]) -> None:

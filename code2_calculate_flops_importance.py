@@ -12,8 +12,8 @@ import os
 from typing import Any, Dict, List, Optional, Sequence
 
 import cli
-import json_files
 from config import Settings
+from pipeline import fingerprints, kinds, writing
 
 KINDS = ('branch_flops', 'importance_scores', 'importance_rankings')
 
@@ -22,8 +22,8 @@ def model_branch_flops(settings: Settings) -> Any:
     """FLOPs [N, 3] of the model's branches for one image; NaN without identity."""
     import numpy as np
 
-    from block_work import branch_flops
-    from repvgg import architecture, block_shapes
+    from costs.work import branch_flops
+    from network.shapes import architecture, block_shapes
     _, shapes = block_shapes(architecture(settings.MODEL_NAME), settings.INPUT_SIZE)
     rows = [branch_flops(shape) for shape in shapes]
     return np.array(rows, dtype=float)
@@ -35,7 +35,8 @@ def counted_conv_flops(settings: Settings) -> Any:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from repvgg import RepVGG, architecture, block_shapes
+    from network.shapes import architecture, block_shapes
+    from repvgg import RepVGG
     _, shapes = block_shapes(architecture(settings.MODEL_NAME), settings.INPUT_SIZE)
     with torch.device('meta'):
         model = RepVGG(settings.MODEL_NAME, settings.NUM_CLASSES)
@@ -53,8 +54,8 @@ def check_flops(flops: Any, settings: Settings) -> float:
     """Largest relative difference between our convolution FLOPs and PyTorch's."""
     import numpy as np
 
-    from block_work import BN_FLOPS, out_elements
-    from repvgg import architecture, block_shapes
+    from costs.work import BN_FLOPS, out_elements
+    from network.shapes import architecture, block_shapes
     _, shapes = block_shapes(architecture(settings.MODEL_NAME), settings.INPUT_SIZE)
     bn = np.array([BN_FLOPS * out_elements(shape) for shape in shapes])[:, None]
     counted = counted_conv_flops(settings)
@@ -71,7 +72,7 @@ def ranking(scores: Any, names: Sequence[str]) -> List[str]:
     """['stage1.0.dense', ...] from least to most important; branches without a score are left out."""
     import numpy as np
 
-    from repvgg import BRANCHES
+    from network.shapes import BRANCHES
     flat = scores.ravel()
     order = [i for i in np.argsort(flat, kind='stable') if not np.isnan(flat[i])]
     return [f'{names[i // len(BRANCHES)]}.{BRANCHES[i % len(BRANCHES)]}' for i in order]
@@ -81,11 +82,11 @@ def draw(path: str, scores: Dict[str, Any], domain_names: Dict[str, str], names:
     """log10 importance of every branch, a row a domain and a column a block."""
     import numpy as np
 
-    import figures
+    from report import style
     order = sorted(scores, key=int)
     values = np.log10(np.maximum(np.stack([scores[d] for d in order]), 1e-12))  # (domains, N, 3)
-    figures.save(figures.branch_heatmaps(
-        values, [f'{d}  {figures.plain(domain_names[d])}' for d in order], names,
+    style.save(style.branch_heatmaps(
+        values, [f'{d}  {style.plain(domain_names[d])}' for d in order], names,
         'Importance |α| / GFLOPs of every branch: dark ones cost most for what they weigh (hatched: no such branch)',
         'log10 of the importance (1/GFLOP)', 'viridis', (np.nanmin(values), np.nanmax(values)), digits=1), path)
 
@@ -95,30 +96,30 @@ def main(argv: Optional[Sequence[str]]) -> None:
     parser = cli.parser(__doc__)
     cli.add_if_changed(parser)
     args, settings = cli.parse(parser, argv)
-    inputs = json_files.inputs_of('branch_flops', settings)
-    paths = {kind: json_files.path_of(kind, settings) for kind in KINDS}
+    inputs = fingerprints.inputs_of('branch_flops', settings)
+    paths = {kind: kinds.path_of(kind, settings) for kind in KINDS}
     folder = os.path.dirname(paths['branch_flops'])
     picture = os.path.join(folder, 'importance_heatmap.png')
-    if args.if_changed and json_files.is_current([*paths.values(), picture], inputs):
+    if args.if_changed and fingerprints.is_current([*paths.values(), picture], inputs):
         cli.say(f'{folder} is up to date')
         return
-    from domain_search import load_alphas
+    from search.domain_search import load_alphas
     alphas = load_alphas(settings)
     for path in paths.values():
-        json_files.check_writable(path)
-    from hyper_repvgg import alpha_by_block
+        writing.check_writable(path)
     from lut_manager import blocks_of
+    from network.alpha import alpha_by_block
     names, _ = blocks_of(settings)
     flops = model_branch_flops(settings)
     difference = check_flops(flops, settings)
     scores = {domain: importance_of(entry.alpha, flops) for domain, entry in alphas.items()}
     domain_names = {domain: entry.domain_name for domain, entry in alphas.items()}
-    metadata = json_files.make_metadata(settings, 'branch_flops', inputs)
-    json_files.write(paths['branch_flops'], {'flops': alpha_by_block(flops, names),
+    metadata = writing.make_metadata(settings, 'branch_flops', inputs)
+    writing.write(paths['branch_flops'], {'flops': alpha_by_block(flops, names),
                                              'largest_difference_from_flop_counter': difference}, metadata)
-    json_files.write(paths['importance_scores'], {'domains': {
+    writing.write(paths['importance_scores'], {'domains': {
         d: {'domain_name': domain_names[d], 'scores': alpha_by_block(scores[d], names)} for d in scores}}, metadata)
-    json_files.write(paths['importance_rankings'], {'domains': {
+    writing.write(paths['importance_rankings'], {'domains': {
         d: {'domain_name': domain_names[d], 'ranking': ranking(scores[d], names)} for d in scores}}, metadata)
     draw(picture, scores, domain_names, names)
     first = min(scores, key=int)

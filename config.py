@@ -16,6 +16,8 @@ import math
 import os
 from typing import Any, Dict, Mapping, Optional, Tuple, get_type_hints
 
+ROOT = os.path.dirname(os.path.abspath(__file__))  # of the repository
+
 
 class UserError(Exception):
     """Something the user can put right; shown as one line on stderr, exit status 2."""

@@ -21,15 +21,15 @@ def main(argv: Optional[Sequence[str]]) -> None:
     cli.add_if_changed(parser)
     args, settings = cli.parse(parser, argv)
 
-    import json_files
-    from image_sources import open_source
-    from noniid_partition import SPLITS, inputs_fingerprint, make_partition, save_partition
+    from domains.image_sources import open_source
+    from domains.partition import SPLITS, inputs_fingerprint, make_partition, save_partition
+    from pipeline import fingerprints, writing
 
     path = settings.PARTITION_FILE
     picture = os.path.splitext(path)[0] + '.png'
-    json_files.check_writable(path)
+    writing.check_writable(path)
     source = open_source(settings)
-    if args.if_changed and json_files.is_current([path, picture], inputs_fingerprint(source, settings)):
+    if args.if_changed and fingerprints.is_current([path, picture], inputs_fingerprint(source, settings)):
         cli.say(f'{path}: is current')
         return
     if len(source.class_names) < settings.NUM_CLASSES:
@@ -62,9 +62,9 @@ def draw_picture(path: str, partition: Any, source: Any, dataset: str) -> None:
     import matplotlib.pyplot as plt
     import numpy as np
 
-    import json_files
     from domain_transforms import domain_name
-    from noniid_partition import SPLITS
+    from domains.partition import SPLITS
+    from pipeline import writing
 
     tables = [np.array([count_labels(source, splits[split]) for splits in partition.domains]) for split in SPLITS]
     few = tables[0].shape[1] <= 20  # room for every class name and number
@@ -91,7 +91,7 @@ def draw_picture(path: str, partition: Any, source: Any, dataset: str) -> None:
     axes[0].set_yticks(range(len(partition.domains)))
     axes[0].set_yticklabels([f'{domain}  {domain_name(domain)}' for domain in range(len(partition.domains))])
     axes[0].set_ylabel('domain', fontsize=13)
-    with json_files.replacing(path) as temporary:
+    with writing.replacing(path) as temporary:
         figure.savefig(temporary, dpi=110)
     plt.close(figure)
 

@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from config import Settings, UserError
 from domain_transforms import check_domain, corrupt, domain_name
-from evaluation import ImageSet
-from image_sources import ImageSource, open_source
-from noniid_partition import SPLITS, load_partition
+from domains.image_sets import ImageSet
+from domains.image_sources import ImageSource, open_source
+from domains.partition import SPLITS, load_partition
 
 IN_MEMORY: Dict[Tuple[int, str], ImageSet] = {}  # (domain, split): images that came to a cluster's node with their job
 LOADER_BATCH = 32  # images that a loading process hands over at once

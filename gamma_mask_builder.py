@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gamma_configurator import GAMMAS
-from repvgg import BRANCHES
+from network.gammas import GAMMAS
+from network.shapes import BRANCHES
 
 # [14, 3]: does γ run this branch?
 GAMMA_RUNS = np.array([[branch in gamma.branches for branch in range(len(BRANCHES))] for gamma in GAMMAS])

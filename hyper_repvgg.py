@@ -7,20 +7,22 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import Dict, List, Optional, Sequence
+from typing import List, Optional, Sequence
 
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-import batchnorm
-from block_function import BlockFunction, convolve, pays
-from checkpoint import load_checkpoint
-from gamma_configurator import build_plan, fused_gamma
-from repvgg import BRANCHES, BlockShape, RepVGG, RepVGGBlock, fold_branch
-
-AlphaByBlock = Dict[str, Dict[str, Optional[float]]]  # {'stage1.0': {'dense': 1.0, '1x1': 0.0, 'identity': None}}
+from gamma_configurator import build_plan
+from network import batchnorm
+from network.alpha import surviving_branches
+from network.checkpoints import load_checkpoint
+from network.folding import fold_branch
+from network.gammas import fused_gamma
+from network.merged_convolution import BlockFunction, convolve, pays
+from network.shapes import BRANCHES, BlockShape
+from repvgg import RepVGG, RepVGGBlock
 
 
 class HyperRepVGGBlock(RepVGGBlock):
@@ -119,35 +121,6 @@ def create_hyper_repvgg(weight_path: Optional[str], model_name: str, num_classes
     if weight_path:
         load_checkpoint(model, weight_path)
     return model
-
-
-def unpruned_alpha(has_identity: Sequence[bool]) -> np.ndarray:
-    """α = 1 everywhere, [N, 3]; NaN where there is no identity."""
-    alpha = np.ones((len(has_identity), len(BRANCHES)))
-    alpha[~np.asarray(has_identity, dtype=bool), BRANCHES.index('identity')] = np.nan
-    return alpha
-
-
-def surviving_branches(alpha: np.ndarray) -> np.ndarray:
-    """α [N, 3] -> bool [N, 3]: present and not pruned."""
-    return ~np.isnan(alpha) & (alpha != 0)
-
-
-def kept(choice: Sequence[Sequence[bool]], alpha: np.ndarray) -> np.ndarray:
-    """α [N, 3] with 0 for what a choice [N, 3] drops."""
-    return np.where(np.isnan(alpha), np.nan, np.where(np.array(choice), alpha, 0.0))
-
-
-def alpha_by_block(alpha: np.ndarray, names: Sequence[str]) -> AlphaByBlock:
-    """α [N, 3] as the JSON files hold it: None where there is no identity."""
-    return {name: {branch: None if np.isnan(value) else float(value) for branch, value in zip(BRANCHES, row)}
-            for name, row in zip(names, alpha)}
-
-
-def alpha_from_blocks(by_block: AlphaByBlock, names: Sequence[str]) -> np.ndarray:
-    """The inverse of `alpha_by_block`; `KeyError` when a block or a branch is missing."""
-    return np.array([[np.nan if by_block[name][branch] is None else by_block[name][branch] for branch in BRANCHES]
-                     for name in names], dtype=np.float64)
 
 
 class DeployedNetwork(nn.Module):

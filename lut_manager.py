@@ -5,21 +5,26 @@ One tier's costs are a `TierCosts`; two of them and the link make a `cost_model.
 """
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
+import torch
 
-import json_files
-from config import Settings, UserError
-from cost_model import FLOAT32, TIERS, EndCosts, HardwareTable, Link, Roofline
-from device_profile import (DeviceProfile, load_profile, predict_block_ms, predict_classifier_ms, predict_stem_ms)
-from json_files import Document, numbers_or_none
-from wire_formats import WIRE_FORMATS, wire_bytes
-
-if TYPE_CHECKING:
-    import torch
+from config import Settings
+from costs.cost_model import FLOAT32, TIERS, EndCosts, HardwareTable, Link, Roofline
+from costs.device_profiles import load_profile, predict_block_ms, predict_classifier_ms, predict_stem_ms, slowdown_of
+from costs.work import block_work, classifier_work, out_elements, work_table
+from gamma_mask_builder import runnable_gammas
+from hyper_repvgg import create_hyper_repvgg
+from network.gammas import GAMMAS, N_GAMMA, fused_gamma
+from network.shapes import BlockShape, architecture, block_names, block_shapes
+from pipeline import documents, fingerprints, kinds, writing
+from pipeline.documents import Document
+from pipeline.writing import numbers_or_none
+from tier.block_timing import time_network
+from tier.devices import device_name, device_of
+from wire.formats import WIRE_FORMATS, wire_bytes
 
 BATCH_SIZE = 1  # images a forward pass: a camera delivers one frame at a time
 
@@ -43,23 +48,6 @@ class WireCosts:
     codec_ms: Dict[str, Dict[str, np.ndarray]]  # by wire format, then tier: [N, 2] encoding, decoding
 
 
-# --- measuring and simulating -----------------------------------------------------------------------
-
-def device_of(name: str) -> 'torch.device':
-    """'auto' is the first CUDA device if there is one, else the CPU; `UserError` for one that is not there."""
-    import torch
-    if name == 'auto':
-        name = 'cuda' if torch.cuda.is_available() else 'cpu'
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f'device {name!r} cannot be used: {str(error).splitlines()[0]}') from None
-    if device.type not in ('cpu', 'cuda'):
-        raise UserError(f"device {name!r}: only 'cpu' and 'cuda' are supported")
-    return device
-
-
 def measure_tier(tier: str, settings: Settings, roofline: Roofline,
                  progress: Optional[Callable[[int, int], None]] = None) -> TierCosts:
     """Measure this machine as a tier."""
@@ -71,8 +59,6 @@ def measure_tier(tier: str, settings: Settings, roofline: Roofline,
 def simulate_client(settings: Settings, roofline: Roofline,
                     progress: Optional[Callable[[int, int], None]] = None) -> TierCosts:
     """The client tier by DEVICE_PROFILE: this machine slowed down, or the profile's kernel model."""
-    import torch
-    from repvgg import architecture, block_shapes
     profile = load_profile(settings.DEVICE_PROFILE)
     if profile.kind == 'measured':
         return _measured('client', settings, torch.device('cpu'), profile.threads, slowdown_of(profile, settings),
@@ -87,17 +73,9 @@ def simulate_client(settings: Settings, roofline: Roofline,
                      roofline)
 
 
-def slowdown_of(profile: DeviceProfile, settings: Settings) -> float:
-    """A measured profile's factor: EDGE_CPU_SLOWDOWN for the built-in one, the file's own otherwise."""
-    return settings.EDGE_CPU_SLOWDOWN if profile.name == 'edge-cpu' else profile.slowdown
-
-
-def _measured(tier: str, settings: Settings, device: 'torch.device', threads: int, slowdown: float,
+def _measured(tier: str, settings: Settings, device: torch.device, threads: int, slowdown: float,
               extra: Dict[str, Any], roofline: Roofline, progress: Optional[Callable[[int, int], None]]) -> TierCosts:
-    import torch
 
-    from block_timing import time_network
-    from hyper_repvgg import create_hyper_repvgg
     torch.manual_seed(settings.SEED)  # random weights: times do not depend on their values
     model = create_hyper_repvgg(None, settings.MODEL_NAME, settings.NUM_CLASSES).to(device)
     image = torch.rand(BATCH_SIZE, 3, settings.INPUT_SIZE, settings.INPUT_SIZE, device=device)
@@ -108,30 +86,17 @@ def _measured(tier: str, settings: Settings, device: 'torch.device', threads: in
                      slowdown * timing.stem_ms, slowdown * timing.classifier_ms, roofline)
 
 
-def device_name(device: 'torch.device') -> str:
-    """What a reader of the table should see: the GPU's or the processor's name."""
-    import torch
-    if device.type == 'cuda':
-        return torch.cuda.get_device_name(device)
-    try:
-        with open('/proc/cpuinfo', encoding='utf-8') as stream:
-            names = [line.partition(':')[2].strip() for line in stream if line.startswith('model name')]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 # --- one tier's file ----------------------------------------------------------------------------
 
 def save_tier(costs: TierCosts, settings: Settings) -> str:
     """Write results/lut_{tier}.json; returns its path."""
     names, has_identity = blocks_of(settings)
     kind = f'lut_{costs.tier}'
-    path = json_files.path_of(kind, settings)
-    metadata = {**json_files.make_metadata(settings, kind, json_files.inputs_of(kind, settings)),
+    path = kinds.path_of(kind, settings)
+    metadata = {**writing.make_metadata(settings, kind, fingerprints.inputs_of(kind, settings)),
                 **shape_metadata(settings), costs.tier: costs.info}
     key = f'T_{costs.tier}'
-    json_files.write(path, {
+    writing.write(path, {
         'tier': costs.tier, 'block_names': names, 'has_identity': dict(zip(names, has_identity)),
         key: rows_to_json(names, costs.block_ms), 'IQR': rows_to_json(names, costs.block_iqr_ms),
         'stem': {key: costs.stem_ms}, 'classifier': {key: costs.classifier_ms},
@@ -141,8 +106,8 @@ def save_tier(costs: TierCosts, settings: Settings) -> str:
 
 def load_tier(tier: str, settings: Settings, path: Optional[str] = None) -> TierCosts:
     """Read a tier's file (the client's may have been copied from the device); `UserError` if it does not fit."""
-    path = path or json_files.path_of(f'lut_{tier}', settings)
-    document = json_files.read(path, json_files.command_for(f'lut_{tier}', settings))
+    path = path or kinds.path_of(f'lut_{tier}', settings)
+    document = documents.read(path, kinds.command_for(f'lut_{tier}', settings))
     check_shape(document, settings)
     key = f'T_{tier}'
     _, has_identity = blocks_of(settings)
@@ -154,7 +119,6 @@ def load_tier(tier: str, settings: Settings, path: Optional[str] = None) -> Tier
 
 def blocks_of(settings: Settings) -> Tuple[List[str], List[bool]]:
     """Block names and which have an identity branch, by the model's architecture."""
-    from repvgg import architecture, block_names, block_shapes
     arch = architecture(settings.MODEL_NAME)
     return block_names(arch), [shape.has_identity for shape in block_shapes(arch, settings.INPUT_SIZE)[1]]
 
@@ -186,8 +150,6 @@ def rows_to_json(names: List[str], values: np.ndarray) -> Dict[str, List[Optiona
 
 def rows_from_json(document: Document, key: str, has_identity: List[bool], settings: Settings) -> np.ndarray:
     """{block: [14]} -> [N, 14]; a number exactly where the block can run the γ."""
-    from gamma_configurator import N_GAMMA
-    from gamma_mask_builder import runnable_gammas
     names, _ = blocks_of(settings)
     values = np.array([document.numbers((key, name), N_GAMMA, none_allowed=True, lowest=0) for name in names])
     wrong = np.isnan(values) == runnable_gammas(np.array(has_identity))
@@ -214,9 +176,6 @@ def merge(server: TierCosts, client: TierCosts, settings: Settings, link: Option
           wire: Optional[WireCosts] = None) -> HardwareTable:
     """Two tiers, a link (None: the settings') and the wire formats' costs (None: sizes by formula where they do not
     depend on values, encoding taken as free) make the complete table."""
-    from block_work import block_work, classifier_work, work_table
-    from gamma_configurator import fused_gamma
-    from repvgg import architecture, block_shapes
     arch = architecture(settings.MODEL_NAME)
     stem, shapes = block_shapes(arch, settings.INPUT_SIZE)
     flops, bytes_moved = work_table(shapes)
@@ -238,9 +197,8 @@ def merge(server: TierCosts, client: TierCosts, settings: Settings, link: Option
         roofline={'server': server.roofline, 'client': client.roofline})
 
 
-def block_bytes_of(shapes: Sequence[Any]) -> Dict[str, np.ndarray]:
+def block_bytes_of(shapes: Sequence[BlockShape]) -> Dict[str, np.ndarray]:
     """By wire format: [N] bytes of each block's output, for the formats whose size follows from the shape."""
-    from block_work import out_elements
     sizes = {wire: [wire_bytes(wire, out_elements(shape), shape.out_channels) for shape in shapes]
              for wire in WIRE_FORMATS}
     return {wire: np.array(row, dtype=np.int64) for wire, row in sizes.items() if None not in row}
@@ -248,15 +206,14 @@ def block_bytes_of(shapes: Sequence[Any]) -> Dict[str, np.ndarray]:
 
 def save(table: HardwareTable, settings: Settings) -> str:
     """Write results/hardware_lut_complete.json; returns its path."""
-    from gamma_configurator import GAMMAS
     names = list(table.block_names)
-    path = json_files.path_of('lut', settings)
+    path = kinds.path_of('lut', settings)
 
     def end(costs: EndCosts) -> Dict[str, float]:
         return {'T_server': costs.T_ms['server'], 'T_client': costs.T_ms['client'], 'FLOPs': costs.flops,
                 'Bytes': costs.bytes_moved}
 
-    json_files.write(path, {
+    writing.write(path, {
         'block_names': names, 'has_identity': dict(zip(names, table.has_identity.tolist())),
         'T_server': rows_to_json(names, table.T_ms['server']), 'T_client': rows_to_json(names, table.T_ms['client']),
         'FLOPs': rows_to_json(names, table.flops), 'Bytes': rows_to_json(names, table.bytes_moved),
@@ -271,15 +228,14 @@ def save(table: HardwareTable, settings: Settings) -> str:
         'bandwidth': {'bandwidth_mbps': table.link.bandwidth_mbps, 'rtt_ms': table.link.rtt_ms,
                       'measured': table.link.measured},
         'roofline': {tier: roofline_to_json(table.roofline[tier]) for tier in TIERS},
-    }, {**json_files.make_metadata(settings, 'lut', json_files.inputs_of('lut', settings)), **shape_metadata(settings),
+    }, {**writing.make_metadata(settings, 'lut', fingerprints.inputs_of('lut', settings)), **shape_metadata(settings),
         **{tier: table.tier_info[tier] for tier in TIERS}})
     return path
 
 
 def load(path: str, settings: Settings) -> HardwareTable:
     """Read a complete table; `UserError` when it is damaged or of another model, shape, link format or version."""
-    from gamma_configurator import GAMMAS
-    document = json_files.read(path, json_files.command_for('lut', settings))
+    document = documents.read(path, kinds.command_for('lut', settings))
     check_shape(document, settings)
     names, has_identity = blocks_of(settings)
     if document.get('N_stream', list) != [g.n_streams for g in GAMMAS]:

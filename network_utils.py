@@ -14,8 +14,8 @@ import time
 from typing import Callable, Dict, Iterator, NamedTuple, Optional, Tuple
 
 from config import UserError
-from connection import Connection, Refused
-from frames import ConnectionLost, NetworkError, VersionMismatch
+from wire.connection import Connection, Refused
+from wire.frames import ConnectionLost, NetworkError, VersionMismatch
 
 CONNECT_S = 5.0
 BACK_OFF_S = (1, 2, 4, 8, 15, 30)  # between attempts to connect; the last one repeats

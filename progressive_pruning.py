@@ -24,15 +24,15 @@ from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 import numpy as np
 
-import alpha_training
-from accuracy_surrogate import AccuracySurrogate, counts_from, expected_improvement, scale_of
-from hardest_first import Look
-from hyper_repvgg import kept, surviving_branches
-from limits import limits_of
-from prefix_activations import Choice, Keep, PruningEvaluator, choice_of
-from pruning_candidates import branch_cost_ms, keep_options, neighbours, unlimited_T_eff_ms
-from pruning_search import Judgement, PruningSearch, SearchState
-from repvgg import BRANCHES
+from costs.limits import limits_of
+from network.alpha import kept, surviving_branches
+from network.shapes import BRANCHES
+from search import alpha_training
+from search.candidates import branch_cost_ms, keep_options, neighbours, unlimited_T_eff_ms
+from search.hardest_first import Look
+from search.prefix_activations import Choice, Keep, PruningEvaluator, choice_of
+from search.pruning_search import Judgement, PruningSearch, SearchState
+from search.surrogate import AccuracySurrogate, counts_from, expected_improvement, scale_of
 
 ENUMERATED = 5000  # up to so many choices the surrogate rates them all; beyond, the neighbours of good ones
 NEIGHBOURS_OF = 12  # so many good ones

@@ -42,7 +42,7 @@ done
 setup_environment requirements.txt
 
 # Settings and flags are checked once, before any work; `chosen` is the list of domains: 0,3,7.
-chosen=$(python domain_engine.py "${overrides[@]+"${overrides[@]}"}" "${domains[@]+"${domains[@]}"}" \
+chosen=$(python -m engines.many_domains "${overrides[@]+"${overrides[@]}"}" "${domains[@]+"${domains[@]}"}" \
     "${at_once[@]+"${at_once[@]}"}") || exit $?
 
 started=$SECONDS

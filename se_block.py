@@ -5,8 +5,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-SE_REDUCTION = 16  # RepVGG-D2se: the squeezed width is a sixteenth of the block's
-
 
 class SEBlock(nn.Module):
     """x [B, C, H, W] -> x scaled per image and channel by sigmoid(up(relu(down(mean(x)))))."""

@@ -12,7 +12,7 @@ import dataclasses
 from typing import List, Optional, Sequence
 
 import cli
-import json_files
+from pipeline import fingerprints, kinds
 
 
 def prepare(overrides: List[str], domains: Optional[str]) -> None:
@@ -34,24 +34,24 @@ def main(argv: Optional[Sequence[str]]) -> None:
     args, settings = cli.parse(parser, argv)
     settings = dataclasses.replace(settings, DEVICE_PROFILE='')  # a real device is meant
     domains = cli.domains(args.domains, settings)
-    lut_file = json_files.path_of('lut', settings)
+    lut_file = kinds.path_of('lut', settings)
     overrides = ['--set', *(item for group in args.overrides for item in group), 'DEVICE_PROFILE=']
     prepare(overrides, args.domains)
 
-    import real_mode
     import step2_initial_throughput_opt
     import step5_visualize_results
     from domain_dataset import load_domain
-    from step_3_joint import optimise_real
-    with real_mode.open_session(settings, args.bind, args.port, args.allow_open) as session:
+    from remote.session import open_session
+    from split_trainer import optimise_through_client
+    with open_session(settings, args.bind, args.port, args.allow_open) as session:
         session.table(load_domain(settings, domains[0], 'val').images, args.remeasure)
         step2_initial_throughput_opt.main(['--lut_file', lut_file, '--if_changed', '--pruning_follows', *overrides])
         for domain in domains:
-            path = json_files.path_of('joint', settings, domain)
-            if json_files.is_current([path], json_files.inputs_of('joint', settings, domain)):
+            path = kinds.path_of('joint', settings, domain)
+            if fingerprints.is_current([path], fingerprints.inputs_of('joint', settings, domain)):
                 cli.say(f'{path} is up to date')
                 continue
-            optimise_real(domain, session, settings, search_again=False)
+            optimise_through_client(domain, session, settings, search_again=False)
     step5_visualize_results.main(['--if_changed', *overrides])
 
 

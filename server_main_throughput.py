@@ -12,7 +12,7 @@ import os
 from typing import Any, Dict, Optional, Sequence
 
 import cli
-import json_files
+from pipeline import fingerprints, writing
 
 
 def comparison(measured: Dict[str, Any]) -> str:
@@ -39,23 +39,25 @@ def main(argv: Optional[Sequence[str]]) -> None:
     args, settings = cli.parse(parser, argv)
     settings = dataclasses.replace(settings, DEVICE_PROFILE='')  # a real device is meant
     path = os.path.join(settings.RESULTS_DIR, 'stream_measured.json')
-    json_files.check_writable(path)
+    writing.check_writable(path)
 
-    import real_mode
-    from cost_model import Configuration
+    from costs.cost_model import Configuration
     from domain_dataset import load_domain
-    from hyper_repvgg import create_hyper_repvgg, surviving_branches, unpruned_alpha
+    from hyper_repvgg import create_hyper_repvgg
+    from network.alpha import surviving_branches, unpruned_alpha
+    from remote.session import open_session
+    from split_trainer import measure
     from throughput_optimizer_limit import solve_within_limits
     test = load_domain(settings, 0, 'test')
     model = create_hyper_repvgg(settings.WEIGHT_PATH_SERVER, settings.MODEL_NAME, settings.NUM_CLASSES)
-    with real_mode.open_session(settings, args.bind, args.port, args.allow_open) as session:
+    with open_session(settings, args.bind, args.port, args.allow_open) as session:
         table = session.table(test.images, args.remeasure)
         alpha = unpruned_alpha(table.has_identity)
         chosen = solve_within_limits(table, surviving_branches(alpha), settings)
         configuration = Configuration(alpha, chosen.gamma, chosen.split, chosen.wire)
-        measured = session.measure(model, configuration, table, test, max(args.frames, 16))
-    json_files.write(path, {'gamma': dict(zip(table.block_names, chosen.gamma)), 'measured': measured},
-                     json_files.make_metadata(settings, 'lut', json_files.inputs_of('lut', settings)))
+        measured = measure(session, model, configuration, table, test, max(args.frames, 16))
+    writing.write(path, {'gamma': dict(zip(table.block_names, chosen.gamma)), 'measured': measured},
+                     writing.make_metadata(settings, 'lut', fingerprints.inputs_of('lut', settings)))
     print(f'λ = {chosen.split} of {table.n_blocks}, {chosen.wire}')
     print(comparison(measured))
     print(f'-> {path}')

@@ -10,98 +10,30 @@ optimiser stay here, so a break costs the step under way and nothing else.
 """
 from __future__ import annotations
 
-from typing import Any, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Union
 
 import numpy as np
 import torch
 
-import wire_formats
 from config import Settings
-from evaluation import batches
-from connection import Connection
-from frames import PeerError
+from costs.cost_model import Configuration, HardwareTable, times
+from domain_dataset import load_domain
+from domains.image_sets import ImageSet, wilson_interval
 from hyper_repvgg import HyperRepVGG
-from network_part import NetworkPart, PartSpec, client_units, head_units, part_of, server_units
-from split_server import ClientPart, ImageSetOnClient, RemoteClient, folded_specs
+from network.alpha import surviving_branches, unpruned_alpha
+from network.inputs import batches
+from pipeline import kinds
+from remote.client import ClientPart, ImageSetOnClient, RemoteClient, folded_specs
+from remote.session import Session
+from remote.split_network import SplitNetwork
+from remote.streaming import run_stream
+from search import domain_jobs
+from search.frontier_search import FrontierSearch
+from throughput_optimizer import solve_exact
+from tier.part import client_units, part_of, server_units
+from wire import formats
 
-_NAMES = {torch.float32: 'float32', torch.float64: 'float64'}
-
-
-class RemoteFunction(torch.autograd.Function):
-    """output = part(input; α), computed on the client."""
-
-    @staticmethod
-    def forward(ctx: Any, part: ClientPart, x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-        """x [B, ...] and α [k, 3] -> the part's output."""
-        raw = wire_formats.AS_COMPUTED
-        keep, input_grad = any(ctx.needs_input_grad), ctx.needs_input_grad[1]
-        ctx.part, ctx.x, ctx.alpha, ctx.input_grad = part, x.detach(), alpha.detach(), input_grad
-        ctx.step, y = part.unit(lambda c: part.ask_forward(c, x, None, raw, raw, alpha, keep, input_grad))
-        ctx.generation = part.client.generation
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Tuple[Optional[torch.Tensor], ...]:
-        """Gradients of x and α; the forward step is repeated when the client no longer has it."""
-        part, raw = ctx.part, wire_formats.AS_COMPUTED
-
-        def ask(connection: Connection) -> Any:
-            if part.client.generation != ctx.generation:
-                ctx.step, _ = part.ask_forward(connection, ctx.x, None, raw, raw, ctx.alpha, True,
-                                               ctx.input_grad)
-                ctx.generation = part.client.generation
-            try:
-                return part.client.ask(connection, 'backward', {'step': ctx.step}, {'grad': grad})
-            except PeerError:
-                ctx.generation = -1
-                raise
-
-        reply = part.unit(ask)
-        x_grad = reply.tensors.get('x_grad')
-        return None, x_grad, reply.tensor('alpha_grad', rank=2).to(ctx.alpha.dtype)
-
-
-class SplitNetwork:
-    """A `HyperRepVGG` whose forward pass runs partly on the client; everything else is the model's own.
-
-    `split` and HEAD_TIER say which part. Calling it on normalised images [B, 3, S, S] gives logits [B, num_classes],
-    through which gradients flow to all of the model's α.
-    """
-
-    def __init__(self, model: HyperRepVGG, client: RemoteClient, split: int, settings: Settings) -> None:
-        self.model, self.split, self._head_tier = model, split, settings.HEAD_TIER
-        n = len(model.blocks)
-        dtype = _NAMES[next(model.parameters()).dtype]
-
-        def spec(units: Tuple[int, int]) -> PartSpec:
-            return PartSpec(model.model_name, model.num_classes, *units, dtype=dtype, mean=tuple(settings.NORM_MEAN),
-                            std=tuple(settings.NORM_STD))
-
-        device = next(model.parameters()).device
-        self._client, self._client_spec = client, spec(client_units(split, n, settings.HEAD_TIER))
-        self._remote = ClientPart(client, model, self._client_spec)
-        self._local: NetworkPart = part_of(model, spec(server_units(split, n, settings.HEAD_TIER)), device)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
-
-    def set_batchnorm(self, statistics: np.ndarray) -> None:
-        """As the model's; units that changed have another hash and travel with the next step."""
-        self.model.set_batchnorm(statistics)
-        self._remote = ClientPart(self._client, self.model, self._client_spec)
-
-    def _remote_alpha(self) -> torch.Tensor:
-        """α of the client's blocks, [k, 3], differentiable; NaN where there is no branch."""
-        rows = [torch.cat([alpha, alpha.new_full((3 - alpha.numel(),), float('nan'))])
-                for alpha in (self.model.blocks[k].alpha for k in self._remote.spec.blocks)]
-        return torch.stack(rows) if rows else torch.zeros(0, 3)
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Normalised images -> logits."""
-        def remote(x: torch.Tensor) -> torch.Tensor:
-            return RemoteFunction.apply(self._remote, x, self._remote_alpha()).to(x.device)
-
-        return self._local(remote(images)) if self._head_tier == 'client' else remote(self._local(images))
+STREAM_FRAMES = 300
 
 
 def predict(model: HyperRepVGG, gamma: Sequence[int], split: int, client: RemoteClient, images: torch.Tensor,
@@ -116,7 +48,7 @@ def predict(model: HyperRepVGG, gamma: Sequence[int], split: int, client: Remote
                         on_set)
     device = next(model.parameters()).device
     local = part_of(model, folded_specs(alpha, gamma, server_units(split, n, settings.HEAD_TIER), settings), device)
-    wire = wire_formats.format_at(split, n, wire)
+    wire = formats.format_at(split, n, wire)
     found: List[torch.Tensor] = []
     with torch.inference_mode():
         for part in batches(len(images), settings.BATCH_SIZE):
@@ -134,8 +66,51 @@ def accuracy(model: HyperRepVGG, gamma: Sequence[int], split: int, client: Remot
     return float(np.mean((predict(model, gamma, split, client, images, settings, wire) == labels).numpy()))
 
 
-def sent_shape(split: int, model: HyperRepVGG, input_size: int) -> Tuple[int, ...]:
-    """Shape of what one frame sends at this split, with its batch of 1."""
-    from network_part import cut_shape
-    unit = head_units(split, len(model.blocks))[1]
-    return (1, *cut_shape(model.model_name, model.num_classes, input_size, unit))
+# --- step 3 with a connected client ---------------------------------------------------------------------
+
+def optimise_through_client(domain: int, session: Session, settings: Settings, remeasure: bool = False,
+                            search_again: bool = True) -> None:
+    """Step 3 of one domain through a connected client: table, α training, evaluation and stream."""
+    table = session.table(load_domain(settings, domain, 'val').images, remeasure)
+    test = load_domain(settings, domain, 'test')
+    inputs = domain_jobs.joint_inputs(domain, settings, kinds.path_of('lut', settings))
+    domain_jobs.optimise(domain, table, settings, inputs, 'real', split_search(session, table),
+                         lambda model, result: measure(session, model, result.configuration, table, test,
+                                                       statistics=result.batchnorm), search_again)
+
+
+def split_search(session: Session, table: HardwareTable) -> Callable[..., FrontierSearch]:
+    """`FrontierSearch` with its α training through the split of the unpruned network."""
+    settings = session.settings
+    split = solve_exact(table, surviving_branches(unpruned_alpha(table.has_identity)), settings).split
+
+    def search(model: HyperRepVGG, *arguments: Any) -> FrontierSearch:
+        return FrontierSearch(SplitNetwork(model, session.client, split, settings), *arguments)
+
+    return search
+
+
+def measure(session: Session, model: Union[HyperRepVGG, SplitNetwork], configuration: Configuration,
+            table: HardwareTable, data: ImageSet, n_frames: int = STREAM_FRAMES,
+            statistics: Optional[np.ndarray] = None) -> Dict[str, Any]:
+    """Run a configuration on the two devices: accuracy on `data` with the wire format's effect, and a stream;
+    the prediction beside it. `statistics`: BatchNorm statistics to run with (None: the model's)."""
+    settings = session.settings
+    model = model.model if isinstance(model, SplitNetwork) else model
+    model.set_alpha_array(configuration.alpha)
+    if statistics is not None:
+        model.set_batchnorm(statistics)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(settings.threads(settings.SERVER_THREADS))  # as the table was measured
+    try:
+        classes = predict(model, configuration.gamma, configuration.split, session.client, data.images, settings,
+                          configuration.wire)
+        figures, streamed = run_stream(session.client, model, configuration, data.images, n_frames, settings)
+    finally:
+        torch.set_num_threads(threads)
+    correct = int((classes == data.labels).sum())
+    predicted = times(table, configuration, settings.HEAD_TIER, settings.OMEGA)
+    agree = sum(int(a) == b for a, b in zip(classes.repeat(n_frames // len(classes) + 1).tolist(), streamed))
+    return {**figures, 'accuracy': correct / len(data), 'ci95': list(wilson_interval(correct, len(data))),
+            'n_test': len(data), 'stream_agrees_with_evaluation': agree / n_frames,
+            'predicted': predicted.as_dict()}

@@ -17,9 +17,9 @@ import os
 from typing import Optional, Sequence
 
 import cli
-import json_files
 from config import Settings, UserError
-from cost_model import TIERS
+from costs.cost_model import TIERS
+from pipeline import documents, fingerprints, kinds, writing
 
 
 def make_tier(tier: str, settings: Settings) -> None:
@@ -29,7 +29,7 @@ def make_tier(tier: str, settings: Settings) -> None:
     import lut_manager
     from roofline_measure import current_roofline
     lut_manager.blocks_of(settings)  # an unknown model is an error before anything is measured
-    json_files.check_writable(json_files.path_of(f'lut_{tier}', settings))
+    writing.check_writable(kinds.path_of(f'lut_{tier}', settings))
     roofline = current_roofline(tier, settings)
     with tqdm(desc=f'timing blocks ({tier})', unit='visit', leave=False, delay=2) as bar:
         def progress(done: int, total: int) -> None:
@@ -50,9 +50,9 @@ def make_tier(tier: str, settings: Settings) -> None:
 def merge(settings: Settings) -> None:
     """Write the complete table, making a tier's file that is missing or was made under other settings."""
     import lut_manager
-    json_files.check_writable(json_files.path_of('lut', settings))
+    writing.check_writable(kinds.path_of('lut', settings))
     for tier in TIERS:
-        path = json_files.path_of(f'lut_{tier}', settings)
+        path = kinds.path_of(f'lut_{tier}', settings)
         reason = why_make(tier, path, settings)
         if reason:
             how = f'simulating {settings.DEVICE_PROFILE}' if tier == 'client' else 'measuring this machine'
@@ -76,7 +76,7 @@ def why_make(tier: str, path: str, settings: Settings) -> str:
                             '`python step1_measure_lut.py --mode client --set DEVICE_PROFILE=` on the device and copy '
                             'its file here, or set DEVICE_PROFILE to simulate one')
         return 'is missing'
-    document = json_files.read(path, json_files.command_for(f'lut_{tier}', settings))
+    document = documents.read(path, kinds.command_for(f'lut_{tier}', settings))
     if tier == 'client' and not document.get('metadata.client.simulated', bool):
         if not real_client:
             cli.say(f"{path} was measured on {document.get('metadata.client.name', str)}: using it, not simulating "
@@ -84,7 +84,7 @@ def why_make(tier: str, path: str, settings: Settings) -> str:
         return ''
     if real_client:
         raise document.refuse('is simulated, but DEVICE_PROFILE is empty (a real device is meant)')
-    stale = document.get('metadata').get('inputs') != json_files.inputs_of(f'lut_{tier}', settings)
+    stale = document.get('metadata').get('inputs') != fingerprints.inputs_of(f'lut_{tier}', settings)
     return 'was made under other settings' if stale else ''
 
 
@@ -99,8 +99,8 @@ def main(argv: Optional[Sequence[str]]) -> None:
     if args.device_profile is not None:
         settings = dataclasses.replace(settings, DEVICE_PROFILE=args.device_profile)
     kind = 'lut' if args.mode == 'merge' else f'lut_{args.mode}'
-    path = json_files.path_of(kind, settings)
-    if args.if_changed and json_files.is_current([path], json_files.inputs_of(kind, settings)):
+    path = kinds.path_of(kind, settings)
+    if args.if_changed and fingerprints.is_current([path], fingerprints.inputs_of(kind, settings)):
         cli.say(f'{path} is up to date')
         return
     if args.mode == 'merge':

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any, Dict, Optional, Sequence
 
 import cli
-import json_files
 from config import Settings
+from pipeline import documents, fingerprints, kinds, writing
 
 
 def optimise(table: Any, settings: Settings, pruning_follows: bool = False) -> Dict[str, Any]:
@@ -18,19 +18,20 @@ def optimise(table: Any, settings: Settings, pruning_follows: bool = False) -> D
 
     Raises `limits.NothingFits`; with `pruning_follows` only when no pruned network can be within the limits either.
     """
-    import throughput_optimizer as optimizer
-    from hyper_repvgg import surviving_branches, unpruned_alpha
-    from limits import limits_of
+    import throughput_optimizer
+    from costs import cost_model
+    from costs.limits import limits_of
+    from network.alpha import surviving_branches, unpruned_alpha
     surviving = surviving_branches(unpruned_alpha(table.has_identity))
 
-    def to_json(solution: optimizer.Solution) -> Dict[str, Any]:
+    def to_json(solution: cost_model.Solution) -> Dict[str, Any]:
         return {'wire': solution.wire, 'lambda': solution.split, 'gamma': dict(zip(table.block_names, solution.gamma)),
                 **solution.times.as_dict()}
 
-    exact = optimizer.solve_exact(table, surviving, settings)
-    gradient = optimizer.solve_gradient(table, surviving, settings)
-    per_split = optimizer.times_with_fastest(table, surviving, exact.wire, settings)
-    splits = optimizer.split_range(table.n_blocks, settings)
+    exact = throughput_optimizer.solve_exact(table, surviving, settings)
+    gradient = throughput_optimizer.solve_gradient(table, surviving, settings)
+    per_split = throughput_optimizer.times_with_fastest(table, surviving, exact.wire, settings)
+    splits = throughput_optimizer.split_range(table.n_blocks, settings)
     result = {
         'head_tier': settings.HEAD_TIER, 'omega': settings.OMEGA, 'wire': exact.wire,
         'lambda_range': [splits[0], splits[-1]],
@@ -40,7 +41,7 @@ def optimise(table: Any, settings: Settings, pruning_follows: bool = False) -> D
         'optimal_lambda': exact.split, 'optimal_gamma': dict(zip(table.block_names, exact.gamma)),
         'per_split': [{'lambda': split, **per_split.at(split).as_dict()} for split in range(table.n_blocks + 1)],
         'baselines': {name: to_json(found) for name, found in
-                      optimizer.baselines(table, surviving, settings).items()},
+                      throughput_optimizer.baselines(table, surviving, settings).items()},
         'history': [{'step': step, 'T_eff_ms': value} for step, value in gradient.history],
     }
     limits = limits_of(settings)
@@ -51,7 +52,7 @@ def optimise(table: Any, settings: Settings, pruning_follows: bool = False) -> D
 
 def limited(table: Any, surviving: Any, settings: Settings, pruning_follows: bool) -> Dict[str, Any]:
     """The best within the limits; with `pruning_follows` the nearest where only a pruned network can fit."""
-    from limits import NothingFits, limited_to_json, limits_of, nearest_to_json
+    from costs.limits import NothingFits, limited_to_json, limits_of, nearest_to_json
     from throughput_optimizer_limit import check_possible, solve_limited
     limits = limits_of(settings)
     try:
@@ -104,7 +105,7 @@ def whether_splitting_pays(result: Dict[str, Any]) -> str:
 
 def fits(path: str) -> bool:
     """Is what a file of ours reports within its limits?"""
-    return json_files.read(path, '').content.get('limited', {}).get('fits', True)
+    return documents.read(path, '').content.get('limited', {}).get('fits', True)
 
 
 def main(argv: Optional[Sequence[str]]) -> None:
@@ -116,16 +117,16 @@ def main(argv: Optional[Sequence[str]]) -> None:
                         help='limits that only a pruned network can meet are no error: report the nearest')
     parser.add_argument('--lut_file', metavar='FILE', help='the complete table (default: the one in RESULTS_DIR)')
     args, settings = cli.parse(parser, argv)
-    path, lut_file = json_files.path_of('step2', settings), args.lut_file or json_files.path_of('lut', settings)
-    inputs = json_files.inputs_of('step2', settings, lut=lut_file)
-    if args.if_changed and json_files.is_current([path], inputs) and (args.pruning_follows or fits(path)):
+    path, lut_file = kinds.path_of('step2', settings), args.lut_file or kinds.path_of('lut', settings)
+    inputs = fingerprints.inputs_of('step2', settings, lut=lut_file)
+    if args.if_changed and fingerprints.is_current([path], inputs) and (args.pruning_follows or fits(path)):
         cli.say(f'{path} is up to date')
         return
     import lut_manager
     table = lut_manager.load(lut_file, settings)
-    json_files.check_writable(path)
+    writing.check_writable(path)
     result = optimise(table, settings, args.pruning_follows)
-    json_files.write(path, result, json_files.make_metadata(settings, 'step2', inputs))
+    writing.write(path, result, writing.make_metadata(settings, 'step2', inputs))
     print(summary(result))
     print(f'-> {path}')
 

@@ -14,32 +14,32 @@ import os
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import cli
-import json_files
 from config import Settings, UserError
+from pipeline import documents, fingerprints, kinds, writing
 
 
 def domains_present(settings: Settings) -> List[int]:
     """Domains with a result file; `UserError` with the command to run when there is none."""
     found = [domain for domain in cli.domains(None, settings)
-             if os.path.exists(json_files.path_of('joint', settings, domain))]
+             if os.path.exists(kinds.path_of('joint', settings, domain))]
     if not found:
-        raise UserError(f"no result of any domain in {os.path.dirname(json_files.path_of('joint', settings, 0))}; make "
-                        f"one with `{json_files.command_for('joint', settings, 0)}`")
+        raise UserError(f"no result of any domain in {os.path.dirname(kinds.path_of('joint', settings, 0))}; make "
+                        f"one with `{kinds.command_for('joint', settings, 0)}`")
     return found
 
 
 def inputs_of(domains: Sequence[int], lut_file: str, settings: Settings) -> str:
     """A hash of everything that is drawn."""
-    paths = [lut_file, json_files.path_of('step2', settings)]
-    paths += [json_files.path_of(kind, settings, domain) for domain in domains for kind in ('joint', 'sequential')]
-    content = [f'{os.path.basename(path)}:{json_files.content_hash(path)}' for path in paths]
+    paths = [lut_file, kinds.path_of('step2', settings)]
+    paths += [kinds.path_of(kind, settings, domain) for domain in domains for kind in ('joint', 'sequential')]
+    content = [f'{os.path.basename(path)}:{fingerprints.content_hash(path)}' for path in paths]
     return hashlib.sha256('\n'.join([settings.MODEL_NAME, settings.HEAD_TIER, *content]).encode()).hexdigest()
 
 
 def pictures_of(path: str) -> List[str]:
     """The picture files that an earlier run's summary.json names; none when it cannot be read."""
     try:
-        names = json_files.read(path, '').get('pictures', list)
+        names = documents.read(path, '').get('pictures', list)
     except UserError:
         return []
     return [os.path.join(os.path.dirname(path), f'{name}.{suffix}') for name in names for suffix in ('pdf', 'png')]
@@ -48,9 +48,9 @@ def pictures_of(path: str) -> List[str]:
 def pictures(table: Any, step2: Any, results: Sequence[Any], sequential: Dict[int, Any], settings: Settings,
              ) -> Dict[str, Callable[[], Any]]:
     """What to draw: {file name without suffix: function that makes the figure}."""
-    import cost_figures
-    import result_figures as drawn
-    from result_summary import fits
+    from report import cost_figures
+    from report import result_figures as drawn
+    from report.summary import fits
     note = cost_figures.simulated_note(table)
     made: Dict[str, Callable[[], Any]] = {
         'accuracy_throughput_curve': lambda: drawn.accuracy_curves(results, drawn.THROUGHPUT, sequential, note),
@@ -68,21 +68,21 @@ def pictures(table: Any, step2: Any, results: Sequence[Any], sequential: Dict[in
 
 def load_step2(table: Any, settings: Settings) -> Optional[Any]:
     """Step 2's result; None, with a line that says so, when step 2 has not been run (step 3 does not need it)."""
-    import step2_result
-    path = json_files.path_of('step2', settings)
+    from report import step2_result
+    path = kinds.path_of('step2', settings)
     if not os.path.exists(path):
-        cli.say(f"no {path}, so no split_times; make it with `{json_files.command_for('step2', settings)}`")
+        cli.say(f"no {path}, so no split_times; make it with `{kinds.command_for('step2', settings)}`")
         return None
     return step2_result.load(table, settings)
 
 
 def load_sequential(results: Sequence[Any], table: Any, settings: Settings) -> Dict[int, Any]:
     """The sequential baseline's own results (step 4) of the domains whose joint result names just that baseline."""
-    import joint_result
+    from search import joint_result
     found = {}
     for result in results:
         if 'sequential' in result.baselines and os.path.exists(
-                json_files.path_of('sequential', settings, result.domain_id)):
+                kinds.path_of('sequential', settings, result.domain_id)):
             sequential = joint_result.load(result.domain_id, table, settings, 'sequential')
             if sequential.times == result.baselines['sequential'].times:
                 found[result.domain_id] = sequential
@@ -91,13 +91,13 @@ def load_sequential(results: Sequence[Any], table: Any, settings: Settings) -> D
 
 def notes_on(table: Any, lut_file: str, results: Sequence[Any], settings: Settings) -> List[str]:
     """What a reader of the numbers must know."""
-    import result_summary
+    from report import summary
     simulated = [tier for tier in ('client', 'server') if table.tier_info[tier].get('simulated')]
     notes = [f"the {tier}'s times are simulated (profile {table.tier_info[tier].get('profile', 'unknown')})"
              for tier in simulated]
     strangers = [str(result.domain_id) for result in results
-                 if not result_summary.fits(result, table, settings.HEAD_TIER)]
-    warnings = result_summary.disagreements(results)
+                 if not summary.fits(result, table, settings.HEAD_TIER)]
+    warnings = summary.disagreements(results)
     if strangers:
         warnings.append(f"times of domain {', '.join(strangers)} do not follow from {lut_file} with HEAD_TIER="
                         f'{settings.HEAD_TIER}: made from another table or setting, so no picture of the configuration')
@@ -106,10 +106,11 @@ def notes_on(table: Any, lut_file: str, results: Sequence[Any], settings: Settin
 
 def write_all(folder: str, made: Dict[str, Callable[[], Any]]) -> None:
     """Draw and save every picture, with progress."""
-    import figures
     from tqdm import tqdm
+
+    from report import style
     for name, draw in tqdm(made.items(), desc='pictures', leave=False):
-        figures.save(draw(), os.path.join(folder, f'{name}.pdf'), os.path.join(folder, f'{name}.png'))
+        style.save(draw(), os.path.join(folder, f'{name}.pdf'), os.path.join(folder, f'{name}.png'))
 
 
 def main(argv: Optional[Sequence[str]]) -> None:
@@ -119,31 +120,31 @@ def main(argv: Optional[Sequence[str]]) -> None:
     parser.add_argument('--lut_file', metavar='FILE', help='the complete table (default: the one in RESULTS_DIR)')
     args, settings = cli.parse(parser, argv)
     domains = domains_present(settings)
-    lut_file = args.lut_file or json_files.path_of('lut', settings)
-    path, inputs = json_files.path_of('summary', settings), inputs_of(domains, lut_file, settings)
+    lut_file = args.lut_file or kinds.path_of('lut', settings)
+    path, inputs = kinds.path_of('summary', settings), inputs_of(domains, lut_file, settings)
     folder = os.path.dirname(path)
     text_path = os.path.join(folder, 'summary.txt')
-    if args.if_changed and json_files.is_current([path, text_path, *pictures_of(path)], inputs):
+    if args.if_changed and fingerprints.is_current([path, text_path, *pictures_of(path)], inputs):
         cli.say(f'{folder} is up to date')
         return
-    import joint_result
     import lut_manager
-    import result_summary
+    from report import summary
+    from search import joint_result
     table = lut_manager.load(lut_file, settings)
     step2 = load_step2(table, settings)
     results = [joint_result.load(domain, table, settings) for domain in domains]
     for result in results:
-        result_summary.check(result, json_files.path_of('joint', settings, result.domain_id))
+        summary.check(result, kinds.path_of('joint', settings, result.domain_id))
     sequential = load_sequential(results, table, settings)
-    json_files.check_writable(path)
-    text = result_summary.text(results, notes_on(table, lut_file, results, settings))
+    writing.check_writable(path)
+    text = summary.text(results, notes_on(table, lut_file, results, settings))
     made = pictures(table, step2, results, sequential, settings)
     write_all(folder, made)
-    with json_files.replacing(text_path) as temporary:
+    with writing.replacing(text_path) as temporary:
         with open(temporary, 'w', encoding='utf-8') as stream:
             stream.write(text + '\n')
-    content = {**result_summary.as_dict(results), 'pictures': sorted(made)}
-    json_files.write(path, content, json_files.make_metadata(settings, 'summary', inputs))
+    content = {**summary.as_dict(results), 'pictures': sorted(made)}
+    writing.write(path, content, writing.make_metadata(settings, 'summary', inputs))
     print(text)
     print(f'-> {folder}: {len(made)} pictures as PDF and PNG, summary.txt, summary.json')
 

@@ -13,21 +13,22 @@ from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 import numpy as np
 
 from config import Settings, UserError
-from cost_model import (TIERS, HardwareTable, SplitTimes, Times, combine, gathered, other_tier, roofline_loss_ms,
-                        split_times)
-from gamma_configurator import unfused_gamma
+from costs.cost_model import (
+    TIERS,
+    HardwareTable,
+    Solution,
+    SplitTimes,
+    Times,
+    combine,
+    gathered,
+    other_tier,
+    roofline_loss_ms,
+    split_times,
+)
 from gamma_mask_builder import build_gamma_mask
+from network.gammas import unfused_gamma
 
 OBJECTIVES = ('T_eff_ms', 'T_cyc_ms', 'T_lat_ms')
-
-
-@dataclass(frozen=True)
-class Solution:
-    """A choice of γ and λ (and the wire format) with its times."""
-    gamma: Tuple[int, ...]  # [N]
-    split: int  # λ
-    wire: str
-    times: Times
 
 
 @dataclass(frozen=True)

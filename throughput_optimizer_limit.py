@@ -20,13 +20,14 @@ from typing import List, Optional, Tuple
 
 import numpy as np
 
-from block_memory import MemoryTable, client_ends, client_memory
 from config import Settings
-from cost_model import TIERS, HardwareTable, Times, combine, gathered, split_times
+from costs.cost_model import TIERS, HardwareTable, Solution, Times, combine, gathered, split_times
+from costs.knapsack import ROUNDING, fastest_within, sensible_options
+from costs.limits import TOLERANCE, Candidate, LimitedSolution, Limits, NothingFits, SplitBound, limits_of
+from costs.memory import MemoryTable, client_ends, client_memory
 from gamma_mask_builder import build_gamma_mask, runnable_gammas
-from limits import TOLERANCE, Candidate, LimitedSolution, Limits, NothingFits, SplitBound, limits_of
-from memory_knapsack import ROUNDING, fastest_within, sensible_options
-from throughput_optimizer import Solution, fastest_gammas, solve_exact, split_range
+from throughput_optimizer import fastest_gammas, solve_exact, split_range
+
 
 @dataclass(frozen=True)
 class Stage:

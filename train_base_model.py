@@ -36,16 +36,16 @@ def main(argv: Optional[Sequence[str]]) -> None:
     import torch
 
     import base_training
-    import json_files
     from config import UserError
     from domain_dataset import load_clean
+    from pipeline import documents, fingerprints, kinds, writing
     from repvgg import RepVGG
 
     weights = settings.WEIGHT_PATH_SERVER
     if not weights:
         raise UserError('WEIGHT_PATH_SERVER is empty: set it to the file to write')
-    report_path = json_files.path_of('base_model', settings)
-    json_files.check_writable(weights)
+    report_path = kinds.path_of('base_model', settings)
+    writing.check_writable(weights)
     torch.set_num_threads(settings.TORCH_THREADS or 1)  # the same weights whatever the number of cores
     recipe, seconds = base_training.Recipe(seed=settings.SEED), None
     if not args.report_only:
@@ -54,17 +54,17 @@ def main(argv: Optional[Sequence[str]]) -> None:
         start = time.perf_counter()
         base_training.train(network, load_clean(settings, 'train'), settings.NORM_MEAN, settings.NORM_STD, recipe)
         seconds = time.perf_counter() - start
-        with json_files.replacing(weights) as temporary, open(temporary, 'wb') as stream:
+        with writing.replacing(weights) as temporary, open(temporary, 'wb') as stream:
             torch.save(network.state_dict(), stream)  # given a path, torch writes its (random) name into the file
         cli.say(f'{weights}: trained in {seconds:.0f} s')
     elif os.path.exists(report_path):
-        seconds = json_files.read(report_path, '').content.get('wall_s')
+        seconds = documents.read(report_path, '').content.get('wall_s')
     report = measure(settings)
     report['wall_s'] = seconds
     report['recipe'] = dataclasses.asdict(recipe)
-    report['weights_sha256'] = json_files.content_hash(weights)
-    json_files.write(report_path, report, json_files.make_metadata(
-        settings, 'base_model', json_files.inputs_of('base_model', settings)))
+    report['weights_sha256'] = fingerprints.content_hash(weights)
+    writing.write(report_path, report, writing.make_metadata(
+        settings, 'base_model', fingerprints.inputs_of('base_model', settings)))
     show(report)
     print(f'wrote {"" if args.report_only else weights + " and "}{report_path}')
 
@@ -73,8 +73,8 @@ def measure(settings: Any) -> Dict[str, Any]:
     """Everything that the report says about the weights at WEIGHT_PATH_SERVER."""
     from domain_dataset import load_clean, load_domain
     from domain_transforms import domain_name
-    from evaluation import normalise
     from hyper_repvgg import create_hyper_repvgg
+    from network.inputs import normalise
 
     model = create_hyper_repvgg(settings.WEIGHT_PATH_SERVER, settings.MODEL_NAME, settings.NUM_CLASSES)
 
@@ -95,8 +95,9 @@ def measure(settings: Any) -> Dict[str, Any]:
 
 def accuracy_of(model: Any, data: Any) -> Dict[str, Any]:
     """Accuracy of the deployed model on (inputs, labels), with its interval."""
-    from evaluation import predict, wilson_interval
+    from domains.image_sets import wilson_interval
     from hyper_repvgg import deploy
+    from network.inputs import predict
 
     inputs, labels = data
     correct = int((predict(deploy(model), inputs, 256) == labels).sum())
@@ -106,7 +107,7 @@ def accuracy_of(model: Any, data: Any) -> Dict[str, Any]:
 def probe_pruning(model: Any, domains: List[Any]) -> Any:
     """What blocks lose without their 3x3 and with no other change (mean over `domains` of (inputs, labels)): each block
     alone {block: loss}, and greedily [{block, loss}, ...], the block that costs least next. α is restored."""
-    from repvgg import DENSE
+    from network.shapes import DENSE
 
     unpruned = model.alpha_array()
 

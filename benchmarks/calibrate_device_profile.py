@@ -1,8 +1,8 @@
 """Fits the jetson-tx2 profile to published TX2 latencies, and says how far it is off on those it has not seen.
 
-    python benchmarks/calibrate_device_profile.py            # refit; errors on held-out figures; cross-validation
-    python benchmarks/calibrate_device_profile.py --check    # the committed profile against the held-out figures
-    python benchmarks/calibrate_device_profile.py --write    # refit and write data/device_profiles/jetson-tx2.json
+    python -m benchmarks.calibrate_device_profile            # refit; errors on held-out figures; cross-validation
+    python -m benchmarks.calibrate_device_profile --check    # the committed profile against the held-out figures
+    python -m benchmarks.calibrate_device_profile --write    # refit and write data/device_profiles/jetson-tx2.json
 
 Claim: on the 167 held-out figures the committed profile's median error is 1.8 %, the largest 11.6 % (stage3.0, γ 1);
 on the 167 fitted ones 1.6 % and 9.8 %. Bars: median 10 %, largest 30 %, checked by exit status. Refitted without a
@@ -27,20 +27,24 @@ import dataclasses
 import json
 import math
 import os
-import sys
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
-
-import cli  # noqa: E402
-import json_files  # noqa: E402
-from config import UserError  # noqa: E402
-from device_profile import (JETSON_TX2, PROFILE_DIR, KernelProfile, kernels_of, load_profile,  # noqa: E402
-                            pipeline_ms, profile_fields)
-from repvgg import BlockShape, architecture, block_names, block_shapes  # noqa: E402
+import cli
+from config import UserError
+from costs.device_profiles import (
+    JETSON_TX2,
+    PROFILE_DIR,
+    KernelProfile,
+    kernels_of,
+    load_profile,
+    pipeline_ms,
+    profile_fields,
+)
+from network.shapes import BlockShape, architecture, block_names, block_shapes
+from pipeline import writing
 
 FIGURES = os.path.normpath(os.path.join(ROOT, '..', 'shared', 'data', 'jetson_tx2_repvgg_b3_latency.json'))
 SOURCE = 'fitted to the TX2 latencies of RepVGG-B3 in github.com/word-ky/codesign, full_gamma_analysis.md (MIT licence)'
@@ -201,7 +205,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     rows = [row_of('fitted', profile, fitted), row_of('held out', profile, held_out)]
     if args.write:
         path = os.path.join(PROFILE_DIR, JETSON_TX2 + '.json')
-        json_files.write(path, profile_fields(profile), metadata_of(rows))
+        writing.write(path, profile_fields(profile), metadata_of(rows))
         load_profile(JETSON_TX2)  # what was written must be readable
         cli.say(f'wrote {path}')
     show(rows if args.check else [*rows, *cross_validation(figures)])
@@ -212,7 +216,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def metadata_of(rows: Sequence[Row]) -> Dict[str, object]:
     """Where the profile comes from and how good it is."""
-    return {'model': 'RepVGG-B3', 'made_by': 'python benchmarks/calibrate_device_profile.py --write',
+    return {'model': 'RepVGG-B3', 'made_by': 'python -m benchmarks.calibrate_device_profile --write',
             'held_out_rule': 'block index + gamma is odd',
             'relative_errors': {row.what: {'n': row.n, 'median': round(row.median, 4), 'largest': round(row.largest, 4)}
                                 for row in rows}}

@@ -1,6 +1,6 @@
 """A million random and mutated frames against both ends.
 
-    python benchmarks/fuzz_protocol.py --frames 1000000
+    python -m benchmarks.fuzz_protocol --frames 1000000
 
 Three quarters go into `Connection.receive`, as a stranger (before the handshake) and as a trusted peer: random bytes,
 valid frames with flipped, cut, repeated or inserted bytes, and frames whose headers are rewritten with correct
@@ -18,20 +18,18 @@ import os
 import random
 import socket
 import struct
-import sys
 import tempfile
 import time
 import zlib
 from typing import Any, Dict
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import torch
 
-from blob_store import BlobStore
-from frames import FIXED, Kind, Message, NetworkError, PeerError
-from connection import Connection
 from network_utils import Address, Listener, connect
-from worker_tasks import Tasks
+from tier.tasks import Tasks
+from wire.blobs import BlobStore
+from wire.connection import Connection
+from wire.frames import FIXED, Kind, Message, NetworkError, PeerError
 
 
 class Bytes:

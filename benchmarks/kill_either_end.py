@@ -1,6 +1,6 @@
 """Kill client or server at random moments of a real-mode run, again and again: the result must not change.
 
-    python benchmarks/kill_either_end.py --kills 50 --folder /tmp/kills
+    python -m benchmarks.kill_either_end --kills 50 --folder /tmp/kills
 
 Prepares the built-in example once (partition, α, importance, measured table), runs `step_3_joint.py --mode real`
 undisturbed, then repeats it while SIGKILLing either end after 1 to 9 s, each time starting the killed one again, until

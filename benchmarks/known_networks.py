@@ -5,29 +5,27 @@ same networks (search_quality.py).
 """
 from __future__ import annotations
 
-import os
-import sys
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
-import config  # noqa: E402
-import domain_search  # noqa: E402
-import hardest_first  # noqa: E402
-from cost_model import HardwareTable, goal  # noqa: E402
-from evaluation import ImageSet, normalise  # noqa: E402
-from frontier import hypervolume, lowest_explored  # noqa: E402
-from frontier_search import SLOWEST, FrontierSearch  # noqa: E402
-from gamma_configurator import build_plan, fused_gamma  # noqa: E402
-from hyper_repvgg import HyperRepVGG, deploy, kept  # noqa: E402
-from importance_pruning import ImportanceSearch  # noqa: E402
-from prefix_activations import Choice, Keep, PruningEvaluator, choice_of  # noqa: E402
-from pruning_search import Judgement, SearchState  # noqa: E402
-from throughput_optimizer import solve_exact  # noqa: E402
+import config
+from costs.cost_model import HardwareTable, goal
+from domains.image_sets import ImageSet
+from gamma_configurator import build_plan
+from hyper_repvgg import HyperRepVGG, deploy
+from network.alpha import kept
+from network.gammas import fused_gamma
+from network.inputs import normalise
+from search import domain_search, hardest_first
+from search.frontier import hypervolume, lowest_explored
+from search.frontier_search import SLOWEST, FrontierSearch
+from search.importance_pruning import ImportanceSearch
+from search.prefix_activations import Choice, Keep, PruningEvaluator, choice_of
+from search.pruning_search import Judgement, SearchState
+from throughput_optimizer import solve_exact
 
 
 def enumerate_margins(model: HyperRepVGG, alpha: np.ndarray, options: List[List[Keep]],

@@ -1,6 +1,6 @@
 """How long the exact answer under limits takes, for 27 blocks (RepVGG-B3) and for 1,000 blocks of the same shapes.
 
-    python benchmarks/limited_optimiser.py
+    python -m benchmarks.limited_optimiser
 
 Tables of random times on both tiers: 'uniform'; 'dear' (a γ is the faster the more memory it takes, so that memory
 and time are really at odds); 'distinct' (random sizes, no two alike). The client may have 50 % or 90 % of the memory
@@ -10,24 +10,22 @@ longest and the median time of each kind, for requests that fit and for those th
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 import time
 from collections import defaultdict
 
 import numpy as np
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from block_memory import MemoryTable, memory_table  # noqa: E402
-from block_work import out_elements, work_table  # noqa: E402
-from config import Settings  # noqa: E402
-from cost_model import EndCosts, HardwareTable, Link, Roofline  # noqa: E402
-from gamma_mask_builder import build_gamma_mask, runnable_gammas  # noqa: E402
-from hyper_repvgg import surviving_branches, unpruned_alpha  # noqa: E402
-from limits import Limits, NothingFits  # noqa: E402
-from repvgg import architecture, block_shapes  # noqa: E402
-from throughput_optimizer import solve_exact  # noqa: E402
-from throughput_optimizer_limit import LimitedProblem, solve_limited  # noqa: E402
+from config import Settings
+from costs.cost_model import EndCosts, HardwareTable, Link, Roofline
+from costs.limits import Limits, NothingFits
+from costs.memory import MemoryTable, memory_table
+from costs.work import out_elements, work_table
+from gamma_mask_builder import build_gamma_mask, runnable_gammas
+from network.alpha import surviving_branches, unpruned_alpha
+from network.shapes import architecture, block_shapes
+from throughput_optimizer import solve_exact
+from throughput_optimizer_limit import LimitedProblem, solve_limited
 
 DEPTHS = {27: (4, 6, 16, 1), 1000: (150, 220, 620, 10)}
 

@@ -2,16 +2,12 @@
 from __future__ import annotations
 
 import itertools
-import os
-import sys
 from dataclasses import replace
 from typing import Iterator
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
-import lut_manager  # noqa: E402
-from config import Settings  # noqa: E402
-from cost_model import TIERS, HardwareTable, Link  # noqa: E402
+import lut_manager
+from config import Settings
+from costs.cost_model import TIERS, HardwareTable, Link
 
 LINKS_MBPS = (10, 100, 1000)
 

@@ -1,8 +1,8 @@
 """Is a network's time the sum of its table's entries? Holds sums against measured whole networks.
 
-    python benchmarks/lut_fidelity.py                       # RepVGG-Micro at 32x32 and RepVGG-A0 at 224x224
-    python benchmarks/lut_fidelity.py --isolated            # beside it: each block timed in a loop of its own
-    python benchmarks/lut_fidelity.py --models RepVGG-A0@224 --assignments 100 --rounds 9 --threads 2
+    python -m benchmarks.lut_fidelity                       # RepVGG-Micro at 32x32 and RepVGG-A0 at 224x224
+    python -m benchmarks.lut_fidelity --isolated            # beside it: each block timed in a loop of its own
+    python -m benchmarks.lut_fidelity --models RepVGG-A0@224 --assignments 100 --rounds 9 --threads 2
 
 Claim (2-core AMD EPYC virtual machine that other work shares, one thread, PyTorch 2.15, `--isolated`, n = 60 each): the
 sum is within 5 % of the measured network for 92 % of assignments of RepVGG-A0 (median ratio 0.981) and for 72 % of
@@ -34,15 +34,13 @@ import torch
 from tqdm import tqdm
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
-
-import block_timing  # noqa: E402
-import lut_manager  # noqa: E402
-from block_timing import BlockSamples, NetworkTiming  # noqa: E402
-from config import Settings  # noqa: E402
-from cost_model import Configuration, HardwareTable, Roofline, times  # noqa: E402
-from gamma_configurator import GAMMAS, fused_gamma  # noqa: E402
-from hyper_repvgg import HyperRepVGG, create_hyper_repvgg  # noqa: E402
+import lut_manager
+from config import Settings
+from costs.cost_model import Configuration, HardwareTable, Roofline, times
+from hyper_repvgg import HyperRepVGG, create_hyper_repvgg
+from network.gammas import GAMMAS, fused_gamma
+from tier import block_timing, devices
+from tier.block_timing import BlockSamples, NetworkTiming
 
 Gammas = Tuple[int, ...]  # γ of every block; which branches are kept follows from it
 TOLERANCE, SHARE_BAR = 0.05, 0.90
@@ -191,8 +189,8 @@ def main(argv: Sequence[str] = None) -> int:
     parser.add_argument('--seed', type=int, default=0, help='of the assignments and of the order')
     parser.add_argument('--isolated', action='store_true', help='also time each block in a loop of its own')
     args = parser.parse_args(argv)
-    device, met = lut_manager.device_of(args.device), True
-    print(f'{lut_manager.device_name(device)}, {args.threads} threads, PyTorch {torch.__version__}')
+    device, met = devices.device_of(args.device), True
+    print(f'{devices.device_name(device)}, {args.threads} threads, PyTorch {torch.__version__}')
     print(f'{"sum / whole network":<40}{"n":>5}{"within 5%":>10}{"median":>10}{"lowest":>9}{"highest":>9}')
     for item in args.models.split(','):
         name, _, size = item.partition('@')

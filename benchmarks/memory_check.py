@@ -1,6 +1,6 @@
 """Memory from shapes (block_memory.py) against what PyTorch allocates while every kind of block runs.
 
-    python benchmarks/memory_check.py [--model RepVGG-B3] [--size 224] [--device cpu|cuda]
+    python -m benchmarks.memory_check [--model RepVGG-B3] [--size 224] [--device cpu|cuda]
 
 Computed: the tensors that a block holds at once, its input included. Measured: the allocator's peak (CPU: the
 profiler's memory events; CUDA: max_memory_allocated), which adds what convolution libraries take as workspace.
@@ -9,17 +9,16 @@ One line a distinct block shape, for γ fused and all branches in parallel; weig
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from typing import Callable
 
 import torch
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from block_memory import activation_bytes, weight_bytes  # noqa: E402
-from gamma_configurator import build_plan, fused_gamma, unfused_gamma  # noqa: E402
-from hyper_repvgg import HyperRepVGGBlock  # noqa: E402
-from repvgg import architecture, block_shapes  # noqa: E402
+from costs.memory import activation_bytes, weight_bytes
+from gamma_configurator import build_plan
+from hyper_repvgg import HyperRepVGGBlock
+from network.gammas import fused_gamma, unfused_gamma
+from network.shapes import architecture, block_shapes
 
 
 def allocated_peak(run: Callable[[], torch.Tensor], device: str) -> int:

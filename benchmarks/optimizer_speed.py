@@ -1,6 +1,6 @@
 """How long the exact method takes, and how many evaluations brute force would need for the same answer.
 
-    python benchmarks/optimizer_speed.py
+    python -m benchmarks.optimizer_speed
 
 Claim (2-core AMD EPYC virtual machine, PyTorch 2.15, machine shared with other work): 0.09 ms for 27 blocks, 11 ms for
 10,000 (medians of 51). Brute force would evaluate 10^17.9 combinations for the 27, 10^6198 for the 10,000.
@@ -25,12 +25,10 @@ import numpy as np
 import torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
-
-from config import Settings  # noqa: E402
-from cost_model import Configuration, EndCosts, HardwareTable, Link, Roofline, times  # noqa: E402
-from gamma_mask_builder import build_gamma_mask, runnable_gammas  # noqa: E402
-from throughput_optimizer import Solution, solve_exact, solve_gradient  # noqa: E402
+from config import Settings
+from costs.cost_model import Configuration, EndCosts, HardwareTable, Link, Roofline, Solution, times
+from gamma_mask_builder import build_gamma_mask, runnable_gammas
+from throughput_optimizer import solve_exact, solve_gradient
 
 BARS_MS = {27: 10.0, 10_000: 1000.0}  # by number of blocks
 BRUTE_FORCE_BLOCKS = 4

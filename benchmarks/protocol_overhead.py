@@ -1,6 +1,6 @@
 """A 2.4 MB tensor over loopback: the protocol against a bare socket with the same buffers.
 
-    python benchmarks/protocol_overhead.py
+    python -m benchmarks.protocol_overhead
 
 Alternates rounds of both; each sends the tensor there and waits for a byte (a small message) back, between
 two processes, as in use. Bar: 80 % of the bare socket's rate.
@@ -8,19 +8,16 @@ two processes, as in use. Bar: 80 % of the bare socket's rate.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import socket
 import statistics
-import sys
 import time
 from typing import List, Tuple
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import torch
 
-from frames import Kind
-from connection import Connection
 from network_utils import Address, Listener, connect
+from wire.connection import Connection
+from wire.frames import Kind
 
 TENSOR = torch.rand(1, 192, 56, 56)  # 2.4 MB: RepVGG-B3's stage1 at 224x224
 ROUNDS, REPEATS = 30, 20

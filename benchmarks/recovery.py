@@ -1,6 +1,6 @@
 """What does each part of recovery bring, and what does it cost? The same pruned networks, recovered in several ways.
 
-    python benchmarks/recovery.py                           # ten domains, times from results/
+    python -m benchmarks.recovery                           # ten domains, times from results/
 
 For every domain the networks that lack 2, 4 and 6 of the 3x3 convolutions (at each size those that save most T_eff,
 chosen by the exact optimiser, blind to accuracy) are measured
@@ -21,31 +21,26 @@ shared alone for 9, BatchNorm for 7, which is why it is off by default.
 from __future__ import annotations
 
 import dataclasses
-import os
-import sys
 import time
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
-import alpha_training  # noqa: E402
-import batchnorm  # noqa: E402
-import cli  # noqa: E402
-import domain_search  # noqa: E402
-import json_files  # noqa: E402
-import lut_manager  # noqa: E402
-from config import Settings  # noqa: E402
-from cost_model import HardwareTable  # noqa: E402
-from domain_dataset import load_domain  # noqa: E402
-from hyper_repvgg import kept, surviving_branches  # noqa: E402
-from prefix_activations import choice_of  # noqa: E402
-from progressive_pruning import JointSearch  # noqa: E402
-from pruning_search import SearchState  # noqa: E402
-from repvgg import DENSE  # noqa: E402
-from throughput_optimizer import solve_exact  # noqa: E402
+import cli
+import lut_manager
+from config import Settings
+from costs.cost_model import HardwareTable
+from domain_dataset import load_domain
+from network import batchnorm
+from network.alpha import kept, surviving_branches
+from network.shapes import DENSE
+from pipeline import kinds
+from progressive_pruning import JointSearch
+from search import alpha_training, domain_search
+from search.prefix_activations import choice_of
+from search.pruning_search import SearchState
+from throughput_optimizer import solve_exact
 
 SIZES = (2, 4, 6)
 WAYS = ('none', 'own', 'shared', 'shared, own', 'BatchNorm')
@@ -117,7 +112,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
     parser.add_argument('--domains', metavar='0,3,7', help='domain ids (default: all)')
     parser.add_argument('--lut_file', metavar='FILE', help='the complete table (default: the one in RESULTS_DIR)')
     args, settings = cli.parse(parser, argv)
-    table = lut_manager.load(args.lut_file or json_files.path_of('lut', settings), settings)
+    table = lut_manager.load(args.lut_file or kinds.path_of('lut', settings), settings)
     torch.set_num_threads(settings.threads(settings.TORCH_THREADS))
     print('validation accuracy in % (test in brackets)')
     rows = [found for domain in cli.domains(args.domains, settings) for _, found in recover(domain, table, settings)]

@@ -1,10 +1,10 @@
 """Every figure of docs/results.md: joint and sequential search against the baselines, by link and head tier.
 
-    python benchmarks/results_page.py run --profile edge-cpu --root results/page     # 2 tiers x 3 links x 10 domains
-    python benchmarks/results_page.py run --profile jetson-tx2 --root results/page
-    python benchmarks/results_page.py show --profile edge-cpu --root results/page    # Markdown
-    python benchmarks/results_page.py run --links 10 --wire_formats float32,float16,uint8 --root results/page_wires
-    PROFILE=imagenet python benchmarks/results_page.py b3 --lut_file F               # RepVGG-B3, table from step 1
+    python -m benchmarks.results_page run --profile edge-cpu --root results/page     # 2 tiers x 3 links x 10 domains
+    python -m benchmarks.results_page run --profile jetson-tx2 --root results/page
+    python -m benchmarks.results_page show --profile edge-cpu --root results/page    # Markdown
+    python -m benchmarks.results_page run --links 10 --wire_formats float32,float16,uint8 --root results/page_wires
+    PROFILE=imagenet python -m benchmarks.results_page b3 --lut_file F               # RepVGG-B3, table from step 1
 
 `run` measures the server (and simulates the client) once and uses the same tables for all links; what is there already
 is not done again. The sequential baseline prunes blind to time, so its α is the same on every link and with every
@@ -24,21 +24,17 @@ from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 import numpy as np
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
-import cli  # noqa: E402
-import config  # noqa: E402
-import domain_search  # noqa: E402
-import joint_result  # noqa: E402
-import json_files  # noqa: E402
-import lut_manager  # noqa: E402
-from cost_model import TIERS, Configuration, HardwareTable, Times, split_times  # noqa: E402
-from hyper_repvgg import surviving_branches, unpruned_alpha  # noqa: E402
-from joint_result import JointResult  # noqa: E402
-from links import LINKS_MBPS, on_link  # noqa: E402
-from throughput_optimizer import (  # noqa: E402
-    Solution, baselines, solve_exact, solve_unfused, split_range)
-from wire_formats import is_lossless  # noqa: E402
+import cli
+import config
+import lut_manager
+from benchmarks.links import LINKS_MBPS, on_link
+from costs.cost_model import TIERS, Configuration, HardwareTable, Solution, Times, split_times
+from network.alpha import surviving_branches, unpruned_alpha
+from pipeline import fingerprints, kinds
+from search import domain_search, joint_result
+from search.joint_result import JointResult
+from throughput_optimizer import baselines, solve_exact, solve_unfused, split_range
+from wire.formats import is_lossless
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TABLES = ('roofline_server.json', 'roofline_client.json', 'lut_server.json', 'lut_client.json')
@@ -73,13 +69,13 @@ def script(overrides: Sequence[str], name: str, *arguments: str) -> None:
 def prune_as_before(pruned_in: str, overrides: Sequence[str]) -> None:
     """What step3_accuracy_opt.py would write for this case, from what it wrote for a case of another link or client."""
     settings, before = config.load(overrides), config.load((f'RESULTS_DIR={pruned_in}',))
-    path = json_files.path_of('lut', settings)
-    table, other = lut_manager.load(path, settings), lut_manager.load(json_files.path_of('lut', before), before)
+    path = kinds.path_of('lut', settings)
+    table, other = lut_manager.load(path, settings), lut_manager.load(kinds.path_of('lut', before), before)
     model, whole = domain_search.base_model(settings), surviving_branches(unpruned_alpha(table.has_identity))
     ends = {**baselines(table, whole, settings), 'step2': domain_search.solve_unpruned(table, settings)}
     for domain in range(10):
-        inputs = json_files.inputs_of('sequential_accuracy', settings, domain, lut=path)
-        if json_files.is_current([json_files.path_of('sequential_accuracy', settings, domain)], inputs):
+        inputs = fingerprints.inputs_of('sequential_accuracy', settings, domain, lut=path)
+        if fingerprints.is_current([kinds.path_of('sequential_accuracy', settings, domain)], inputs):
             continue
         pruned = joint_result.load(domain, other, before, 'sequential_accuracy')
         alpha = pruned.configuration.alpha
@@ -145,7 +141,7 @@ def show(page: Page) -> None:
     """The tables as Markdown."""
     for head, mbps, overrides in page.cases():
         settings = config.load(overrides)
-        table = lut_manager.load(json_files.path_of('lut', settings), settings)
+        table = lut_manager.load(kinds.path_of('lut', settings), settings)
         joint, sequential = ([joint_result.load(domain, table, settings, kind) for domain in range(10)]
                              for kind in ('joint', 'sequential'))
         print(f'\n**Head on the {head}, {mbps} Mbit/s**\n\n'

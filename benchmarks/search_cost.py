@@ -1,9 +1,9 @@
 """What does a search cost in block evaluations? Step 3's search beside the plain progressive pruning.
 
-    python benchmarks/search_cost.py                       # ten built-in domains, times from results/
-    python benchmarks/search_cost.py --domains 0,3 --candidates saving
-    python benchmarks/search_cost.py --ours --set SHARED_STEPS=0   # what a setting does, without the plain scheme
-    python benchmarks/search_cost.py --estimates           # how far looks at a part of the images are off
+    python -m benchmarks.search_cost                       # ten built-in domains, times from results/
+    python -m benchmarks.search_cost --domains 0,3 --candidates saving
+    python -m benchmarks.search_cost --ours --set SHARED_STEPS=0   # what a setting does, without the plain scheme
+    python -m benchmarks.search_cost --estimates           # how far looks at a part of the images are off
 
 The plain scheme tries, in every round, every surviving branch that may go: it recovers α exactly as our search does,
 measures the accuracy on all validation images, and accepts the candidate with the lowest J, until none lowers it; then
@@ -20,26 +20,22 @@ lower in domains 2, 3, 5 and 7, by 0.0237 at most, and higher in the others, by 
 """
 from __future__ import annotations
 
-import os
-import sys
 from typing import Dict, List, Optional, Sequence, Tuple, Type
 
 import numpy as np
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
-import cli  # noqa: E402
-import domain_search  # noqa: E402
-import json_files  # noqa: E402
-import lut_manager  # noqa: E402
-from config import Settings  # noqa: E402
-from cost_model import HardwareTable  # noqa: E402
-from hardest_first import Look  # noqa: E402
-from links import every_link, on_link  # noqa: E402
-from prefix_activations import Choice, choice_of  # noqa: E402
-from progressive_pruning import LEAST_IMPROVEMENT, JointSearch  # noqa: E402
-from pruning_search import PruningSearch, SearchState  # noqa: E402
-from repvgg import BRANCHES  # noqa: E402
+import cli
+import lut_manager
+from benchmarks.links import every_link, on_link
+from config import Settings
+from costs.cost_model import HardwareTable
+from network.shapes import BRANCHES
+from pipeline import kinds
+from progressive_pruning import LEAST_IMPROVEMENT, JointSearch
+from search import domain_search
+from search.hardest_first import Look
+from search.prefix_activations import Choice, choice_of
+from search.pruning_search import PruningSearch, SearchState
 
 
 class PlainSearch(JointSearch):
@@ -128,7 +124,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
     parser.add_argument('--estimates', action='store_true', help='only check the estimates of our search')
     parser.add_argument('--lut_file', metavar='FILE', help='the complete table (default: the one in RESULTS_DIR)')
     args, settings = cli.parse(parser, argv)
-    table = lut_manager.load(args.lut_file or json_files.path_of('lut', settings), settings)
+    table = lut_manager.load(args.lut_file or kinds.path_of('lut', settings), settings)
     if args.estimates:
         check_estimates(cli.domains(args.domains, settings), table, settings)
         return

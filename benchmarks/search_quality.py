@@ -1,9 +1,9 @@
 """How good is step 3's search? Compare it with exhaustive enumeration, random and evolutionary search.
 
-    python benchmarks/search_quality.py --domain_id 0                 # built-in example, times from results/
-    python benchmarks/search_quality.py --domain_id 0 --options 3     # blocks may also keep identity alone
-    python benchmarks/search_quality.py --domain_id 0 --all_links     # both head tiers on three links
-    python benchmarks/search_quality.py --domain_id 0 --set MODEL_NAME=RepVGG-A0 WEIGHT_PATH_SERVER=a0.pt \
+    python -m benchmarks.search_quality --domain_id 0                 # built-in example, times from results/
+    python -m benchmarks.search_quality --domain_id 0 --options 3     # blocks may also keep identity alone
+    python -m benchmarks.search_quality --domain_id 0 --all_links     # both head tiers on three links
+    python -m benchmarks.search_quality --domain_id 0 --set MODEL_NAME=RepVGG-A0 WEIGHT_PATH_SERVER=a0.pt \
         RESULTS_DIR=results_a0                                        # too many networks to enumerate
 
 Every way to prune that could pay is enumerated: each block keeps all its branches, or loses its 3x3 (with --options
@@ -27,30 +27,25 @@ cases, in the other 0.0028 above the best seed of evolutionary search; behind no
 from __future__ import annotations
 
 import itertools
-import os
-import sys
 from dataclasses import dataclass
 from typing import Dict, List, Optional, Sequence, Tuple, Type
 
 import numpy as np
 import torch
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
-import cli  # noqa: E402
-import config  # noqa: E402
-import domain_search  # noqa: E402
-import json_files  # noqa: E402
-import lut_manager  # noqa: E402
-from cost_model import HardwareTable  # noqa: E402
-from domain_dataset import load_domain  # noqa: E402
-from evaluation import ImageSet  # noqa: E402
-from hyper_repvgg import HyperRepVGG  # noqa: E402
-from known_networks import (  # noqa: E402
-    Evaluator, OnDemand, Outcome, TabledSequential, TabledStep3, enumerate_margins)
-from links import every_link, on_link  # noqa: E402
-from prefix_activations import Choice, Keep, PruningEvaluator, choice_of  # noqa: E402
-from pruning_search import PruningSearch  # noqa: E402
+import cli
+import config
+import lut_manager
+from benchmarks.known_networks import Evaluator, OnDemand, Outcome, TabledSequential, TabledStep3, enumerate_margins
+from benchmarks.links import every_link, on_link
+from costs.cost_model import HardwareTable
+from domain_dataset import load_domain
+from domains.image_sets import ImageSet
+from hyper_repvgg import HyperRepVGG
+from pipeline import kinds
+from search import domain_search
+from search.prefix_activations import Choice, Keep, PruningEvaluator, choice_of
+from search.pruning_search import PruningSearch
 
 POPULATION = 20  # of the evolutionary search
 ENUMERABLE = 20_000  # networks
@@ -143,7 +138,7 @@ class Task:
 
 def prepare(domain: int, options_count: int, n_images: Optional[int], settings: config.Settings) -> Task:
     """Load a domain; enumerate its networks where they are few enough."""
-    table = lut_manager.load(json_files.path_of('lut', settings), settings)
+    table = lut_manager.load(kinds.path_of('lut', settings), settings)
     torch.set_num_threads(settings.threads(settings.TORCH_THREADS))
     model = domain_search.base_model(settings)
     data = load_domain(settings, domain, 'val')

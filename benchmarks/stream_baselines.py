@@ -9,7 +9,6 @@ Latency: from the start of a frame's head to the end of its tail, on one machine
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import queue
 import socket
@@ -21,7 +20,6 @@ from typing import Any, Callable, Dict, List, Tuple
 
 import torch
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 LENGTH = struct.Struct('<Q')
 WARM_UP = 14  # frames that do not count, as many as in our own streams
 Network = Callable[[torch.Tensor], torch.Tensor]
@@ -160,11 +158,12 @@ def rpc_server(tail: Network, address: Tuple[str, int], n_frames: int) -> Dict[s
 
 
 if __name__ == '__main__':  # a process of its own for each end: side, kind, host, port, model, split, size, frames
-    import allocator
     import stream_baselines  # by its name: RPC looks functions up by module
     import stream_throughput
+
+    import cli
     side_, kind_, host_, port_, model_, split_, size_, frames_ = sys.argv[1:]
-    allocator.keep_freed_memory()  # as our own ends do
+    cli.keep_freed_memory()  # as our own ends do
     torch.set_num_threads(1)
     network, configuration = stream_throughput.network_of(model_, int(split_))
     which, end = stream_throughput.part_for, (host_, int(port_))

@@ -1,7 +1,7 @@
 """Streams over a shaped link: our own against the bound, the prediction, and what others do.
 
-    python benchmarks/stream_throughput.py --json /tmp/stream.json         # needs root, `ip` and `tc`; about 15 minutes
-    python benchmarks/stream_throughput.py --mbps 100 --splits 4 --frames 100 --only ours,reply
+    python -m benchmarks.stream_throughput --json /tmp/stream.json         # needs root, `ip` and `tc`; about 15 minutes
+    python -m benchmarks.stream_throughput --mbps 100 --splits 4 --frames 100 --only ours,reply
 
 Two processes pinned to one core each, one torch thread each, RepVGG-A0 at 224x224; the client lives in a network
 namespace, and a token bucket shapes both directions of the pair of devices between them. For every link and split:
@@ -31,19 +31,19 @@ import sys
 import time
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import torch
 
-import allocator
+import cli
 import config
-from cost_model import Configuration, combine
-from gamma_configurator import fused_gamma
-from hyper_repvgg import HyperRepVGG, create_hyper_repvgg, surviving_branches
-from link_measurement import measure_link
-from network_part import head_units, part_of, tail_units
-from split_server import folded_specs, wait_for_client
-from stream_session import run_stream
-from wire_formats import format_at
+from costs.cost_model import Configuration, combine
+from hyper_repvgg import HyperRepVGG, create_hyper_repvgg
+from network.alpha import surviving_branches
+from network.gammas import fused_gamma
+from remote.client import folded_specs, wait_for_client
+from remote.link import measure_link
+from remote.streaming import run_stream
+from tier.part import head_units, part_of, tail_units
+from wire.formats import format_at
 
 SPACE, SERVER_IP, CLIENT_IP = 'splitbench', '10.77.0.1', '10.77.0.2'
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -188,7 +188,7 @@ def main() -> None:
     parser.add_argument('--json', help='write all figures here')
     args = parser.parse_args()
     os.sched_setaffinity(0, {0})
-    allocator.keep_freed_memory()
+    cli.keep_freed_memory()
     os.environ.setdefault('SPLIT_AUTH_TOKEN', 'benchmark')
     torch.set_num_threads(1)
     port = 7500

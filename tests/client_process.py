@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 import config
-from cost_model import Configuration
-from gamma_configurator import fused_gamma
-from hyper_repvgg import create_hyper_repvgg, deploy, surviving_branches
-from evaluation import normalise
+from costs.cost_model import Configuration
+from hyper_repvgg import create_hyper_repvgg, deploy
+from network.alpha import surviving_branches
+from network.gammas import fused_gamma
+from network.inputs import normalise
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SETTINGS = config.load(('WEIGHT_PATH_SERVER=', 'BATCH_SIZE=8', 'DEVICE_PROFILE='), {})

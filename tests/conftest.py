@@ -16,7 +16,8 @@ settings.load_profile('repository')
 def served(tmp_path_factory):
     """(RemoteClient, Client process, what the server said)."""
     from client_process import SETTINGS, Client, free_port
-    from split_server import wait_for_client
+
+    from remote.client import wait_for_client
     torch.set_num_threads(1)
     port, said = free_port(), []
     process = Client(port, tmp_path_factory.mktemp('client'))

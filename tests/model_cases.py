@@ -1,10 +1,9 @@
 """What the tests of the model share: images, and how far two results are apart."""
 from __future__ import annotations
 
+import oracles
 import pytest
 import torch
-
-import oracles
 
 PAPER = list(oracles.PAPER_VARIANTS)
 has_meta = pytest.mark.skipif(not hasattr(torch, 'compile'), reason='before PyTorch 2 a device is no context')

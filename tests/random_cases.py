@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 import lut_manager
 from config import Settings
-from cost_model import HardwareTable, Link, Roofline
+from costs.cost_model import HardwareTable, Link, Roofline
 from gamma_mask_builder import runnable_gammas
 from hyper_repvgg import HyperRepVGG, HyperRepVGGBlock
-from repvgg import ARCHITECTURES, BlockShape
+from network.shapes import ARCHITECTURES, BlockShape
 
 seeds = st.integers(0, 2 ** 32 - 1)
 

@@ -8,7 +8,7 @@ from typing import Any, Dict
 import numpy as np
 
 from config import Settings
-from cost_model import Roofline
+from costs.cost_model import Roofline
 
 ROOFLINE = Roofline(50.0, 10.0)
 

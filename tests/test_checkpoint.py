@@ -8,21 +8,21 @@ import re
 from typing import Dict
 
 import numpy as np
+import oracles
 import pytest
 import torch
 import torch.nn as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-import checkpoint
-import oracles
-from config import UserError
-from hyper_repvgg import create_hyper_repvgg, deploy
 from model_cases import PAPER, has_meta, images, relative_error
 from random_cases import randomise, seeds, thin
+
+from config import UserError
+from hyper_repvgg import create_hyper_repvgg, deploy
+from network import checkpoints
 from repvgg import RepVGG
 
-loads = pytest.mark.skipif(not checkpoint._can_load_safely(), reason='this PyTorch cannot load without executing')
+loads = pytest.mark.skipif(not checkpoints._can_load_safely(), reason='this PyTorch cannot load without executing')
 
 
 def saved(folder, content, **options) -> str:
@@ -100,7 +100,7 @@ def test_the_names_and_shapes_of_all_of_timms_models_fit():
     for name in names:
         with torch.device('meta'):
             theirs, ours = timm.create_model(name).state_dict(), RepVGG(name).state_dict()
-        renamed = checkpoint.normalise_keys(theirs)
+        renamed = checkpoints.normalise_keys(theirs)
         assert {key: v.shape for key, v in renamed.items()} == {key: v.shape for key, v in ours.items()}, name
 
 
@@ -134,7 +134,7 @@ def test_loading_drops_what_was_folded_from_earlier_weights(tmp_path):
     model, x = create_hyper_repvgg(None, 'RepVGG-Micro', 10), images(1, 32)
     with torch.no_grad():
         model(x)
-        checkpoint.load_checkpoint(model, saved(tmp_path, micro_state(5)))
+        checkpoints.load_checkpoint(model, saved(tmp_path, micro_state(5)))
         expected = randomise(RepVGG('RepVGG-Micro', 10), 5)(x)
         assert relative_error(model(x), expected) < 1e-4
 
@@ -146,7 +146,7 @@ def refusal(path: str, name: str = 'RepVGG-Micro', num_classes: int = 10) -> str
     model = create_hyper_repvgg(None, name, num_classes)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(UserError) as caught:
-        checkpoint.load_checkpoint(model, path)
+        checkpoints.load_checkpoint(model, path)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     message = str(caught.value)
     assert message.startswith(f'{path}: ') and '\n' not in message and '\x1b' not in message and len(message) < 1000
@@ -269,7 +269,7 @@ def test_a_file_that_would_execute_code_does_not(written, place, tmp_path):
     if written is pickle.dumps:
         pickle.loads(content)
     else:  # the trap is a real one
-        torch.load(io.BytesIO(content), **({'weights_only': False} if checkpoint._can_load_safely() else {}))
+        torch.load(io.BytesIO(content), **({'weights_only': False} if checkpoints._can_load_safely() else {}))
     assert os.path.isdir(folder)
 
 
@@ -280,6 +280,6 @@ def test_a_whole_pickled_model_is_refused_with_the_class_that_it_would_run(tmp_p
 
 
 def test_a_pytorch_that_cannot_load_safely_does_not_load_at_all(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, '_can_load_safely', lambda: False)
+    monkeypatch.setattr(checkpoints, '_can_load_safely', lambda: False)
     monkeypatch.setattr(torch, 'load', lambda *args, **kwargs: pytest.fail('loaded'))
     assert 'without executing code' in refusal(saved(tmp_path, micro_state()))

@@ -8,7 +8,9 @@ import random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings as hypothesis_settings, strategies as st
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import config
@@ -16,10 +18,19 @@ import domain_transforms
 from config import UserError
 from domain_dataset import DomainDataset, load_clean, load_domain
 from domain_transforms import CORRUPTIONS, corrupt, domain_name
-from evaluation import normalise, predict
-from image_sources import open_source
-from noniid_partition import (SPLITS, draw, find_readable, label_shares, load_partition, make_partition, round_to_sum,
-                              save_partition, split_pools)
+from domains.image_sources import open_source
+from domains.partition import (
+    SPLITS,
+    draw,
+    find_readable,
+    label_shares,
+    load_partition,
+    make_partition,
+    round_to_sum,
+    save_partition,
+    split_pools,
+)
+from network.inputs import normalise, predict
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

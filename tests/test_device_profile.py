@@ -12,14 +12,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import device_profile
-import json_files
 from benchmarks import calibrate_device_profile as calibration
 from config import Settings, UserError
-from device_profile import (KernelProfile, MeasuredProfile, kernel_ms, kernels_of, load_profile, pipeline_ms,
-                            predict_block_ms, predict_classifier_ms, predict_stem_ms)
-from gamma_configurator import FUSED, GAMMAS, UNFUSED
-from repvgg import ARCHITECTURES, DENSE, IDENTITY, ONE, BlockShape, architecture, block_names, block_shapes
+from costs import device_profiles
+from costs.device_profiles import (
+    KernelProfile,
+    MeasuredProfile,
+    kernel_ms,
+    kernels_of,
+    load_profile,
+    pipeline_ms,
+    predict_block_ms,
+    predict_classifier_ms,
+    predict_stem_ms,
+)
+from network.gammas import FUSED, GAMMAS, UNFUSED
+from network.shapes import ARCHITECTURES, DENSE, IDENTITY, ONE, BlockShape, architecture, block_names, block_shapes
+from pipeline import writing
 
 BOARD = {'schema_version': 1, 'kind': 'kernel-model', 'name': 'my board',
          'peak_gflops': 200, 'bandwidth_gbs': 12.5, 'launch_ms': 0.05, 'sync_ms': 0.1}
@@ -45,7 +54,7 @@ def kernel_profiles(draw):
     rate, pixels, ms = st.floats(0.01, 4), st.floats(0, 2000), st.floats(0, 2)
     return KernelProfile('drawn', draw(st.floats(1, 1e5)), draw(st.floats(0.1, 5e3)), draw(ms), draw(ms), draw(rate),
                          draw(rate), draw(pixels), draw(rate), draw(pixels), draw(rate),
-                         draw(st.sampled_from(device_profile.IDENTITY_ALONE)))
+                         draw(st.sampled_from(device_profiles.IDENTITY_ALONE)))
 
 
 # --- the kernel model -------------------------------------------------------------------------------
@@ -150,7 +159,7 @@ def test_edge_cpu_is_this_machine_slowed_down():
     profile = load_profile('edge-cpu')
     assert isinstance(profile, MeasuredProfile) and profile.kind == 'measured' and profile.threads == 1
     assert profile.slowdown == Settings().EDGE_CPU_SLOWDOWN
-    assert device_profile.profile_path('edge-cpu') == ''
+    assert device_profiles.profile_path('edge-cpu') == ''
 
 
 def test_a_kernel_model_of_a_few_lines_works_and_takes_the_rest_from_the_tx2(tmp_path):
@@ -179,7 +188,7 @@ def test_the_examples_of_the_documentation_work(tmp_path):
 def test_a_written_profile_reads_back_the_same(tmp_path_factory, profile):
     path = os.path.join(str(tmp_path_factory.mktemp('profile')), 'p.json')
     profile = dataclasses.replace(profile, source='a datasheet')
-    json_files.write(path, device_profile.profile_fields(profile), {})
+    writing.write(path, device_profiles.profile_fields(profile), {})
     assert load_profile(path) == profile
 
 

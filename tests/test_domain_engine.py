@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional
 
 import pytest
+from random_cases import whole_table
 
 import config
 import create_noniid_partition
-import domain_engine
-import json_files
 import lut_manager
-import ray_engine
 import step_3_joint
 from config import UserError
-from random_cases import whole_table
+from engines import jobs as engines_jobs
+from engines import many_domains, processes, ray_cluster
+from pipeline import fingerprints, kinds, writing
+from search import domain_jobs
+from tier import devices
 
 TOP = str(Path(__file__).resolve().parent.parent)
 DOMAINS = [2, 3]
@@ -103,9 +105,9 @@ def test_a_domain_alone_gives_the_same_file_too(workspace):
 def damaged_state(workspace: Workspace, results: str) -> str:
     """The path of a state of domain 2 that lacks its content."""
     settings = config.load((*workspace.overrides, f'RESULTS_DIR={results}'), {})
-    metadata = json_files.make_metadata(settings, 'joint_state', json_files.inputs_of('joint_state', settings, 2))
-    path = json_files.path_of('joint_state', settings, 2)
-    json_files.write(path, {}, metadata)
+    metadata = writing.make_metadata(settings, 'joint_state', fingerprints.inputs_of('joint_state', settings, 2))
+    path = kinds.path_of('joint_state', settings, 2)
+    writing.write(path, {}, metadata)
     return path
 
 
@@ -126,12 +128,11 @@ def test_a_domain_that_fails_is_one_line_and_the_other_finishes(workspace):
 
 @pytest.mark.parametrize('error, text, bad_input', [
     (UserError('what to do'), 'what to do', True), (KeyError('no\nsuch'), 'KeyError', False)])
-def test_an_error_of_a_domain_is_one_line_and_says_whose_fault_it_is(monkeypatch, error, text, bad_input):
+def test_an_error_of_a_domain_is_one_line_and_says_whose_fault_it_is(error, text, bad_input):
     def fails(*arguments):
         raise error
 
-    monkeypatch.setattr(step_3_joint, 'run_domain', fails)
-    outcome = domain_engine.attempt(domain_engine.Job('step_3_joint', 5, config.Settings(), '', ''))
+    outcome = engines_jobs.attempt(engines_jobs.Job(fails, 5, config.Settings(), '', ''))
     assert text in outcome.error and '\n' not in outcome.error
     assert (outcome.domain, outcome.bad_input) == (5, bad_input)
     if not bad_input:
@@ -203,21 +204,22 @@ def test_a_job_needs_nothing_but_its_parcel_and_hands_back_what_it_wrote(workspa
     """As on a node of a cluster that shares no files: another process, another folder, the inputs gone."""
     results = workspace.results('parcel')
     settings = config.load((*workspace.overrides, f'RESULTS_DIR={results}'), {})
-    lut_file = json_files.path_of('lut', settings)
-    job = domain_engine.Job('step_3_joint', 3, settings, json_files.inputs_of('joint', settings, 3), lut_file, {
-        'search_inputs': json_files.inputs_of('joint_state', settings, 3), 'search_again': True})
-    parcel, common = ray_engine.packed(job)
+    lut_file = kinds.path_of('lut', settings)
+    job = engines_jobs.Job(domain_jobs.joint, 3, settings, fingerprints.inputs_of('joint', settings, 3), lut_file, {
+        'search_inputs': fingerprints.inputs_of('joint_state', settings, 3), 'search_again': True})
+    parcel, common = ray_cluster.packed(job)
     (tmp_path / 'sent').write_bytes(pickle.dumps((parcel, common)))
-    for name, content in ray_engine.code().items():
+    for name, content in ray_cluster.code().items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
     os.rename(results, results + '_elsewhere')
     os.rename(f'{workspace.folder}/partition.json', f'{workspace.folder}/partition_elsewhere.json')
     script = ('import os, pickle, sys\n'
               'sys.path[0] = os.getcwd()\n'
-              'import ray_engine\n'
+              'from engines import ray_cluster\n'
               'parcel, common = pickle.load(open("sent", "rb"))\n'
               'messages = []\n'
-              'end = ray_engine.work(pickle.loads(parcel), common, messages.append)\n'
+              'end = ray_cluster.work(pickle.loads(parcel), common, messages.append)\n'
               'pickle.dump((messages, end), open("received", "wb"))\n')
     try:
         subprocess.run([sys.executable, '-c', script], cwd=str(tmp_path), check=True)
@@ -232,14 +234,14 @@ def test_a_job_needs_nothing_but_its_parcel_and_hands_back_what_it_wrote(workspa
     assert any('domain 3 round 1' in message for message in sent if isinstance(message, str))
     assert {os.path.basename(name) for name, content in files.items() if content} == {'domain_3_joint.json'}
     os.makedirs(os.path.join(results, 'joint_optimization'))
-    with open(json_files.path_of('joint', settings, 3), 'wb') as stream:
+    with open(kinds.path_of('joint', settings, 3), 'wb') as stream:
         stream.write(files['results/joint_optimization/domain_3_joint.json'])
     assert joint_files(results) == {'domain_3_joint.json': workspace.serial['domain_3_joint.json']}
-    assert json_files.is_current([json_files.path_of('joint', settings, 3)], job.inputs)
+    assert fingerprints.is_current([kinds.path_of('joint', settings, 3)], job.inputs)
 
 
 def test_without_ray_its_engine_is_refused_in_one_line(workspace, monkeypatch):
-    monkeypatch.setattr(domain_engine.importlib.util, 'find_spec', lambda name: None)
+    monkeypatch.setattr(many_domains.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(UserError, match='pip install ray'):
         step_3_joint.main(workspace.argv('nowhere', '--engine', 'ray'))
 
@@ -269,20 +271,21 @@ def test_bad_arguments_are_one_line_and_status_2(argv):
     ('cuda:1', 2, ['cuda:1']), ('cuda', 0, ['cuda'])])
 def test_domains_may_use_the_device_that_was_asked_for_or_all_gpus(asked, gpus, wanted, monkeypatch):
     monkeypatch.setattr('torch.cuda.device_count', lambda: gpus)
-    assert domain_engine.train_devices(config.load((f'TRAIN_DEVICE={asked}',), {})) == wanted
+    assert processes.train_devices(config.load((f'TRAIN_DEVICE={asked}',), {})) == wanted
 
 
-def test_worker_processes_take_turns_on_the_devices(tmp_path, monkeypatch):
-    (tmp_path / 'says_its_device.py').write_text(
-        'def run_domain(domain, settings, inputs, lut_file):\n    print(settings.TRAIN_DEVICE)\n')
-    monkeypatch.syspath_prepend(str(tmp_path))
+def say_device(domain, settings, inputs, lut_file):
+    print(settings.TRAIN_DEVICE)
+
+
+def test_worker_processes_take_turns_on_the_devices():
     settings, outcomes = config.load((), {}), []
-    jobs = [domain_engine.Job('says_its_device', domain, settings, '', '') for domain in range(2)]
-    domain_engine.run_in_processes(jobs, 2, outcomes.append, ['cpu', 'cpu:0'])
+    jobs = [engines_jobs.Job(say_device, domain, settings, '', '') for domain in range(2)]
+    processes.run_in_processes(jobs, 2, outcomes.append, ['cpu', 'cpu:0'])
     assert sorted(outcome.printed for outcome in outcomes) == ['cpu\n', 'cpu:0\n']
     assert not any(outcome.error for outcome in outcomes)
 
 
 def test_a_gpu_that_is_not_there_is_one_line():
     with pytest.raises(UserError, match='device .cuda:7. cannot be used'):
-        lut_manager.device_of('cuda:7')
+        devices.device_of('cuda:7')

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import config
-import frontier
 from config import UserError
-from cost_model import Configuration, Times
-from frontier import FrontierPoint
+from costs.cost_model import Configuration, Times
+from search import frontier
+from search.frontier import FrontierPoint
 
 SETTINGS = config.load((), {})
 numbers = st.one_of(st.integers(1, 5).map(float), st.floats(0.5, 10))  # with ties and without

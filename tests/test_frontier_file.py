@@ -9,22 +9,21 @@ import sys
 from typing import Any, Dict, List
 
 import numpy as np
+import oracles
 import pytest
 import torch
-
-import cost_model
-import domain_search
-import frontier
-import json_files
-import oracles
-import wire_codec
-from config import UserError
-from cost_model import Configuration
-from hyper_repvgg import deploy, surviving_branches
 from test_joint_file import DOMAIN, TOP, Workspace, made_workspace, model_with, run_step3, without_times
-from throughput_optimizer import solve_exact
-from wire_loss import WireLoss, through_wire
 
+from config import UserError
+from costs import cost_model
+from costs.cost_model import Configuration
+from hyper_repvgg import deploy
+from network.alpha import surviving_branches
+from pipeline import documents
+from search import domain_search, frontier
+from search.wire_loss import WireLoss, through_wire
+from throughput_optimizer import solve_exact
+from wire import codec
 
 LOSSLESS, LOSSY = 'float32', 'float32,uint8,float16'
 
@@ -131,7 +130,7 @@ def step3(workspace: Workspace, results: str, *arguments: str, settings: List[st
     import step_3_joint
     step_3_joint.main(['--domain_id', str(DOMAIN), '--lut_file', f'{workspace.folder}/table.json', *arguments, '--set',
                        *workspace.overrides, f'RESULTS_DIR={results}', *settings])
-    return json_files.read_kind('joint', workspace.settings(f'RESULTS_DIR={results}'), DOMAIN).content
+    return documents.read_kind('joint', workspace.settings(f'RESULTS_DIR={results}'), DOMAIN).content
 
 
 @pytest.fixture
@@ -188,7 +187,7 @@ def test_a_budget_that_nothing_meets_names_the_nearest_point_and_leaves_the_file
         step3(workspace, finished, '--pick', 'budget', '--budget_T_eff_ms', '0.001')
     assert f"T_eff {fastest['T_eff_ms']:.4g} ms" in str(caught.value) and '\n' not in str(caught.value)
     settings = workspace.settings(f'RESULTS_DIR={finished}')
-    assert json_files.read_kind('joint', settings, DOMAIN).content == workspace.content
+    assert documents.read_kind('joint', settings, DOMAIN).content == workspace.content
 
 
 def test_bad_rules_end_in_one_line_and_status_2():
@@ -212,8 +211,8 @@ def test_a_wire_without_loss_runs_nothing_twice(workspace):
 
 @pytest.mark.parametrize('workspace', [LOSSLESS], indirect=True)
 def test_a_format_that_ruins_the_network_is_not_chosen_and_another_takes_its_place(workspace, monkeypatch):
-    decode = wire_codec.decode
-    monkeypatch.setattr(wire_codec, 'decode', lambda tensors, wire, shape: 0 * decode(tensors, wire, shape))
+    decode = codec.decode
+    monkeypatch.setattr(codec, 'decode', lambda tensors, wire, shape: 0 * decode(tensors, wire, shape))
     overrides = [*workspace.overrides, 'WIRE_FORMATS=float32,uint8']
     content = run_step3(overrides, os.path.join(workspace.folder, 'ruined'))
     bound = content['accuracy']['val_reference'] - content['epsilon']
@@ -223,7 +222,7 @@ def test_a_format_that_ruins_the_network_is_not_chosen_and_another_takes_its_pla
 
 @pytest.mark.parametrize('workspace', [LOSSY], indirect=True)
 def test_a_killed_search_with_lossy_formats_ends_with_the_same_file(workspace, monkeypatch):
-    import joint_result
+    from search import joint_result
     overrides = [*workspace.overrides, 'ACTIVATION_CACHE_MB=0']  # what is in memory changes counts, and rounding
     undisturbed = run_step3(overrides, os.path.join(workspace.folder, 'undisturbed'))
     save_state, kills = joint_result.save_state, []

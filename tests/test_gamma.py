@@ -2,19 +2,19 @@
 from __future__ import annotations
 
 import numpy as np
+import oracles
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_cases import blocks, branch_scales, randomise, seeds, surviving_arrays
 
-import oracles
 from config import UserError
-from gamma_configurator import (GAMMAS, BlockPlan, FoldedPath, build_plan, fused_gamma, gamma_by_id,
-                                unfused_gamma)
+from gamma_configurator import BlockPlan, FoldedPath, build_plan
 from gamma_mask_builder import build_gamma_mask, runnable_gammas
 from hyper_repvgg import HyperRepVGGBlock
-from random_cases import blocks, branch_scales, randomise, seeds, surviving_arrays
-from repvgg import BRANCHES, BlockShape
+from network.gammas import GAMMAS, fused_gamma, gamma_by_id, unfused_gamma
+from network.shapes import BRANCHES, BlockShape
 
 
 @st.composite

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings as hypothesis_settings, strategies as st
+from hypothesis import example, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
-import hardest_first
-from accuracy_surrogate import AccuracySurrogate, expected_improvement
-from hardest_first import look, margins_of
+from search import hardest_first
+from search.hardest_first import look, margins_of
+from search.surrogate import AccuracySurrogate, expected_improvement
 
 BATCH = 16
 

@@ -6,27 +6,28 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings as hypothesis_settings, strategies as st
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
-import alpha_training
 import config
-import cost_model
-import joint_result
 import lut_manager
 import progressive_pruning
-import pruning_search
-from cost_model import Roofline
+from costs import cost_model
+from costs.cost_model import Roofline
 from domain_dataset import load_domain
-from evaluation import ImageSet
-from frontier_search import FrontierSearch
+from domains.image_sets import ImageSet
 from gamma_mask_builder import build_gamma_mask, runnable_gammas
-from hyper_repvgg import create_hyper_repvgg, kept, surviving_branches, unpruned_alpha
-from importance_pruning import ImportanceSearch
+from hyper_repvgg import create_hyper_repvgg
 from lut_manager import TierCosts
-from prefix_activations import PruningEvaluator, choice_of
+from network.alpha import kept, surviving_branches, unpruned_alpha
 from progressive_pruning import JointSearch
-from pruning_candidates import smaller_sets
-from pruning_search import Judgement, SearchState
+from search import alpha_training, joint_result, pruning_search
+from search.candidates import smaller_sets
+from search.frontier_search import FrontierSearch
+from search.importance_pruning import ImportanceSearch
+from search.prefix_activations import PruningEvaluator, choice_of
+from search.pruning_search import Judgement, SearchState
 from throughput_optimizer import solve_exact
 
 SETTINGS = config.load(('LOOKS=16', 'RECOVERY_STEPS=2', 'MAX_PRUNING_ROUNDS=6'), environ={})

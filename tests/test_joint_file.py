@@ -10,25 +10,24 @@ import re
 from typing import Any, Dict, List, NamedTuple
 
 import numpy as np
+import oracles
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from random_cases import whole_table
 
 import config
 import create_noniid_partition
-import domain_search
-import joint_result
-import json_files
 import lut_manager
-import oracles
 import step_3_joint
 from config import UserError
-from cost_model import HardwareTable
-from evaluation import ImageSet, wilson_interval
+from costs.cost_model import HardwareTable
+from domains.image_sets import ImageSet, wilson_interval
 from hyper_repvgg import create_hyper_repvgg
-from random_cases import whole_table
+from pipeline import documents, kinds
+from search import domain_search, joint_result
 
 DOMAIN = 4
 TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -50,7 +49,7 @@ def run_step3(overrides: List[str], results: str) -> Dict[str, Any]:
     settings = config.load((*overrides, f'RESULTS_DIR={results}'), {})
     lut = os.path.join(os.path.dirname(results), 'table.json')
     step_3_joint.main(['--domain_id', str(DOMAIN), '--lut_file', lut, '--set', *overrides, f'RESULTS_DIR={results}'])
-    return json_files.read_kind('joint', settings, DOMAIN).content
+    return documents.read_kind('joint', settings, DOMAIN).content
 
 
 def without_times(content: Dict[str, Any]) -> Dict[str, Any]:
@@ -166,7 +165,7 @@ def test_the_file_reads_back_as_the_result_that_it_is(workspace):
     again = dataclasses.replace(settings, RESULTS_DIR=os.path.join(workspace.folder, 'again'))
     fingerprints = workspace.content['metadata']
     joint_result.save('joint', result, again, fingerprints['inputs'], fingerprints['search_inputs'])
-    found = json_files.read_kind('joint', again, DOMAIN).content
+    found = documents.read_kind('joint', again, DOMAIN).content
     assert without_times(found) == without_times(workspace.content)
 
 
@@ -221,7 +220,7 @@ def test_test_images_decide_nothing(workspace, monkeypatch):
 
 def test_a_damaged_state_file_is_not_gone_on_from(workspace):
     results = os.path.join(workspace.folder, 'damaged_state')
-    path = json_files.path_of('joint_state', workspace.settings(f'RESULTS_DIR={results}'), DOMAIN)
+    path = kinds.path_of('joint_state', workspace.settings(f'RESULTS_DIR={results}'), DOMAIN)
     os.makedirs(os.path.dirname(path))
     with open(path, 'w', encoding='utf-8') as stream:
         stream.write('{"schema_version": 1, "metadata": {"inp')
@@ -232,7 +231,7 @@ def test_a_damaged_state_file_is_not_gone_on_from(workspace):
 
 def write_and_load(workspace: Workspace, content: Dict[str, Any], text: str = '') -> joint_result.JointResult:
     settings = workspace.settings(f'RESULTS_DIR={workspace.folder}/refused')
-    path = json_files.path_of('joint', settings, DOMAIN)
+    path = kinds.path_of('joint', settings, DOMAIN)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, 'w', encoding='utf-8') as stream:
         stream.write(text or json.dumps(content))

@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-import config
-import json_files
-import lut_manager
-from config import Settings, UserError
 from random_cases import whole_table
 from table_files import bytes_of
+
+import config
+import lut_manager
+from config import Settings, UserError
+from pipeline import documents, kinds, writing
+from pipeline import fingerprints as pipeline_fingerprints
 
 TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
@@ -38,7 +39,7 @@ def step2_done(tmp_path) -> Tuple[str, str, List[str]]:
     settings = config.load(tuple(overrides), {})
     lut = lut_manager.save(whole_table(settings), settings)
     run_main('step2_initial_throughput_opt', '--set', *overrides)
-    return lut, json_files.path_of('step2', settings), overrides
+    return lut, kinds.path_of('step2', settings), overrides
 
 
 def run_main(script: str, *argv: str) -> None:
@@ -97,7 +98,7 @@ def test_a_results_folder_that_cannot_be_written_is_one_line_before_any_work(scr
     settings = config.load((f'RESULTS_DIR={lut_folder}',), {})
     if script == 'step2_initial_throughput_opt':
         argv = ['--lut_file', lut_manager.save(whole_table(settings), settings)]
-    for module, name in ((roofline_measure, 'measure_roofline'), (lut_manager, 'measure_tier'),
+    for module, name in ((roofline_measure, 'roofline_of_tier'), (lut_manager, 'measure_tier'),
                          (lut_manager, 'simulate_client'), (throughput_optimizer, 'solve_exact')):
         monkeypatch.setattr(module, name, lambda *args: pytest.fail('worked before it knew that it could write'))
     with pytest.raises(UserError, match=f'cannot write {re.escape(blocked)}') as caught:
@@ -114,7 +115,7 @@ OLD = {'value': 1}
 @pytest.fixture
 def old_file(tmp_path) -> str:
     path = str(tmp_path / 'folder' / 'result.json')
-    json_files.write(path, OLD, {'made': 'before'})
+    writing.write(path, OLD, {'made': 'before'})
     return path
 
 
@@ -130,7 +131,7 @@ def test_whatever_interrupts_a_write_the_old_file_stays(old_file, monkeypatch, f
     monkeypatch.setattr(os, function, fail)
     wanted = UserError if isinstance(error, OSError) else type(error)
     with pytest.raises(wanted) as caught:
-        json_files.write(old_file, {'value': 2}, {})
+        writing.write(old_file, {'value': 2}, {})
     if wanted is UserError:
         assert str(caught.value).startswith(f'cannot write {old_file}: ') and '\n' not in str(caught.value)
     assert bytes_of(old_file) == before
@@ -141,7 +142,7 @@ def test_whatever_interrupts_a_write_the_old_file_stays(old_file, monkeypatch, f
 def test_what_json_cannot_hold_is_never_written(old_file, value):
     before = bytes_of(old_file)
     with pytest.raises((ValueError, TypeError)):
-        json_files.write(old_file, {'value': [value]}, {})
+        writing.write(old_file, {'value': [value]}, {})
     assert bytes_of(old_file) == before
 
 
@@ -165,28 +166,28 @@ def test_a_killed_writer_leaves_the_old_file_or_the_new_one(tmp_path):
                                   env={**os.environ, 'PYTHONPATH': TOP})
         assert writer.stdout.readline() == b'started\n'
         for _ in range(20):  # a reader at any time sees a whole file
-            content = json_files.read(path, '').content
+            content = documents.read(path, '').content
             assert content['rows'] == [content['n']] * 20000
         time.sleep(rng.uniform(0, 0.05))
         writer.send_signal(signal.SIGKILL)
         writer.wait()
         writer.stdout.close()
-        content = json_files.read(path, '').content
+        content = documents.read(path, '').content
         assert content['rows'] == [content['n']] * 20000
 
 
 def test_a_file_is_as_readable_for_others_as_any_other(tmp_path):
     path, plain = str(tmp_path / 'result.json'), str(tmp_path / 'plain')
-    json_files.write(path, {}, {})
+    writing.write(path, {}, {})
     open(plain, 'w').close()
     assert os.stat(path).st_mode == os.stat(plain).st_mode
 
 
 def test_a_folder_in_the_way_is_one_line(tmp_path):
     with pytest.raises(UserError, match='cannot write'):
-        json_files.check_writable(str(tmp_path))
+        writing.check_writable(str(tmp_path))
     with pytest.raises(UserError, match='cannot write'):
-        json_files.write(str(tmp_path), {}, {})
+        writing.write(str(tmp_path), {}, {})
 
 
 json_values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -197,23 +198,23 @@ json_values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats
 def test_what_is_written_is_read_back(tmp_path_factory, content, metadata):
     path = str(tmp_path_factory.getbasetemp() / 'any.json')
     content = {key: value for key, value in content.items() if key not in ('schema_version', 'metadata')}
-    json_files.write(path, content, metadata)
-    assert json_files.read(path, '').content == {'schema_version': 1, 'metadata': metadata, **content}
+    writing.write(path, content, metadata)
+    assert documents.read(path, '').content == {'schema_version': 1, 'metadata': metadata, **content}
 
 
 @given(st.lists(st.none() | st.integers() | st.floats(allow_nan=False, allow_infinity=False), min_size=1))
 def test_a_list_of_numbers_is_one_line(tmp_path_factory, numbers):
     path = str(tmp_path_factory.getbasetemp() / 'numbers.json')
-    json_files.write(path, {'text': '[\n 1,\n 2\n]', 'rows': {'a': numbers, 'b': [numbers, ['x']]}}, {})
+    writing.write(path, {'text': '[\n 1,\n 2\n]', 'rows': {'a': numbers, 'b': [numbers, ['x']]}}, {})
     content = {'text': '[\n 1,\n 2\n]', 'rows': {'a': numbers, 'b': [numbers, ['x']]}}
-    assert json_files.read(path, '').content == {'schema_version': 1, 'metadata': {}, **content}
+    assert documents.read(path, '').content == {'schema_version': 1, 'metadata': {}, **content}
     with open(path, encoding='utf-8') as stream:
         assert stream.read().count(json.dumps(numbers)) == 2
 
 
 @given(json_values, st.sampled_from([dict, list, str, float, int, bool]))
 def test_a_checked_field_has_its_type_or_is_refused_by_name(value, kind):
-    document = json_files.Document('f.json', {'a': {'b': value}}, '')
+    document = documents.Document('f.json', {'a': {'b': value}}, '')
     try:
         found = document.get('a.b', kind)
     except UserError as error:
@@ -225,25 +226,25 @@ def test_a_checked_field_has_its_type_or_is_refused_by_name(value, kind):
 
 def test_metadata_says_what_shaped_the_file(tmp_path):
     settings = Settings(RESULTS_DIR=str(tmp_path))
-    metadata = json_files.make_metadata(settings, 'step2', 'abc')
+    metadata = writing.make_metadata(settings, 'step2', 'abc')
     assert metadata['model'] == 'RepVGG-Micro' and metadata['seed'] == 0 and metadata['inputs'] == 'abc'
     assert {'python', 'torch', 'numpy'} <= set(metadata['software'])
     assert metadata['config']['OMEGA'] == 0.5 and 'ALPHA_LR' not in metadata['config']
     assert json.loads(json.dumps(metadata)) == metadata  # nothing that JSON would change, such as tuples
 
 
-@pytest.mark.parametrize('kind', sorted(json_files.KINDS))
+@pytest.mark.parametrize('kind', sorted(kinds.KINDS))
 def test_the_fingerprint_of_a_result_changes_with_its_settings_and_with_nothing_else(kind, tmp_path):
     settings = Settings(RESULTS_DIR=str(tmp_path))
-    shaping = json_files.KINDS[kind].groups
-    first = json_files.inputs_of(kind, settings, 0)
-    assert first == json_files.inputs_of(kind, settings, 0)
+    shaping = kinds.KINDS[kind].groups
+    first = pipeline_fingerprints.inputs_of(kind, settings, 0)
+    assert first == pipeline_fingerprints.inputs_of(kind, settings, 0)
     changes: Dict[str, object] = {
         'MODEL_NAME': 'RepVGG-A0', 'SEED': 7, 'ALPHA_LR': 0.5, 'LUT_ROUNDS': 3, 'BANDWIDTH_MBPS': 1.5, 'OMEGA': 0.25,
         'SIGMA': 1.0, 'KAPPA': 7.0, 'SERVER_THREADS': 3, 'EDGE_CPU_SLOWDOWN': 9.0, 'NUM_WORKERS': 2, 'PORT_MAIN': 99}
     for name, value in changes.items():
         group = FIELDS[name].metadata['group']
-        found = json_files.inputs_of(kind, dataclasses.replace(settings, **{name: value}), 0)
+        found = pipeline_fingerprints.inputs_of(kind, dataclasses.replace(settings, **{name: value}), 0)
         if group in shaping:
             assert found != first, name
         elif name != 'MODEL_NAME':  # a model has files of its own
@@ -252,11 +253,11 @@ def test_the_fingerprint_of_a_result_changes_with_its_settings_and_with_nothing_
 
 def test_the_fingerprint_follows_the_content_of_inputs_and_not_their_metadata(tmp_path):
     settings = Settings(RESULTS_DIR=str(tmp_path))
-    path = json_files.path_of('lut', settings)
+    path = kinds.path_of('lut', settings)
     fingerprints = []
     for value, created in ((1, 'monday'), (1, 'tuesday'), (2, 'tuesday')):
-        json_files.write(path, {'value': value}, {'created': created})
-        fingerprints.append(json_files.inputs_of('step2', settings))
+        writing.write(path, {'value': value}, {'created': created})
+        fingerprints.append(pipeline_fingerprints.inputs_of('step2', settings))
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
     os.unlink(path)
-    assert json_files.inputs_of('step2', settings) not in fingerprints
+    assert pipeline_fingerprints.inputs_of('step2', settings) not in fingerprints

@@ -13,24 +13,27 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings as checked
+from hypothesis import given
+from hypothesis import settings as checked
 from hypothesis import strategies as st
 from oracles import all_choices
 from random_cases import seeds, surviving_arrays, tables, whole_table
 
 import config
-import limits as limits_module
 import lut_manager
-import memory_knapsack
 import step2_initial_throughput_opt
-import step2_result
-from block_memory import MemoryTable, UnitMemory, activation_bytes, classifier_memory, memory_table, weight_bytes
 from config import Settings, UserError
-from gamma_configurator import GAMMAS, build_plan
-from hyper_repvgg import HyperRepVGGBlock, create_hyper_repvgg, deploy, surviving_branches, unpruned_alpha
-from limits import MB, Limits, NothingFits
+from costs import knapsack
+from costs import limits as limits_module
+from costs.limits import MB, Limits, NothingFits
+from costs.memory import MemoryTable, UnitMemory, activation_bytes, classifier_memory, memory_table, weight_bytes
+from gamma_configurator import build_plan
+from hyper_repvgg import HyperRepVGGBlock, create_hyper_repvgg, deploy
+from network.alpha import surviving_branches, unpruned_alpha
+from network.gammas import GAMMAS
+from network.shapes import IDENTITY, BlockShape, architecture, block_shapes
 from progressive_pruning import JointSearch
-from repvgg import IDENTITY, BlockShape, architecture, block_shapes
+from report import step2_result
 from throughput_optimizer import OBJECTIVES, solve_exact
 from throughput_optimizer_limit import check_possible, solve_limited, solve_or_nearest, solve_within_limits
 
@@ -157,12 +160,12 @@ def test_knapsack_equals_enumeration_on_more_options_than_γ_has(data):
     rng = np.random.default_rng(data.draw(seeds))
     n, width, most = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 5)), data.draw(st.sampled_from([4, 1000]))
     time_ms, weights, activations = rng.integers(0, most, (3, n, width)).astype(float)
-    options = memory_knapsack.sensible_options(time_ms, weights, activations, np.ones((n, width), dtype=bool))
+    options = knapsack.sensible_options(time_ms, weights, activations, np.ones((n, width), dtype=bool))
     grid = np.stack(np.meshgrid(*[range(width)] * n), -1).reshape(-1, n)
     rows = np.arange(n)
     spent, needed = time_ms[rows, grid].sum(1), weights[rows, grid].sum(1) + activations[rows, grid].max(1)
     budget = float(rng.integers(needed.min() - 1, needed.max() + 2))
-    found = memory_knapsack.fastest_within(options, budget)
+    found = knapsack.fastest_within(options, budget)
     assert found.time_ms == min(spent[needed <= budget], default=math.inf)
     assert found.bound_ms == pytest.approx(found.time_ms, rel=1e-11)
 
@@ -171,12 +174,12 @@ def test_a_cut_search_says_that_its_answer_is_not_proven(monkeypatch):
     rng = np.random.default_rng(0)
     n = 16
     weights = rng.integers(1, 10 ** 6, (n, 4)).astype(float)
-    options = memory_knapsack.sensible_options(2e6 - weights + rng.integers(0, 10, (n, 4)), weights, np.ones((n, 4)),
+    options = knapsack.sensible_options(2e6 - weights + rng.integers(0, 10, (n, 4)), weights, np.ones((n, 4)),
                                                np.ones((n, 4), dtype=bool))
     budget = 0.5 * weights.max(1).sum()
-    exact = memory_knapsack.fastest_within(options, budget)
-    monkeypatch.setattr(memory_knapsack, 'MAX_STATES', 2)
-    cut = memory_knapsack.fastest_within(options, budget)
+    exact = knapsack.fastest_within(options, budget)
+    monkeypatch.setattr(knapsack, 'MAX_STATES', 2)
+    cut = knapsack.fastest_within(options, budget)
     assert exact.bound_ms == exact.time_ms
     assert cut.bound_ms <= exact.time_ms <= cut.time_ms and cut.bound_ms < cut.time_ms
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 import statistics
 
 import numpy as np
+import oracles
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-import block_timing
-import block_work
-import lut_manager
-import oracles
-from config import Settings
-from cost_model import TIERS, Link
-from hyper_repvgg import create_hyper_repvgg, deploy
 from random_cases import seeds, tier_costs, whole_table
-from repvgg import architecture, block_shapes
 from table_files import ROOFLINE, assert_same, content_of, settings_in
+
+import lut_manager
+from config import Settings
+from costs import work
+from costs.cost_model import TIERS, Link
+from hyper_repvgg import create_hyper_repvgg, deploy
+from network.shapes import architecture, block_shapes
+from tier import block_timing
 
 # --- round trips ----------------------------------------------------------------------------------------
 
@@ -114,7 +114,7 @@ def test_flops_are_the_convolutions_that_pytorch_counts_and_little_more(model, s
             alpha = torch.tensor([float(branch in alive) for branch in oracles.BRANCH_NAMES])
             with counter.FlopCounterMode(display=False) as counted, torch.no_grad():
                 build_plan(block, alpha, gamma)(x)
-            rest = block_work.block_work(shape, gamma).flops - counted.get_total_flops()
+            rest = work.block_work(shape, gamma).flops - counted.get_total_flops()
             # biases or BatchNorms, sums of paths, SE's mean and product: a few operations an output
             assert 0 <= rest <= (4 * len(paths) + len(paths) - 1 + (2 if shape.se_channels else 0)) * n_out
 
@@ -132,7 +132,7 @@ def test_bytes_are_each_paths_input_weights_and_output(model):
                     taps = 9 if 'dense' in path else 1
                     weights = taps * shape.in_channels * shape.out_channels // shape.groups + shape.out_channels
                 expected += 4 * (x + weights + y)
-            assert block_work.block_work(shape, gamma).n_bytes == expected
+            assert work.block_work(shape, gamma).n_bytes == expected
 
 
 # --- measuring ------------------------------------------------------------------------------------------------

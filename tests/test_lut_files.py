@@ -13,15 +13,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_cases import tier_costs, whole_table
+from table_files import ROOFLINE, assert_same, bytes_of, content_of, settings_in, write_text
 
-import json_files
 import lut_manager
 import roofline_measure
 import step1_measure_lut as step1
 from config import Settings, UserError
-from cost_model import TIERS, Roofline
-from random_cases import tier_costs, whole_table
-from table_files import ROOFLINE, assert_same, bytes_of, content_of, settings_in, write_text
+from costs.cost_model import TIERS, Roofline
+from pipeline import kinds
+from tier import roofline
 
 # --- what is refused ---------------------------------------------------------------------------------------------
 
@@ -192,7 +193,7 @@ def made(monkeypatch) -> List[str]:
         'simulated': False}))
     monkeypatch.setattr(lut_manager, 'simulate_client', lambda chosen, *rest: costs('client', chosen, {
         'simulated': True, 'profile': chosen.DEVICE_PROFILE}))
-    monkeypatch.setattr(roofline_measure, 'measure_roofline', lambda *rest: ROOFLINE)
+    monkeypatch.setattr(roofline, 'measure_roofline', lambda *rest: (ROOFLINE.peak_gflops, ROOFLINE.bandwidth_gbs))
     return found
 
 
@@ -213,7 +214,7 @@ def test_merge_makes_both_tables_that_are_missing_and_says_so(made, tmp_path, ca
     assert [line for line in said if 'lut_server.json is missing: measuring this machine' in line]
     assert [line for line in said if 'lut_client.json is missing: simulating edge-cpu' in line]
     chosen = Settings(RESULTS_DIR=str(tmp_path))
-    table = lut_manager.load(json_files.path_of('lut', chosen), chosen)
+    table = lut_manager.load(kinds.path_of('lut', chosen), chosen)
     assert table.tier_info['client']['simulated'] and not table.tier_info['server']['simulated']
 
 
@@ -224,7 +225,7 @@ def test_merge_uses_tables_that_are_there(made, tmp_path):
     run_step1('merge', tmp_path)
     assert made == []
     chosen = Settings(RESULTS_DIR=str(tmp_path))
-    table = lut_manager.load(json_files.path_of('lut', chosen), chosen)
+    table = lut_manager.load(kinds.path_of('lut', chosen), chosen)
     for tier in TIERS:
         np.testing.assert_array_equal(table.T_ms[tier], lut_manager.load_tier(tier, chosen).block_ms)
 
@@ -250,7 +251,7 @@ def test_merge_never_overwrites_a_client_table_that_was_measured(made, tmp_path,
     run_step1('merge', tmp_path, *overrides)
     assert bytes_of(path) == before and made == ['server']
     chosen = Settings(RESULTS_DIR=str(tmp_path))
-    table = lut_manager.load(json_files.path_of('lut', chosen), chosen)
+    table = lut_manager.load(kinds.path_of('lut', chosen), chosen)
     assert table.tier_info['client']['name'] == 'my board' and not table.tier_info['client']['simulated']
     assert overrides == ['DEVICE_PROFILE='] or 'was measured on my board: using it' in capsys.readouterr().err
 
@@ -311,7 +312,7 @@ def test_a_roofline_is_read_back_and_made_again_under_other_settings(made, tmp_p
     chosen = settings_in(tmp_path)
     assert roofline_measure.save_roofline('server', chosen) == ROOFLINE
     assert roofline_measure.load_roofline('server', chosen) == ROOFLINE
-    monkeypatch.setattr(roofline_measure, 'measure_roofline', lambda *rest: Roofline(1.0, 2.0))
+    monkeypatch.setattr(roofline, 'measure_roofline', lambda *rest: (1.0, 2.0))
     assert roofline_measure.current_roofline('server', chosen) == ROOFLINE
     other = dataclasses.replace(chosen, SERVER_THREADS=2)
     assert roofline_measure.current_roofline('server', other) == Roofline(1.0, 2.0)
@@ -327,12 +328,12 @@ def test_a_simulated_roofline_is_that_of_the_profile(made, tmp_path):
 
 def test_the_arrays_behind_the_bandwidth_are_far_larger_than_the_cache(monkeypatch):
     sizes = []
-    monkeypatch.setattr(roofline_measure, 'MAX_ARRAY_BYTES', 64 << 20)  # small, for the test's sake
-    monkeypatch.setattr(roofline_measure, 'GEMM_SIZES', {'cpu': (64, 128)})
-    monkeypatch.setattr(roofline_measure, 'REPEATS', 1)
+    monkeypatch.setattr(roofline, 'MAX_ARRAY_BYTES', 64 << 20)  # small, for the test's sake
+    monkeypatch.setattr(roofline, 'GEMM_SIZES', {'cpu': (64, 128)})
+    monkeypatch.setattr(roofline, 'REPEATS', 1)
     rand = torch.rand
     monkeypatch.setattr(torch, 'rand', lambda *size, **options: sizes.append(size) or rand(*size, **options))
-    found = roofline_measure.measure_roofline(torch.device('cpu'), 1)
-    assert found.peak_gflops > 0 and found.bandwidth_gbs > 0
+    peak_gflops, bandwidth_gbs = roofline.measure_roofline(torch.device('cpu'), 1)
+    assert peak_gflops > 0 and bandwidth_gbs > 0
     assert sizes[-1] == ((64 << 20) // 4,)
-    assert roofline_measure.CACHE_FACTOR >= 4
+    assert roofline.CACHE_FACTOR >= 4

@@ -2,19 +2,20 @@
 from __future__ import annotations
 
 import numpy as np
+import oracles
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-import oracles
-from config import UserError
-from gamma_configurator import gamma_by_id
-from hyper_repvgg import (HyperRepVGG, alpha_by_block, alpha_from_blocks, create_hyper_repvgg, deploy,
-                          surviving_branches, unpruned_alpha)
 from model_cases import PAPER, has_meta, images, relative_error
 from random_cases import pruned_models, randomise, seeds
-from repvgg import ARCHITECTURES, RepVGG, architecture, block_names, block_shapes
+
+from config import UserError
+from hyper_repvgg import HyperRepVGG, create_hyper_repvgg, deploy
+from network.alpha import alpha_by_block, alpha_from_blocks, surviving_branches, unpruned_alpha
+from network.gammas import gamma_by_id
+from network.shapes import ARCHITECTURES, architecture, block_names, block_shapes
+from repvgg import RepVGG
 
 # Parameters of the deployed networks in millions, as the authors publish them (github.com/DingXiaoH/RepVGG)
 PUBLISHED_MILLIONS = {

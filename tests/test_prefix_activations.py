@@ -7,14 +7,17 @@ from typing import Dict, Set, Tuple
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings as hypothesis_settings, strategies as st
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 import config
 from domain_dataset import load_domain
-from evaluation import ImageSet
-from hardest_first import margins_of
-from hyper_repvgg import create_hyper_repvgg, deploy, kept, unpruned_alpha
-from prefix_activations import PrefixActivations, PruningEvaluator, choice_of
+from domains.image_sets import ImageSet
+from hyper_repvgg import create_hyper_repvgg, deploy
+from network.alpha import kept, unpruned_alpha
+from search.hardest_first import margins_of
+from search.prefix_activations import PrefixActivations, PruningEvaluator, choice_of
 
 SETTINGS = config.load((), environ={})
 OPTIONS = ((True, True, True), (False, True, True))

@@ -11,17 +11,15 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-import frames
-import connection
 import network_utils
-import wire_codec
-import wire_formats
 from config import UserError
-from frames import FIXED, ConnectionLost, Kind, NetworkError, ProtocolError
-from connection import Connection
 from network_utils import Address, Listener, connect
+from wire import codec, connection, formats, frames
+from wire.connection import Connection
+from wire.frames import FIXED, ConnectionLost, Kind, NetworkError, ProtocolError
 
 names = st.from_regex(r'[a-z0-9_.]{1,64}', fullmatch=True)
 scalars = st.one_of(st.none(), st.booleans(), st.integers(-2 ** 63, 2 ** 63 - 1), st.text(max_size=40),
@@ -314,38 +312,38 @@ maps = st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 6), st.int
     lambda a: torch.relu(torch.randn(*a[:4], generator=torch.Generator().manual_seed(a[4]))) * a[5])
 
 
-@given(maps, st.sampled_from(wire_formats.WIRE_FORMATS))
+@given(maps, st.sampled_from(formats.WIRE_FORMATS))
 @settings(max_examples=200, deadline=None)
 def test_feature_maps_survive_every_format_within_its_error(z, wire):
-    tensors = wire_codec.encode(z, wire)
-    back = wire_codec.decode(tensors, wire, z.shape)
+    tensors = codec.encode(z, wire)
+    back = codec.decode(tensors, wire, z.shape)
     error = (back - z).abs().amax(dim=(2, 3))
     span = z.amax(dim=(2, 3)) - z.amin(dim=(2, 3))
     peak = z.amax(dim=(2, 3))
     bound = {'float32': 0 * span, 'float16': peak.clamp(max=65504) / 1024 + (peak - 65504).clamp(0),
              'uint8': span / 255 * 0.51 + 1e-6 * peak}[wire.split('+')[0]]
     assert (error <= bound + 1e-7).all()
-    size = wire_formats.wire_bytes(wire, z.numel(), z.shape[0] * z.shape[1])
-    assert size is None or size == wire_codec.encoded_bytes(tensors)
+    size = formats.wire_bytes(wire, z.numel(), z.shape[0] * z.shape[1])
+    assert size is None or size == codec.encoded_bytes(tensors)
 
 
 @given(maps, st.data())
 @settings(max_examples=100, deadline=None)
 def test_damaged_feature_maps_are_refused_and_cannot_fill_the_memory(z, data):
-    wire = data.draw(st.sampled_from(wire_formats.WIRE_FORMATS))
-    tensors = wire_codec.encode(z, wire)
+    wire = data.draw(st.sampled_from(formats.WIRE_FORMATS))
+    tensors = codec.encode(z, wire)
     shape = list(z.shape)
     shape[data.draw(st.integers(0, 3))] += 1
     with pytest.raises(ValueError):
-        wire_codec.decode(tensors, wire, shape)
+        codec.decode(tensors, wire, shape)
     with pytest.raises(ValueError):
-        wire_codec.decode({}, wire, z.shape)
+        codec.decode({}, wire, z.shape)
 
 
 def test_a_compression_bomb_is_refused():
     bomb = torch.from_numpy(np.frombuffer(zlib.compress(bytes(64 << 20)), np.uint8).copy())
     tracemalloc.start()
     with pytest.raises(ValueError):
-        wire_codec.decode({'z': bomb}, 'float32+zlib', (1, 4, 8, 8))
+        codec.decode({'z': bomb}, 'float32+zlib', (1, 4, 8, 8))
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()

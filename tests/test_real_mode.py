@@ -8,15 +8,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from client_process import REPOSITORY, SETTINGS, N, batch, random_model, settings_of, stream_case
 
 import config
-from client_process import N, REPOSITORY, SETTINGS, batch, random_model, settings_of, stream_case
-from gamma_configurator import fused_gamma, unfused_gamma
-from hyper_repvgg import deploy, surviving_branches
-from evaluation import ImageSet, normalise
-from network_part import hash_of, pack_unit, units_of
-from split_trainer import SplitNetwork, predict
-from stream_session import run_stream
+from domains.image_sets import ImageSet
+from hyper_repvgg import deploy
+from network.alpha import surviving_branches
+from network.gammas import fused_gamma, unfused_gamma
+from network.inputs import normalise
+from remote.split_network import SplitNetwork
+from remote.streaming import run_stream
+from split_trainer import predict
+from tier.part import pack_unit, units_of
+from wire.blobs import hash_of
 
 
 @pytest.mark.parametrize('head_tier', ['client', 'server'])
@@ -37,7 +41,7 @@ def test_gradients_through_every_split_are_those_of_the_whole_network(served, sp
 @pytest.mark.parametrize('head_tier', ['client', 'server'])
 @pytest.mark.parametrize('dtype, tolerance', [(torch.float64, 1e-9), (torch.float32, 1e-5)])
 def test_training_through_the_split_gives_the_same_alpha(served, head_tier, dtype, tolerance, monkeypatch):
-    import alpha_training
+    from search import alpha_training
     monkeypatch.setattr(alpha_training, 'normalise', lambda *arguments: normalise(*arguments).to(dtype))
     data = ImageSet(*batch(5, 24))
     alphas = []
@@ -125,9 +129,9 @@ def test_step_3_in_real_mode_finds_what_it_finds_alone_and_measures_it(served, t
     import code1_train_and_record_weights
     import code2_calculate_flops_importance
     import create_noniid_partition
-    import json_files
-    import real_mode
     import step_3_joint
+    from pipeline import kinds
+    from remote import session
     monkeypatch.chdir(tmp_path)
     os.symlink(os.path.join(REPOSITORY, 'data'), tmp_path / 'data')
     overrides = ['NUM_DOMAINS=1', 'IMAGES_PER_SPLIT=100', 'ALPHA_EPOCHS=1', 'LUT_ROUNDS=1', 'MAX_PRUNING_ROUNDS=2',
@@ -138,10 +142,10 @@ def test_step_3_in_real_mode_finds_what_it_finds_alone_and_measures_it(served, t
     settings = config.load(tuple(overrides), {})
 
     def result():
-        with open(json_files.path_of('joint', settings, 0), encoding='utf-8') as stream:
+        with open(kinds.path_of('joint', settings, 0), encoding='utf-8') as stream:
             return json.load(stream)
 
-    step_3_joint.optimise_real(0, real_mode.Session(served[0], settings), settings)
+    step_3_joint.optimise_real(0, session.Session(served[0], settings), settings)
     real = result()
     step_3_joint.main(['--domain_id', '0', '--mode', 'pseudo', '--set', *overrides])
     alone = result()
@@ -151,7 +155,7 @@ def test_step_3_in_real_mode_finds_what_it_finds_alone_and_measures_it(served, t
         assert real[name] == alone[name], name
     assert measured['stream_agrees_with_evaluation'] == 1 and measured['throughput_fps'] > 0
     assert measured['wire'] == real['wire'] and abs(measured['accuracy'] - real['accuracy']['final']) <= 0.03
-    with open(json_files.path_of('lut', settings), encoding='utf-8') as stream:
+    with open(kinds.path_of('lut', settings), encoding='utf-8') as stream:
         table = json.load(stream)
     assert table['bandwidth']['measured'] and not table['metadata']['client']['simulated']
     assert set(table['codec_ms']) == {'float32', 'uint8'}

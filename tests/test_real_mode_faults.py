@@ -11,19 +11,18 @@ import time
 import numpy as np
 import pytest
 import torch
+from client_process import SETTINGS, Client, N, free_port, stream_case
+from relay import Relay
 
 import client_control
 import config
-import link_measurement
-import connection
 import network_utils
-import split_server
-from blob_store import BlobStore
-from client_process import N, SETTINGS, Client, free_port, stream_case
-from network_part import hash_of
-from relay import Relay
-from split_server import wait_for_client
+from remote import client as split_server
+from remote import link as link_measurement
+from remote.client import wait_for_client
 from split_trainer import predict
+from wire import connection
+from wire.blobs import BlobStore, hash_of
 
 
 @pytest.fixture
@@ -73,7 +72,7 @@ def test_a_stopped_client_is_noticed_and_its_work_repeated(over_a_relay):
 
 
 def test_timing_rounds_and_training_go_on_behind_the_last_finished_one(served, tmp_path, monkeypatch):
-    import real_mode
+    from remote import session as real_mode
     client, process, _ = served
     settings = dataclasses.replace(SETTINGS, LUT_ROUNDS=3, RESULTS_DIR=str(tmp_path))
     session, asked = real_mode.Session(client, settings), []

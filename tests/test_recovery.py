@@ -10,21 +10,21 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-
-import alpha_training
-import batchnorm
-import config
-import joint_result
-from config import UserError
-from cost_model import Configuration
-from domain_dataset import load_domain
-from evaluation import ImageSet
-from frontier_search import FrontierSearch
-from gamma_configurator import unfused_gamma
-from hyper_repvgg import HyperRepVGGBlock, create_hyper_repvgg, deploy, surviving_branches, unpruned_alpha
-from progressive_pruning import JointSearch
 from random_cases import whole_table
-from repvgg import BlockShape
+
+import config
+from config import UserError
+from costs.cost_model import Configuration
+from domain_dataset import load_domain
+from domains.image_sets import ImageSet
+from hyper_repvgg import HyperRepVGGBlock, create_hyper_repvgg, deploy
+from network import batchnorm
+from network.alpha import surviving_branches, unpruned_alpha
+from network.gammas import unfused_gamma
+from network.shapes import BlockShape
+from progressive_pruning import JointSearch
+from search import alpha_training, joint_result
+from search.frontier_search import FrontierSearch
 from throughput_optimizer import solve_exact
 
 

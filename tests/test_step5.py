@@ -15,22 +15,22 @@ import numpy as np
 import pytest
 
 import config
-import joint_result
-import json_files
 import lut_manager
-import result_summary
 import step2_initial_throughput_opt
 import step5_visualize_results as step5
 from config import UserError
-from cost_model import TIERS, Configuration, Roofline, times
-from frontier import OBJECTIVES, Candidate, PickRule, measured_frontier
+from costs.cost_model import TIERS, Configuration, Roofline, times
 from gamma_mask_builder import runnable_gammas
-from hyper_repvgg import surviving_branches, unpruned_alpha
-from joint_result import AccuracyReport, Baseline, JointResult
 from lut_manager import TierCosts
-from pruning_search import CurvePoint
+from network.alpha import surviving_branches, unpruned_alpha
+from pipeline import kinds, writing
+from report import summary as result_summary
+from search import joint_result
+from search.frontier import OBJECTIVES, Candidate, PickRule, measured_frontier
+from search.joint_result import AccuracyReport, Baseline, JointResult
+from search.pruning_search import CurvePoint
+from search.wire_loss import WireLoss
 from throughput_optimizer import baselines, solve_exact
-from wire_loss import WireLoss
 
 TOP = os.path.dirname(os.path.abspath(step5.__file__))
 
@@ -85,8 +85,8 @@ def finished(tmp_path_factory):
     settings = config.load((f'RESULTS_DIR={folder}', 'THROUGHPUT_OPTIM_STEPS=3'), {})
     table = make_table(settings)
     lut_manager.save(table, settings)
-    json_files.write(json_files.path_of('step2', settings), step2_initial_throughput_opt.optimise(table, settings),
-                     json_files.make_metadata(settings, 'step2', ''))
+    writing.write(kinds.path_of('step2', settings), step2_initial_throughput_opt.optimise(table, settings),
+                     writing.make_metadata(settings, 'step2', ''))
     save_domain(table, settings, 0)
     save_domain(table, settings, 3, sequential=True)
     printed = io.StringIO()
@@ -246,14 +246,13 @@ def test_without_step_2_only_its_picture_is_left_out(folder, capsys, monkeypatch
 
 @pytest.mark.parametrize('n', (1, 5, 10))
 def test_every_number_of_domains_can_be_drawn(finished, n):
-    import figures
-    import result_figures
+    from report import result_figures, style
     _, settings, table, _ = finished
     one = joint_result.load(3, table, settings)
     results = [dataclasses.replace(one, domain_id=domain) for domain in range(n)]
     figure = result_figures.accuracy_curves(results, result_figures.T_EFF, {})
     assert len([axes for axes in figure.axes if axes.axison]) == n
-    figures.plt.close(figure)
+    style.plt.close(figure)
 
 
 def test_change_is_zero_for_the_unpruned_network(finished):

@@ -6,10 +6,11 @@ import random
 import statistics
 
 import pytest
-from hypothesis import example, given, settings, strategies as st
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-import split_stream
-from split_stream import LOCKSTEP_FRAMES, SETTLE_FRAMES, Pacer
+from wire import stream
+from wire.stream import LOCKSTEP_FRAMES, SETTLE_FRAMES, Pacer
 
 
 def simulate(head: float, link: float, tail: float, rtt: float, jitter: float, hidden: float, frames: int = 400,
@@ -67,4 +68,4 @@ def test_without_a_pacer_full_windows_would_raise_latency(monkeypatch):
     monkeypatch.setattr(Pacer, 'add', lambda self, *a: setattr(self, 'window', 8))
     pace, latency = simulate(0.01, 0.05, 0.01, 0.001, 0.02, 0.0)
     assert pace == pytest.approx(0.05, rel=0.05) and latency > 4 * 0.071
-    assert split_stream.MAX_WINDOW >= 8
+    assert stream.MAX_WINDOW >= 8

@@ -6,16 +6,16 @@ import itertools
 import math
 
 import numpy as np
+import oracles
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from random_cases import WIRE_SIZES, surviving_arrays, tables, whole_table
 
-import oracles
 import throughput_optimizer as optimizer
 from config import Settings, UserError
-from cost_model import Configuration, Link, Roofline, goal, roofline_loss_ms, times
-from random_cases import WIRE_SIZES, surviving_arrays, tables, whole_table
+from costs.cost_model import Configuration, Link, Roofline, goal, roofline_loss_ms, times
 from throughput_optimizer import OBJECTIVES, solve_exact, solve_gradient
 
 

@@ -1,0 +1,198 @@
+"""Design section 5: the table of measured costs, a configuration, and the times that follow from both.
+
+Everything that speaks of time (optimisers, baselines, scripts, pictures, benchmarks) gets it from
+`split_times` or from `times`, which is one row of it.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, Mapping, Sequence, Tuple
+
+import numpy as np
+
+TIERS = ('client', 'server')
+FLOAT32 = 'float32'
+
+
+@dataclass(frozen=True)
+class Link:
+    """The network between the tiers."""
+    bandwidth_mbps: float  # Mbit/s
+    rtt_ms: float
+    measured: bool
+
+    def transfer_ms(self, n_bytes: np.ndarray) -> np.ndarray:
+        """T_com of that many bytes, ms."""
+        return 8 * n_bytes / (self.bandwidth_mbps * 1000)
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """Peaks of one tier, as measured."""
+    peak_gflops: float
+    bandwidth_gbs: float
+
+    @property
+    def i_knee(self) -> float:
+        """I* = P / W, FLOP per byte."""
+        return self.peak_gflops / self.bandwidth_gbs
+
+
+@dataclass(frozen=True)
+class EndCosts:
+    """Costs of the stem or of the classifier, for one image."""
+    T_ms: Mapping[str, float]  # by tier
+    flops: float
+    bytes_moved: float
+
+
+@dataclass(frozen=True)
+class HardwareTable:
+    """Measured (or simulated) costs of one model on both tiers, per image; NaN where a block cannot run a γ."""
+    model: str
+    num_classes: int
+    input_shape: Tuple[int, int, int]  # (3, S, S)
+    batch_size: int
+    tier_info: Mapping[str, Dict[str, Any]]  # by tier: name, simulated, ...
+    block_names: Tuple[str, ...]
+    has_identity: np.ndarray  # bool [N]
+    T_ms: Mapping[str, np.ndarray]  # by tier: [N, 14]
+    flops: np.ndarray  # [N, 14]
+    bytes_moved: np.ndarray  # [N, 14]: inputs + weights + outputs
+    stem: EndCosts
+    classifier: EndCosts
+    input_bytes: int  # the uint8 image
+    block_bytes: Mapping[str, np.ndarray]  # by wire format: [N] bytes of each block's output
+    logits_bytes: int
+    link: Link
+    roofline: Mapping[str, Roofline]  # by tier
+    codec_ms: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)  # by wire format, then tier: [N, 2]
+    #                                     encoding and decoding of each block's output; none: taken as free
+
+    @property
+    def n_blocks(self) -> int:
+        """N."""
+        return len(self.block_names)
+
+    def cut_bytes(self, wire: str) -> np.ndarray:
+        """Bytes that cross the link at split 0..N: the image, N-1 feature maps, the logits."""
+        return np.concatenate([[self.input_bytes], self.block_bytes[wire][:-1], [self.logits_bytes]]).astype(float)
+
+    def cut_codec_ms(self, wire: str, encoder: str, decoder: str) -> Tuple[np.ndarray, np.ndarray]:
+        """Encoding on one tier, decoding on the other at split 0..N, [N+1] each; images and logits go as they are."""
+        encode, decode = np.zeros((2, self.n_blocks + 1))
+        if wire in self.codec_ms:
+            encode[1:-1] = self.codec_ms[wire][encoder][:-1, 0]
+            decode[1:-1] = self.codec_ms[wire][decoder][:-1, 1]
+        return encode, decode
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What the project chooses: branch scales, execution, split point and wire format."""
+    alpha: np.ndarray = field(repr=False)  # [N, 3]; 0 = pruned, NaN = there is no such branch
+    gamma: Tuple[int, ...]  # [N]
+    split: int  # λ
+    wire: str = FLOAT32
+
+
+@dataclass(frozen=True)
+class Times:
+    """Section 5's times of one configuration, ms, per image."""
+    T_client_ms: float
+    T_server_ms: float
+    T_com_ms: float
+    T_lat_ms: float
+    T_cyc_ms: float
+    T_eff_ms: float
+
+    @property
+    def throughput_fps(self) -> float:
+        """Frames a second of a stream whose stages overlap."""
+        return 1000 / self.T_cyc_ms
+
+    def as_dict(self) -> Dict[str, float]:
+        """The fields of design section 9."""
+        return {**vars(self), 'throughput_fps': self.throughput_fps}
+
+
+@dataclass(frozen=True)
+class SplitTimes:
+    """The same times for every split 0..N, arrays [N+1] in ms (T_com) or [..., N+1] for several configurations."""
+    T_client_ms: np.ndarray
+    T_server_ms: np.ndarray
+    T_com_ms: np.ndarray
+    T_lat_ms: np.ndarray
+    T_cyc_ms: np.ndarray
+    T_eff_ms: np.ndarray
+
+    def at(self, split: int) -> Times:
+        """The times of one split."""
+        return Times(**{name: float(values[split]) for name, values in vars(self).items()})
+
+
+def combine(T_client: Any, T_com: Any, T_server: Any, rtt_ms: float, omega: float, maximum: Any = np.maximum,
+            ) -> Tuple[Any, Any, Any]:
+    """T_lat, T_cyc and T_eff (ms) of three stages; floats, arrays, or tensors with `maximum=torch.maximum`."""
+    T_lat = T_client + T_com + T_server + rtt_ms
+    T_cyc = maximum(maximum(T_client, T_com), T_server)
+    return T_lat, T_cyc, omega * T_lat + (1 - omega) * T_cyc
+
+
+def split_times(table: HardwareTable, block_ms: Mapping[str, np.ndarray], wire: str, head_tier: str, omega: float,
+                ) -> SplitTimes:
+    """Times at every split when block k takes block_ms[tier][..., k] ms on a tier ([N], or [M, N] for M configurations
+    at once), by prefix sums."""
+    n = table.n_blocks
+    tail_tier = other_tier(head_tier)
+    head, tail = np.zeros((2, *block_ms[head_tier].shape[:-1], n + 1))
+    head[..., 1:] = table.stem.T_ms[head_tier] + np.cumsum(block_ms[head_tier], axis=-1)
+    head[..., n] += table.classifier.T_ms[head_tier]
+    tail[..., :n] = np.cumsum(block_ms[tail_tier][..., ::-1], axis=-1)[..., ::-1] + table.classifier.T_ms[tail_tier]
+    tail[..., 0] += table.stem.T_ms[tail_tier]
+    encode, decode = table.cut_codec_ms(wire, head_tier, tail_tier)
+    head, tail = head + encode, tail + decode
+    client, server = (head, tail) if head_tier == 'client' else (tail, head)
+    com = table.link.transfer_ms(table.cut_bytes(wire))
+    return SplitTimes(client, server, com, *combine(client, com, server, table.link.rtt_ms, omega))
+
+
+def times(table: HardwareTable, configuration: Configuration, head_tier: str, omega: float) -> Times:
+    """The times of one configuration. Raises `ValueError` when a block cannot run its γ."""
+    block_ms = {tier: gathered(table.T_ms[tier], configuration.gamma) for tier in TIERS}
+    if any(np.isnan(values).any() for values in block_ms.values()):
+        raise ValueError('the table has no time for a γ of this configuration')
+    return split_times(table, block_ms, configuration.wire, head_tier, omega).at(configuration.split)
+
+
+def gathered(values: np.ndarray, gamma: Sequence[int]) -> np.ndarray:
+    """values[k, γ_k] for every block: [N, 14] -> [N]."""
+    return values[np.arange(len(gamma)), np.asarray(gamma)]
+
+
+def other_tier(tier: str) -> str:
+    """The tier that is not this one."""
+    return TIERS[1 - TIERS.index(tier)]
+
+
+def roofline_loss_ms(flops: Any, n_bytes: Any, roofline: Roofline, scale: float, rho: float, relu: Any) -> Any:
+    """Intensity-matching loss of a tier that runs `flops` FLOP and moves `n_bytes` bytes (section 5):
+    scale · (relu(I* - I) + ρ·(F/P + B/W)), with F/P and B/W in ms, like every time here."""
+    ideal_ms = flops / (roofline.peak_gflops * 1e6) + n_bytes / (roofline.bandwidth_gbs * 1e6)
+    return scale * (relu(roofline.i_knee - flops / n_bytes) + rho * ideal_ms)
+
+
+def goal(T_eff_ms: float, T_eff_ref_ms: float, accuracy: float, reference: float, epsilon: float, kappa: float,
+         mu: float) -> Tuple[float, float]:
+    """Goal programming (section 5): (J, ξ_A) with ξ_A = max(0, A_ref - ε - A), its optimum. Accuracies as fractions."""
+    xi = max(0.0, reference - epsilon - accuracy)
+    return T_eff_ms / T_eff_ref_ms + kappa * xi - mu * accuracy, xi
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A choice of γ and λ (and the wire format) with its times."""
+    gamma: Tuple[int, ...]  # [N]
+    split: int  # λ
+    wire: str
+    times: Times

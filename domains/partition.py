@@ -1,0 +1,236 @@
+"""Which image belongs to which split of which domain, and the file that records it.
+
+The images are divided once into three pools: an image that is training data anywhere is never validation
+or test data anywhere. Every domain then draws from each pool, without replacement, by a label distribution
+of its own, the same one for its three splits. Two domains may hold the same image (under different
+corruptions), but only ever in the same split.
+"""
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from typing import Any, Dict, List, Sequence, Tuple
+
+import numpy as np
+
+from cli import say
+from config import Settings, UserError
+from domain_transforms import domain_name
+from domains.image_sources import ImageSource
+from pipeline import documents, fingerprints, writing
+
+SPLITS = ('train', 'val', 'test')
+SHAPING = ('SEED', 'DATASET', 'NUM_DOMAINS', 'TRAIN_FRACTION', 'VAL_FRACTION', 'DIRICHLET_BETA', 'IMAGES_PER_SPLIT')
+BLOCKS_FROM = 10  # classes a domain: from here on, domains get blocks of classes instead of a skew over all
+RARE = 10  # images of a pool: a class with fewer does not limit the size of a domain
+NAMES_SHOWN = 20  # unreadable images named in the warning
+
+Indices = np.ndarray  # int64 [n], sorted
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Indices into an ImageSource."""
+    pools: Dict[str, Indices]  # by split: all images of it
+    domains: List[Dict[str, Indices]]  # by domain and split
+    skipped: List[str]  # unreadable images
+
+
+# --- making one -----------------------------------------------------------------------------------
+
+def make_partition(source: ImageSource, settings: Settings) -> Partition:
+    """Pools and domains, a pure function of the source and the settings in `SHAPING`.
+
+    Raises `UserError` when a pool, or a split of a domain, would be empty.
+    """
+    if settings.TRAIN_FRACTION + settings.VAL_FRACTION >= 1:
+        raise UserError(f'TRAIN_FRACTION {settings.TRAIN_FRACTION:g} and VAL_FRACTION {settings.VAL_FRACTION:g} leave '
+                        'nothing to test on; their sum must be below 1')
+    readable, skipped = find_readable(source, settings.NUM_WORKERS)
+    pools = split_pools(source.labels, readable, settings)
+    shares = label_shares(np.bincount(source.labels[readable], minlength=len(source.class_names)), settings)
+    domains: List[Dict[str, Indices]] = []
+    for domain, share in enumerate(shares):
+        domains.append({})
+        for number, split in enumerate(SPLITS):
+            rng = np.random.default_rng([settings.SEED, 2, domain, number])
+            drawn = draw(pools[split], source.labels, share, settings.IMAGES_PER_SPLIT, rng)
+            if not len(drawn):
+                raise UserError(f'domain {domain} would have no {split} images: use more images, a larger '
+                                'DIRICHLET_BETA or fewer NUM_DOMAINS')
+            domains[-1][split] = drawn
+    return Partition(pools, domains, skipped)
+
+
+def find_readable(source: ImageSource, num_workers: int = 0) -> Tuple[Indices, List[str]]:
+    """Indices of the images that can be decoded, and the names of the others, which one warning line names too."""
+    everything = np.arange(len(source))
+    if not source.can_be_damaged():
+        return everything, []
+    from torch.utils.data import DataLoader
+    from tqdm import tqdm
+    loader = DataLoader(_Decodes(source), batch_size=64, num_workers=num_workers)
+    progress = tqdm(loader, 'checking images', delay=3, leave=False, disable=None)
+    readable = np.concatenate([part.numpy() for part in progress])
+    skipped = [source.describe(index) for index in np.flatnonzero(~readable)]
+    if skipped:
+        more = f' and {len(skipped) - NAMES_SHOWN} more' if len(skipped) > NAMES_SHOWN else ''
+        say(f'warning: skipped {len(skipped)} unreadable of {len(source)} images: '
+            f'{", ".join(skipped[:NAMES_SHOWN])}{more}')
+    if len(skipped) == len(source):
+        raise UserError(f'{source.name}: none of the {len(source)} images can be read')
+    return everything[readable], skipped
+
+
+class _Decodes:
+    """A map-style dataset of flags: can image i be read?"""
+
+    def __init__(self, source: ImageSource) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> bool:
+        return self.source.decodes(index)
+
+
+def split_pools(labels: np.ndarray, readable: Indices, settings: Settings) -> Dict[str, Indices]:
+    """Divide the images by the fractions, stratified: within a class every pool is within an image of its share."""
+    rng = np.random.default_rng([settings.SEED, 0])
+    shuffled = rng.permutation(readable)
+    ordered = shuffled[np.argsort(labels[shuffled], kind='stable')]  # by class, random within one
+    fractions = np.array([settings.TRAIN_FRACTION, settings.VAL_FRACTION,
+                          1 - settings.TRAIN_FRACTION - settings.VAL_FRACTION])
+    taken, owner = np.zeros(3), np.empty(len(ordered), dtype=np.int64)
+    for position in range(len(ordered)):  # the next image goes to the pool that is furthest behind its share
+        owner[position] = np.argmax(fractions * (position + 1) - taken)
+        taken[owner[position]] += 1
+    for split, count in zip(SPLITS, taken):
+        if not count:
+            raise UserError(f'{len(readable)} images are too few: the {split} split would be empty')
+    return {split: np.sort(ordered[owner == number]) for number, split in enumerate(SPLITS)}
+
+
+def label_shares(class_counts: np.ndarray, settings: Settings) -> np.ndarray:
+    """Label distribution of every domain, [NUM_DOMAINS, classes], rows sum to 1.
+
+    Many classes: consecutive blocks of classes, one a domain. Few: class frequencies weighted by a draw from
+    a symmetric Dirichlet distribution (label skew as in Hsu et al., 2019, arXiv:1909.06335).
+    """
+    classes, domains = len(class_counts), settings.NUM_DOMAINS
+    if classes >= BLOCKS_FROM * domains:
+        block_of = np.arange(classes) * domains // classes
+        weights = (block_of == np.arange(domains)[:, None]).astype(float)
+    else:
+        rng = np.random.default_rng([settings.SEED, 1])
+        weights = rng.dirichlet(np.full(classes, settings.DIRICHLET_BETA), size=domains)
+    shares = weights * class_counts
+    return shares / np.maximum(shares.sum(axis=1, keepdims=True), np.finfo(float).tiny)
+
+
+def draw(pool: Indices, labels: np.ndarray, share: np.ndarray, limit: int, rng: np.random.Generator) -> Indices:
+    """Up to `limit` images (0: no limit) of a pool with this label distribution, as many as the pool can give
+    without bending the distribution (classes of fewer than RARE images are just capped)."""
+    of_class = [pool[labels[pool] == label] for label in range(len(share))]
+    have = np.array([len(members) for members in of_class])
+    bounds = have[(share > 0) & (have >= RARE)] / share[(share > 0) & (have >= RARE)]
+    total = int(min([have.sum(), *bounds, *([limit] if limit else [])]))
+    counts = np.minimum(round_to_sum(share * max(total, 1)), have)
+    chosen = [rng.choice(members, count, replace=False) for members, count in zip(of_class, counts) if count]
+    return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64)
+
+
+def round_to_sum(values: np.ndarray) -> np.ndarray:
+    """Whole numbers next to `values` with the same (rounded) sum: the largest remainders are rounded up."""
+    whole = np.floor(values).astype(np.int64)
+    missing = int(round(float(values.sum()))) - int(whole.sum())
+    whole[np.argsort(whole - values, kind='stable')[:missing]] += 1
+    return whole
+
+
+# --- the file -------------------------------------------------------------------------------------
+
+def inputs_fingerprint(source: ImageSource, settings: Settings) -> str:
+    """What the partition file was made from."""
+    own = fingerprints.inputs_of('partition', settings)
+    return hashlib.sha256(f'{own}:{source.identity}'.encode()).hexdigest()
+
+
+def save_partition(partition: Partition, source: ImageSource, settings: Settings) -> None:
+    """Write PARTITION_FILE."""
+    counts = {split: label_histogram(source, pool) for split, pool in partition.pools.items()}
+    writing.write(settings.PARTITION_FILE, {
+        'dataset': {'name': settings.DATASET, 'identity': source.identity, 'n_images': len(source),
+                    'n_classes': len(source.class_names), 'class_names': source.class_names},
+        'skipped': {'count': len(partition.skipped), 'names': partition.skipped},
+        'pools': {split: {'n': len(pool), 'label_histogram': counts[split], 'indices': pool.tolist()}
+                  for split, pool in partition.pools.items()},
+        'domains': [{'domain_id': domain, 'domain_name': domain_name(domain),
+                     **{split: {'n': len(drawn), 'label_histogram': label_histogram(source, drawn),
+                                'indices': drawn.tolist()} for split, drawn in splits.items()}}
+                    for domain, splits in enumerate(partition.domains)],
+    }, writing.make_metadata(settings, 'partition', inputs_fingerprint(source, settings)))
+
+
+def label_histogram(source: ImageSource, indices: Indices) -> List[int]:
+    """How many of these images each class has."""
+    return np.bincount(source.labels[indices], minlength=len(source.class_names)).tolist()
+
+
+def load_partition(source: ImageSource, settings: Settings) -> Partition:
+    """Read PARTITION_FILE and check it against the dataset on disk and the settings; made now if there is none.
+
+    Raises `UserError` when it is damaged, of another dataset, or was made with other settings.
+    """
+    path = settings.PARTITION_FILE
+    if not os.path.exists(path):
+        partition = make_partition(source, settings)
+        save_partition(partition, source, settings)
+        say(f'{path}: there was none, made it')
+        return partition
+    document = documents.read(path, command_for(settings))
+    recorded = document.get('metadata.config', dict)
+    differ = [f'{name}={recorded.get(name)!r} (now {getattr(settings, name)!r})' for name in SHAPING
+              if recorded.get(name) != getattr(settings, name)]
+    if differ:
+        raise document.refuse(f'was made with {", ".join(differ)}')
+    if document.get('dataset.identity', str) != source.identity:
+        raise document.refuse(f'belongs to other images than those of {source.name}')
+    owner = np.full(len(source), -1)
+    pools: Dict[str, Indices] = {}
+    for number, split in enumerate(SPLITS):
+        pools[split] = _indices(document, document.get(f'pools.{split}.indices', list), f'pools.{split}', len(source))
+        if (owner[pools[split]] >= 0).any():
+            raise document.refuse(f'pools.{split} shares images with another pool')
+        owner[pools[split]] = number
+    domains: List[Dict[str, Indices]] = []
+    for entry in document.get('domains', list):
+        where = f'domains[{len(domains)}]'
+        domain = documents.Document(path, document.check(entry, where, dict), document.made_by)
+        domains.append({split: _indices(document, domain.get(f'{split}.indices', list), f'{where}.{split}', len(source))
+                        for split in SPLITS})
+        for number, split in enumerate(SPLITS):
+            if (owner[domains[-1][split]] != number).any():
+                raise document.refuse(f'{where}.{split} holds images that are not of the {split} pool')
+    if len(domains) != settings.NUM_DOMAINS:
+        raise document.refuse(f'has {len(domains)} domains, not {settings.NUM_DOMAINS}')
+    return Partition(pools, domains, [str(name) for name in document.get('skipped.names', list)])
+
+
+def command_for(settings: Settings) -> str:
+    """The command that makes the partition of these settings."""
+    profile = '' if settings.PROFILE == Settings.PROFILE else f' --set PROFILE={settings.PROFILE}'
+    return f'python create_noniid_partition.py{profile}'
+
+
+def _indices(document: documents.Document, values: Sequence[Any], where: str, n_images: int) -> Indices:
+    if not values:
+        raise document.refuse(f'{where} has no images')
+    if not all(type(value) is int and 0 <= value < n_images for value in values):
+        raise document.refuse(f'{where} holds something that is not an image index below {n_images}')
+    indices = np.array(values, dtype=np.int64)
+    if (np.diff(indices) <= 0).any():
+        raise document.refuse(f'{where} is not in rising order')
+    return indices

@@ -1,0 +1,6 @@
+"""RepVGG without its layers: shapes, tables and the mathematics of folding.
+
+shapes: the variants as numbers. alpha: which branches survive. gammas: the 14 ways to execute them. inputs: images on
+their way in. folding: BatchNorm and branches into one convolution. merged_convolution: a block as one convolution
+while α trains. batchnorm: statistics re-estimated after pruning. checkpoints: weights from a file.
+"""

@@ -1,0 +1,260 @@
+"""The server's view of its client: requests that survive broken connections, and what is built from them.
+
+    with wait_for_client(settings, ...) as client:
+        print(client.facts())
+        part = ClientPart(client, model, spec)
+        z = part.forward(x)
+
+Every request is a unit that can be repeated. When the connection breaks, the request that was not answered is sent
+again to the client that comes back; what was answered is never asked again.
+"""
+from __future__ import annotations
+
+import itertools
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, TypeVar
+
+import numpy as np
+import torch
+
+import cli
+from config import Settings, UserError
+from hyper_repvgg import HyperRepVGG
+from network_utils import Address, Listener, token_from_environment
+from tier.part import PartSpec, pack_unit, units_of
+from wire import codec, formats
+from wire.blobs import hash_of
+from wire.connection import Connection
+from wire.frames import Kind, Message, NetworkError, PeerError, ProtocolError
+
+RETURN_S = 600.0  # a client that broke off may take this long to come back
+BLOB_PIECE_BYTES = 4 << 20
+MAX_REPEATS = 20  # of one unit in a row: a client that dies of a request would come back for ever
+MAX_PROVIDED = 3  # times that a client may say it lacks what it has just been sent
+Progress = Callable[[int, int], None]
+T = TypeVar('T')
+
+
+class RemoteClient:
+    """One client, over as many connections as it takes."""
+
+    def __init__(self, listener: Listener, say: Callable[[str], None] = cli.say, return_s: float = RETURN_S) -> None:
+        self.listener, self._say, self._return_s = listener, say, return_s
+        self.connection: Optional[Connection] = None
+        self.generation = 0  # counts connections: what was set up on an earlier one must be set up again
+        self.interruptions = 0
+        self.part_in_use: Optional[ClientPart] = None  # what is set up on this connection
+        self._ids = itertools.count(1)
+
+    def __enter__(self) -> 'RemoteClient':
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self.close('the server has finished' if error is None else 'the server stops')
+
+    def close(self, text: str) -> None:
+        """Say goodbye and stop listening."""
+        if self.connection is not None and not self.connection.is_closed:
+            try:
+                self.connection.send(Kind.GOODBYE, {'text': text})
+            except NetworkError:
+                pass
+            self.connection.close()
+        self.listener.close()
+
+    # --- connections ---
+
+    def connected(self) -> Connection:
+        """The present connection, or the next one; `UserError` when no client comes within the time."""
+        if self.connection is not None and not self.connection.is_closed:
+            return self.connection
+        newer = self.listener.get(timeout_s=0.01)
+        if newer is None:
+            self._say(f'waiting for a client on {self.listener.address} (python client_worker.py --server_ip ... '
+                      f'--port {self.listener.address.port})')
+            newer = self.listener.get(timeout_s=self._return_s)
+        if newer is None:
+            raise UserError(f'no client within {self._return_s:g} s; the same command goes on from what is saved')
+        self.connection, self.part_in_use = newer, None
+        self.generation += 1
+        self._say(f'client connected from {newer.peer}')
+        return newer
+
+    def unit(self, work: Callable[[Connection], T]) -> T:
+        """Do `work` on a connection, again from its beginning when the connection breaks."""
+        for _ in range(MAX_REPEATS):
+            connection = self.connected()
+            try:
+                return work(connection)
+            except NetworkError as error:
+                self.interruptions += 1
+                self._say(f'client lost: {error}')
+                connection.close()
+        raise UserError(f'the client broke off {MAX_REPEATS} times in the same piece of work; look at its own messages')
+
+    # --- requests ---
+
+    def ask(self, connection: Connection, op: str, fields: Optional[Mapping[str, Any]] = None,
+            tensors: Optional[Mapping[str, torch.Tensor]] = None, progress: Optional[Progress] = None) -> Message:
+        """One request on this connection. Raises `NetworkError` and `PeerError`."""
+        return self.finish(connection, op, self.begin(connection, op, fields, tensors), progress)
+
+    def begin(self, connection: Connection, op: str, fields: Optional[Mapping[str, Any]] = None,
+              tensors: Optional[Mapping[str, torch.Tensor]] = None) -> int:
+        """Send a request; its number."""
+        number = next(self._ids)
+        connection.send(Kind.REQUEST, {'id': number, 'op': op, **(fields or {})}, tensors)
+        return number
+
+    def finish(self, connection: Connection, op: str, number: int, progress: Optional[Progress] = None) -> Message:
+        """Wait for the reply to request `number`."""
+        while True:
+            message = connection.receive()
+            message.raise_error()
+            if message.kind not in (Kind.REPLY, Kind.PROGRESS) or message.integer('id', number, number) != number:
+                connection.fail('protocol', f'{op}: expected a reply, got {message.kind.name}')
+                raise ProtocolError(f'{op}: expected a reply, got {message.kind.name}')
+            if message.kind == Kind.REPLY:
+                return message
+            if progress is not None:
+                progress(message.integer('done', 0, 2 ** 62), message.integer('total', 0, 2 ** 62))
+
+    def request(self, op: str, fields: Optional[Mapping[str, Any]] = None,
+                tensors: Optional[Mapping[str, torch.Tensor]] = None, progress: Optional[Progress] = None) -> Message:
+        """`ask`, repeated when the connection breaks. Raises `UserError` when the client refuses or fails."""
+        try:
+            return self.unit(lambda connection: self.ask(connection, op, fields, tensors, progress))
+        except PeerError as error:
+            raise UserError(f'the client could not do it: {error}') from None
+
+    def facts(self) -> Dict[str, Any]:
+        """What the device is: name, threads, software, memory, temperature."""
+        fields = dict(self.request('facts').fields)
+        return {name: value for name, value in fields.items() if name != 'id'}
+
+    def provide(self, connection: Connection, blobs: Mapping[str, Callable[[], np.ndarray]]) -> None:
+        """Send what the client lacks of these blobs (hash -> its bytes), each from where it broke off."""
+        hashes = list(blobs)
+        for start in range(0, len(hashes), 256):
+            part = hashes[start:start + 256]
+            present = self.ask(connection, 'have', {'hashes': part}).integers('bytes', 0, 2 ** 62, len(part))
+            for digest, done in zip(part, present):
+                data = blobs[digest]()
+                while done < data.nbytes:
+                    piece = torch.from_numpy(data[done:done + BLOB_PIECE_BYTES].copy())
+                    done = self.ask(connection, 'put', {'hash': digest, 'size': data.nbytes, 'offset': done},
+                                    {'data': piece}).integer('bytes', done + len(piece), data.nbytes)
+
+
+class ImageSetOnClient:
+    """Images that the client holds under their hash, so that requests name rows instead of carrying pixels."""
+
+    def __init__(self, images: torch.Tensor) -> None:
+        self.images = images.contiguous()  # uint8 [n, 3, S, S]
+        self.bytes = self.images.numpy().reshape(-1)
+        self.digest = hash_of(self.bytes)
+
+    @property
+    def fields(self) -> Dict[str, Any]:
+        """What a request says to name the set."""
+        return {'images': self.digest, 'n_images': len(self.images), 'input_size': self.images.shape[-1]}
+
+    @property
+    def blobs(self) -> Dict[str, Callable[[], np.ndarray]]:
+        """For `RemoteClient.provide`."""
+        return {self.digest: lambda: self.bytes}
+
+
+class ClientPart:
+    """A part of the network on the client: sets itself up again on every new connection."""
+
+    def __init__(self, client: RemoteClient, model: HyperRepVGG, spec: PartSpec,
+                 images: Optional[ImageSetOnClient] = None) -> None:
+        self.client, self.spec, self.images = client, spec, images
+        units = units_of(model)[spec.first:spec.last]
+        self._blobs = {hash_of(pack_unit(unit)): unit for unit in units}
+        self._hashes = [hash_of(pack_unit(unit)) for unit in units]
+        self._steps = itertools.count(1)
+
+    def set_up(self, connection: Connection) -> None:
+        """Send the configuration, and what the client lacks, unless this connection has it."""
+        if self.client.part_in_use is self:
+            return
+        spec = self.spec
+        blobs = {digest: (lambda unit=unit: pack_unit(unit)) for digest, unit in self._blobs.items()}
+        self.client.provide(connection, {**blobs, **(self.images.blobs if self.images else {})})
+        fields = {'model': spec.model_name, 'classes': spec.num_classes, 'first': spec.first, 'last': spec.last,
+                  'dtype': spec.dtype, 'mean': list(spec.mean), 'std': list(spec.std), 'hashes': self._hashes,
+                  'folded': spec.gamma is not None}
+        tensors = {}
+        if spec.gamma is not None:
+            fields['gamma'] = list(spec.gamma)
+            tensors['alpha'] = torch.tensor(spec.alpha, dtype=torch.float64).reshape(-1, 3)
+        self.client.ask(connection, 'part', fields, tensors)
+        self.client.part_in_use = self
+
+    def unit(self, work: Callable[[Connection], T]) -> T:
+        """`RemoteClient.unit` with this part set up; what the client turns out to lack is sent."""
+        def attempt(connection: Connection) -> T:
+            for left in reversed(range(MAX_PROVIDED)):
+                self.set_up(connection)
+                try:
+                    return work(connection)
+                except PeerError as error:
+                    if error.code != 'unknown' or left == 0 or connection.is_closed:
+                        raise
+                    self.client.part_in_use = None
+            raise AssertionError('unreachable')
+
+        try:
+            return self.client.unit(attempt)
+        except PeerError as error:
+            raise UserError(f'the client could not do it: {error}') from None
+
+    def ask_forward(self, connection: Connection, x: Optional[torch.Tensor], rows: Optional[torch.Tensor], wire: str,
+                    wire_back: str, alpha: Optional[torch.Tensor], keep: bool, input_grad: bool = False,
+                    ) -> Tuple[int, torch.Tensor]:
+        """One forward request; (step, output)."""
+        step = next(self._steps)
+        fields: Dict[str, Any] = {'step': step, 'keep': keep, 'input_grad': input_grad, 'wire_back': wire_back}
+        tensors = {} if alpha is None else {'alpha': alpha.detach().double()}
+        if rows is not None:
+            fields.update(self.images.fields)
+            tensors['rows'] = rows
+        else:
+            fields.update(wire=wire, shape=list(x.shape))
+            tensors.update(codec.encode(x.detach(), wire))
+        reply = self.client.ask(connection, 'forward', fields, tensors)
+        shape = reply.integers('shape', 0, 2 ** 31 - 1)
+        try:
+            return step, codec.decode(reply.tensors, wire_back, shape)
+        except ValueError as error:
+            raise ProtocolError(f'forward: {error}') from None
+
+    def forward(self, x: Optional[torch.Tensor] = None, rows: Optional[torch.Tensor] = None,
+                wire: str = formats.AS_COMPUTED, wire_back: str = formats.AS_COMPUTED,
+                alpha: Optional[torch.Tensor] = None) -> torch.Tensor:
+        """Output of the part for `x`, or for these rows of its image set."""
+        return self.unit(lambda connection: self.ask_forward(connection, x, rows, wire, wire_back, alpha, False))[1]
+
+
+# --- finding the client ------------------------------------------------------------------------------
+
+def wait_for_client(settings: Settings, bind: Optional[str] = None, port: Optional[int] = None,
+                    allow_open: bool = False, say: Callable[[str], None] = cli.say,
+                    return_s: float = RETURN_S) -> RemoteClient:
+    """Listen on `bind` (SERVER_IP) and `port` (PORT_MAIN), and wait for a client. Raises `UserError`."""
+    address = Address(bind or settings.SERVER_IP, settings.PORT_MAIN if port is None else port)
+    listener = Listener(address, token_from_environment(), 'server', ('worker',), say, allow_open)
+    client = RemoteClient(listener, say, return_s)
+    facts = client.facts()
+    say(f"client: {facts.get('name')}, {facts.get('device')}, {facts.get('threads')} thread(s), "
+        f"PyTorch {facts.get('torch')}, Python {facts.get('python')}")
+    return client
+
+
+def folded_specs(alpha: np.ndarray, gamma: Sequence[int], split_units: Tuple[int, int], settings: Settings) -> PartSpec:
+    """The spec of the units [first, last) under γ and α [N, 3]."""
+    spec = PartSpec(settings.MODEL_NAME, settings.NUM_CLASSES, *split_units, dtype='float32',
+                    mean=tuple(settings.NORM_MEAN), std=tuple(settings.NORM_STD))
+    rows: List[Tuple[float, ...]] = [tuple(float(v) for v in alpha[k]) for k in spec.blocks]
+    return PartSpec(**{**vars(spec), 'gamma': tuple(int(gamma[k]) for k in spec.blocks), 'alpha': tuple(rows)})

@@ -1,0 +1,202 @@
+"""A connected client, and the hardware table measured through it.
+
+    with open_session(settings, bind, port, allow_open) as session:
+        table = session.table(images)                       # measured: both tiers, the link, the wire formats
+
+What is measured is kept in the result files round by round, so a restarted server goes on where it was.
+"""
+from __future__ import annotations
+
+import os
+from typing import Any, Dict, List, Optional, Tuple
+
+import numpy as np
+import torch
+
+import cli
+import lut_manager
+import roofline_measure
+from config import Settings
+from costs.cost_model import HardwareTable, Roofline
+from hyper_repvgg import create_hyper_repvgg, deploy
+from lut_manager import TierCosts, WireCosts
+from network.gammas import N_GAMMA
+from network.inputs import normalise
+from network.shapes import architecture, block_shapes
+from pipeline import documents, fingerprints, kinds, writing
+from remote.client import RemoteClient, wait_for_client
+from remote.link import measure_link
+from tier import devices
+from tier.block_timing import BlockSamples, NetworkTiming
+from tier.tasks import wire_ms
+from wire import codec as wire_codec
+from wire.formats import WIRE_FORMATS, formats_of
+from wire.frames import ProtocolError
+
+WIRE_SAMPLES = 4  # images whose feature maps are encoded to measure a format's size
+MAX_TIMES = 1024  # timings that a client may send for one visit
+
+
+def open_session(settings: Settings, bind: Optional[str] = None, port: Optional[int] = None, allow_open: bool = False,
+                 ) -> 'Session':
+    """Wait for a client. Raises `UserError` when none comes. Real mode means a real device: no DEVICE_PROFILE."""
+    formats_of(settings.WIRE_FORMATS)
+    if settings.DEVICE_PROFILE:
+        raise ValueError('real mode simulates nothing: replace DEVICE_PROFILE by an empty text')
+    return Session(wait_for_client(settings, bind, port, allow_open), settings)
+
+
+class Session:
+    """A connected client and what is measured through it."""
+
+    def __init__(self, client: RemoteClient, settings: Settings) -> None:
+        self.client, self.settings = client, settings
+
+    def __enter__(self) -> 'Session':
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self.client.__exit__(kind, error, trace)
+
+    # --- the table ---
+
+    def table(self, images: torch.Tensor, remeasure: bool = False) -> HardwareTable:
+        """The measured table, kept in hardware_lut_complete.json: read when it was measured with this device under
+        these settings, otherwise measured now. `images`: a few real ones, uint8 [n, 3, S, S]."""
+        path, name = kinds.path_of('lut', self.settings), self.client.facts().get('name')
+        inputs = fingerprints.inputs_of('lut', self.settings)
+        if not remeasure and fingerprints.is_current([path], inputs):
+            table = lut_manager.load(path, self.settings)
+            if table.link.measured and table.tier_info['client'].get('name') == name:
+                cli.say(f'{path}: measured before with this client, used again')
+                return table
+        server, client = self.server_costs(), self.client_costs(remeasure)
+        link = measure_link(self.client)
+        cli.say(f'link: {link.up_mbps:.1f} Mbit/s up, {link.down_mbps:.1f} Mbit/s down, '
+                f'{link.rtt_ms:.2f} ms round trip')
+        wire = self.wire_costs(images[:WIRE_SAMPLES])
+        table = lut_manager.merge(server, client, self.settings, link.towards_tail(self.settings.HEAD_TIER), wire)
+        lut_manager.save(table, self.settings)
+        return table
+
+    def server_costs(self) -> TierCosts:
+        """This machine's table: the file, or measured now."""
+        path = kinds.path_of('lut_server', self.settings)
+        if not fingerprints.is_current([path], fingerprints.inputs_of('lut_server', self.settings)):
+            cli.say('measuring this machine as the server')
+            roofline = roofline_measure.current_roofline('server', self.settings)
+            lut_manager.save_tier(lut_manager.measure_tier('server', self.settings, roofline), self.settings)
+        return lut_manager.load_tier('server', self.settings)
+
+    def client_costs(self, remeasure: bool) -> TierCosts:
+        """The client's table: the file when it is this device's, or measured now, round by round."""
+        facts = self.client.facts()
+        path = kinds.path_of('lut_client', self.settings)
+        if not remeasure and fingerprints.is_current([path], fingerprints.inputs_of('lut_client', self.settings)):
+            costs = lut_manager.load_tier('client', self.settings)
+            if costs.info.get('name') == facts.get('name') and not costs.info.get('simulated'):
+                return costs
+        timing = self.time_client(facts)
+        reply = self.client.request('roofline')
+        roofline = Roofline(reply.number('peak_gflops', 1e-9), reply.number('bandwidth_gbs', 1e-9))
+        info = {**facts, 'simulated': False, 'slowdown': 1.0, 'samples_per_entry': timing.n_samples}
+        costs = TierCosts('client', info, timing.block_ms, timing.block_iqr_ms, timing.stem_ms, timing.classifier_ms,
+                          roofline)
+        lut_manager.save_tier(costs, self.settings)
+        return costs
+
+    def time_client(self, facts: Dict[str, Any]) -> NetworkTiming:
+        """Block timings on the client. Every finished round is kept on disk until the table is complete."""
+        from tqdm import tqdm
+        settings, rounds = self.settings, self.settings.LUT_ROUNDS
+        rounds_file = _RoundsFile(settings, str(facts.get('name')))
+        done = rounds_file.read()
+        n = len(lut_manager.blocks_of(settings)[0])
+        with tqdm(total=rounds * N_GAMMA, initial=len(done) * N_GAMMA, desc='timing blocks (client)', unit='visit',
+                  leave=False, delay=2) as bar:
+            def progress(at: int, total: int) -> None:
+                bar.update(max(0, min(at, rounds * N_GAMMA) - bar.n))
+
+            for number in range(len(done), rounds):
+                reply = self.client.request('time_round', {
+                    'model': settings.MODEL_NAME, 'classes': settings.NUM_CLASSES, 'input_size': settings.INPUT_SIZE,
+                    'round': number, 'rounds': rounds}, progress=progress)
+                gamma, ms = reply.tensor('gamma', torch.int64, 2), reply.tensor('ms', torch.float64, 3)
+                done.append(_checked_round(gamma, ms, n))
+                rounds_file.write(done)
+        samples = BlockSamples(n)
+        for gammas, ms_rows in done:
+            for gamma_row, rows in zip(gammas, ms_rows):
+                samples.add(gamma_row, np.array(rows))
+        timing = samples.timing()
+        rounds_file.drop()
+        return timing
+
+    def wire_costs(self, images: torch.Tensor) -> WireCosts:
+        """Sizes of the formats on feature maps of real images, and what encoding and decoding take on both tiers."""
+        settings = self.settings
+        shapes = block_shapes(architecture(settings.MODEL_NAME), settings.INPUT_SIZE)[1]
+        formats = tuple(w for w in WIRE_FORMATS if w in ('float32', *settings.WIRE_FORMATS))
+        block_bytes = lut_manager.block_bytes_of(shapes)
+        sizes = {wire: np.zeros(len(shapes), dtype=np.int64) for wire in formats}
+        codec = {wire: {tier: np.zeros((len(shapes), 2)) for tier in ('client', 'server')} for wire in formats}
+        device = devices.device_of(settings.SERVER_DEVICE)
+        torch.manual_seed(settings.SEED)
+        model = create_hyper_repvgg(settings.WEIGHT_PATH_SERVER, settings.MODEL_NAME, settings.NUM_CLASSES).to(device)
+        with torch.inference_mode():
+            z = deploy(model).stem(normalise(images, settings.NORM_MEAN, settings.NORM_STD).to(device))
+            for k, block in enumerate(deploy(model).blocks):
+                z = block(z)
+                one = z[:1].clone()
+                reply = self.client.request('time_wire', {'formats': list(formats)}, {'z': one})
+                client_ms = reply.tensor('ms', torch.float64, 2).numpy()
+                if client_ms.shape != (len(formats), 2) or not np.isfinite(client_ms).all() or client_ms.min() < 0:
+                    raise ProtocolError('time_wire: times out of range')
+                for wire, here, there in zip(formats, wire_ms(one, formats), client_ms):
+                    codec[wire]['server'][k], codec[wire]['client'][k] = here, there
+                    encoded = wire_codec.encoded_bytes(wire_codec.encode(z, wire)) if wire in block_bytes else sum(
+                        wire_codec.encoded_bytes(wire_codec.encode(z[i:i + 1], wire)) for i in range(len(z)))
+                    sizes[wire][k] = encoded // len(z)
+        return WireCosts({**block_bytes, **sizes}, codec)
+
+
+def _checked_round(gamma: torch.Tensor, ms: torch.Tensor, n_blocks: int) -> Tuple[List[List[int]], List[Any]]:
+    """A round as lists, its shapes and values checked."""
+    fits = (gamma.shape[1] == n_blocks and ms.shape[0] == gamma.shape[0] <= MAX_TIMES and
+            ms.shape[2] == n_blocks + 2 and 0 < ms.shape[1] <= MAX_TIMES)
+    if not fits or not bool(((gamma >= 0) & (gamma < N_GAMMA)).all()) or not bool(torch.isfinite(ms).all()):
+        raise ProtocolError('time_round: shapes or values out of range')
+    return gamma.tolist(), ms.tolist()
+
+
+class _RoundsFile:
+    """The client's finished rounds on disk: a restarted server does not measure them again."""
+
+    def __init__(self, settings: Settings, client_name: str) -> None:
+        self._settings, self._client_name = settings, client_name
+        self.path = kinds.path_of('lut_client', settings).replace('.json', '_rounds.json')
+        self._inputs = fingerprints.inputs_of('lut_client', settings)
+
+    def read(self) -> List[Any]:
+        """Rounds of the same device and settings, [(γ, ms), ...]."""
+        if not fingerprints.is_current([self.path], self._inputs):
+            return []
+        document = documents.read(self.path, '')
+        if document.get('client', str) != self._client_name:
+            return []
+        n = len(lut_manager.blocks_of(self._settings)[0])
+        try:
+            return [_checked_round(torch.tensor(gamma), torch.tensor(ms, dtype=torch.float64), n)
+                    for gamma, ms in document.get('rounds', list)][:self._settings.LUT_ROUNDS]
+        except (ProtocolError, ValueError, TypeError, IndexError):
+            return []
+
+    def write(self, rounds: List[Any]) -> None:
+        """Replace the file."""
+        writing.write(self.path, {'client': self._client_name, 'rounds': [list(entry) for entry in rounds]},
+                         writing.make_metadata(self._settings, 'lut_client', self._inputs))
+
+    def drop(self) -> None:
+        """The table is complete."""
+        if os.path.exists(self.path):
+            os.unlink(self.path)

@@ -1,0 +1,127 @@
+"""What all pictures share: fonts, colour-blind-safe colours, saving, and the heatmap."""
+from __future__ import annotations
+
+import functools
+import textwrap
+from typing import Callable, Optional, Sequence, Tuple
+
+import matplotlib
+
+matplotlib.use('Agg')  # pictures go to files; no screen is needed
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+from matplotlib.colors import LogNorm, Normalize  # noqa: E402
+from matplotlib.ticker import LogLocator, NullFormatter  # noqa: E402
+
+from pipeline import writing
+
+# Okabe and Ito's palette: distinguishable with every common form of colour blindness.
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, BLACK = (
+    '#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7', '#56B4E9', '#F0E442', '#000000')
+DPI = 150
+STYLE = {'font.size': 11, 'axes.titlesize': 12, 'axes.spines.top': False, 'axes.spines.right': False,
+         'legend.frameon': False, 'figure.constrained_layout.use': True, 'pdf.fonttype': 42,
+         'image.cmap': 'viridis', 'axes.grid': False}
+
+
+def styled(draw: Callable) -> Callable:
+    """A drawing function that uses the project's style throughout."""
+    @functools.wraps(draw)
+    def in_style(*args, **options):
+        with plt.rc_context(STYLE):
+            return draw(*args, **options)
+    return in_style
+
+
+def subplots(rows: int = 1, columns: int = 1, size: Tuple[float, float] = (8, 5), **options):
+    """plt.subplots in the project's style; size in inches."""
+    with plt.rc_context(STYLE):
+        return plt.subplots(rows, columns, figsize=size, **options)
+
+
+def save(figure, *paths: str) -> None:
+    """Write a figure to each path (the suffix says how), each replaced in one step, and close it."""
+    with plt.rc_context(STYLE):
+        for path in paths:
+            with writing.replacing(path) as temporary:
+                figure.savefig(temporary, dpi=DPI, metadata={'CreationDate': None} if path.endswith('.pdf') else None)
+            if hasattr(figure, 'set_layout_engine'):
+                figure.set_layout_engine('none')  # laid out once; half of the time goes there
+    plt.close(figure)
+
+
+def headline(figure, text: str) -> None:
+    """The figure's title: its message, wrapped to the figure's width in lines of about the same length."""
+    widest = int(9.5 * figure.get_figwidth())  # characters
+    n_lines = len(textwrap.wrap(text, widest))
+    width = next(width for width in range(len(text) // n_lines, widest + 1)
+                 if len(textwrap.wrap(text, width)) <= n_lines)
+    with plt.rc_context(STYLE):
+        figure.suptitle(textwrap.fill(text, width), fontsize=14)
+
+
+def plain(text: str, longest: int = 48) -> str:
+    """Text from a file, safe to draw: one line, not too long, no formulas."""
+    text = ' '.join(str(text).split())
+    return (text if len(text) <= longest else text[:longest - 1] + '…').replace('$', r'\$')
+
+
+def draw_heatmap(axes, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], colour_label: str = '',
+                 colormap: str = 'viridis', limits: Tuple[Optional[float], Optional[float]] = (None, None),
+                 texts: Optional[Sequence[Sequence[str]]] = None, log: bool = False, colour_bar: bool = True):
+    """values [rows, columns]; NaN is hatched. `texts` are written into the cells; returns the image.
+    `colour_bar=False` leaves it to the caller, who may want one for several heatmaps."""
+    with plt.rc_context(STYLE):
+        axes.patch.set(facecolor='0.97', edgecolor='0.75', hatch='////', linewidth=0)
+        norm = (LogNorm if log else Normalize)(*limits)
+        image = axes.imshow(np.ma.masked_invalid(values), aspect='auto', cmap=colormap, norm=norm,
+                            interpolation='nearest')
+        axes.set_xticks(range(len(columns)), columns, rotation=90 if max(map(len, columns)) > 3 else 0)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        if colour_bar:
+            add_colour_bar(image, axes, colour_label)
+        for i, line in enumerate(texts if texts is not None else ()):
+            for j, text in enumerate(line):
+                dark = not np.isnan(values[i, j]) and luminance(image.to_rgba(values[i, j])) < 0.5
+                axes.text(j, i, text, ha='center', va='center', fontsize=9, color='white' if dark else 'black')
+        return image
+
+
+BRANCH_TITLES = ('3x3', '1x1', 'identity')  # in the order of repvgg.BRANCHES
+
+
+@styled
+def branch_heatmaps(values: np.ndarray, rows: Sequence[str], blocks: Sequence[str], title: str, colour_label: str,
+                    colormap: str, limits: Tuple[float, float], digits: int):
+    """A heatmap a branch, one below the other, of values [rows, N, 3] with `digits` decimals; returns the figure."""
+    size = (4.2 + 0.5 * len(blocks), 2.4 + 3 * (0.4 + 0.27 * len(rows)))
+    figure, panels = subplots(3, 1, size=size, sharex=True)
+    for axes, branch, name in zip(panels, np.moveaxis(values, 2, 0), BRANCH_TITLES):
+        texts = [['' if np.isnan(value) else f'{value:.{digits}f}' for value in row]
+                 for row in np.round(branch, digits) + 0.0]  # no '-0.0'
+        image = draw_heatmap(axes, branch, rows, blocks, colormap=colormap, limits=limits, texts=texts,
+                             colour_bar=False)
+        axes.set_title(name)
+    panels[-1].set_xlabel('block')
+    add_colour_bar(image, panels, colour_label)
+    headline(figure, title)
+    return figure
+
+
+def add_colour_bar(image, axes, label: str, **options) -> None:
+    """A colour bar for one axes or several, with plain numbers (0.2, not 2 x 10^-1) on a logarithmic one."""
+    log = isinstance(image.norm, LogNorm)
+    one = axes if hasattr(axes, 'figure') else np.ravel(axes)[0]
+    with plt.rc_context(STYLE):
+        bar = one.figure.colorbar(image, ax=axes, label=label, ticks=LogLocator(subs=(1, 2, 5)) if log else None,
+                                  format='%g' if log else None, **options)
+        if log:
+            bar.ax.yaxis.set_minor_formatter(NullFormatter())
+        bar.outline.set_visible(False)
+
+
+def luminance(colour: Sequence[float]) -> float:
+    """How bright an RGB(A) colour looks, 0..1 (ITU-R BT.601)."""
+    return 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]

@@ -1,0 +1,152 @@
+"""All domains' results in numbers: what pruning cost and won against the unpruned network at its best split."""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+
+from config import PICKS, UserError
+from costs.cost_model import HardwareTable, times
+from search.joint_result import JointResult
+
+REQUIRED = ('step2', 'all_client', 'all_server')
+
+
+@dataclass(frozen=True)
+class DomainChange:
+    """One configuration of a domain against its unpruned network."""
+    accuracy_loss: float  # test, fraction of 1: reference - this one
+    T_eff_change: float  # fraction: below 0 is faster
+    throughput_change: float  # fraction: above 0 is faster
+
+
+def check(result: JointResult, path: str) -> None:
+    """Raise `UserError` when a result lacks what a comparison needs or holds impossible numbers."""
+    missing = [name for name in REQUIRED if name not in result.baselines]
+    if missing:
+        raise UserError(f"{path}: field 'baselines.{missing[0]}' is missing")
+    if not result.curve:
+        raise UserError(f"{path}: field 'curve' is empty: its first point is the unpruned network")
+    if not result.frontier.get('T_eff') or result.pick is None or result.pick.rule not in PICKS:
+        raise UserError(f'{path}: has no frontier, or no known rule of picking from it; make it again')
+    for entry in [result, *result.baselines.values(), *(p for points in result.frontier.values() for p in points)]:
+        if entry.times.T_cyc_ms <= 0 or entry.times.T_eff_ms <= 0:
+            raise UserError(f'{path}: T_cyc_ms and T_eff_ms must be above 0')
+    a = result.accuracy
+    accuracies = [a.original, a.reference, a.final, a.val_reference, a.val_final, *a.ci95]
+    accuracies += [point.accuracy for points in result.frontier.values() for point in points]
+    accuracies += [point.accuracy for point in result.curve] + [b.accuracy for b in result.baselines.values()]
+    if max(accuracies) > 1:
+        raise UserError(f'{path}: accuracy {max(accuracies):g} is above 1; accuracies are fractions of 1')
+
+
+def fits(result: JointResult, table: HardwareTable, head_tier: str) -> bool:
+    """Do the result's tier times follow from this table? (The link and ω do not enter them.)"""
+    try:
+        found = times(table, result.configuration, head_tier, omega=0.5)
+    except ValueError:
+        return False
+    return all(math.isclose(getattr(found, name), getattr(result.times, name), rel_tol=1e-6, abs_tol=1e-9)
+               for name in ('T_client_ms', 'T_server_ms'))
+
+
+def change(result: JointResult, baseline: Optional[str] = None) -> DomainChange:
+    """The final configuration (or one of the baselines) against step 2's unpruned answer."""
+    unpruned = result.baselines['step2'].times
+    reached = result.times if baseline is None else result.baselines[baseline].times
+    accuracy = result.accuracy.final if baseline is None else result.baselines[baseline].accuracy
+    return DomainChange(result.accuracy.reference - accuracy, reached.T_eff_ms / unpruned.T_eff_ms - 1,
+                        reached.throughput_fps / unpruned.throughput_fps - 1)
+
+
+def mean_change(results: Sequence[JointResult], baseline: Optional[str] = None) -> DomainChange:
+    """The mean over domains of each change."""
+    changes = [change(result, baseline) for result in results]
+    return DomainChange(*(float(np.mean([getattr(c, name) for c in changes]))
+                          for name in DomainChange.__dataclass_fields__))
+
+
+def best_single_tier(result: JointResult) -> Tuple[str, float]:
+    """('all_server', its T_eff in ms): the better of the two baselines without a split."""
+    return min(((name, result.baselines[name].times.T_eff_ms) for name in ('all_client', 'all_server')),
+               key=lambda item: item[1])
+
+
+def splitting_verdict(results: Sequence[JointResult]) -> str:
+    """Plainly: in how many domains does one tier alone have the lower T_eff than the joint answer?"""
+    worse = [result for result in results if best_single_tier(result)[1] < result.times.T_eff_ms]
+    if not worse:
+        return 'splitting pays in every domain: no single tier alone has a lower T_eff than the joint answer'
+    names = sorted({best_single_tier(result)[0].replace('_', ' ') for result in worse})
+    ours = np.mean([result.times.T_eff_ms for result in worse])
+    theirs = np.mean([best_single_tier(result)[1] for result in worse])
+    return (f'splitting does not pay in {len(worse)} of {len(results)} domains: {" or ".join(names)} (unpruned) has '
+            f'the lower T_eff there, {theirs:.3f} ms against {ours:.3f} ms on average')
+
+
+def disagreements(results: Sequence[JointResult]) -> List[str]:
+    """Why these results should not be averaged: other tables or settings; normally empty."""
+    found = []
+    unpruned = [result.baselines['step2'].times.T_eff_ms for result in results]
+    if max(unpruned) > min(unpruned) * (1 + 1e-6):
+        found.append(f"the domains were computed from different tables or settings: step 2's T_eff is "
+                     f'{min(unpruned):.3f} to {max(unpruned):.3f} ms')
+    epsilons = sorted({result.epsilon for result in results})
+    if len(epsilons) > 1:
+        found.append(f'the domains have different ε: {", ".join(f"{epsilon:g}" for epsilon in epsilons)}')
+    return found
+
+
+def text(results: Sequence[JointResult], notes: Sequence[str]) -> str:
+    """The table: a line a domain, the means, and what a reader must know besides."""
+    lines = [f"{'':30}{'test accuracy':^35}  {'T_eff (ms)':^24}  {'throughput (fps)':^23}",
+             f"{'domain':30}{'unpruned':>9}{'final':>7} {'[95 %]':^13}{'loss':>6}  {'unpruned':>9}{'final':>8}"
+             f"{'change':>7}  {'unpruned':>9}{'final':>7}{'change':>7}   λ pruned"]
+    lines += [domain_line(result) for result in results]
+    mean = mean_change(results)
+    lines.append(f'{"mean of " + str(len(results)):30}{"":30}{points(mean.accuracy_loss):>6}'
+                 f'{"":19}{percent(mean.T_eff_change):>7}{"":18}{percent(mean.throughput_change):>7}')
+    rules = sorted({result.pick.rule for result in results})
+    lines.append(f'picked from the frontiers by: {", ".join(rules)}')
+    lines.append('(unpruned: the best split of step 2; loss in percentage points, below 0 is a gain)')
+    sequential = [result for result in results if 'sequential' in result.baselines]
+    if sequential:
+        other = mean_change(sequential, 'sequential')
+        lines.append(f'sequential baseline, mean of {len(sequential)}: test accuracy loss '
+                     f'{points(other.accuracy_loss)} points, T_eff {percent(other.T_eff_change)}, '
+                     f'throughput {percent(other.throughput_change)}')
+    lines.append(splitting_verdict(results))
+    return '\n'.join(lines + list(notes))
+
+
+def domain_line(result: JointResult) -> str:
+    """One domain's row of `text`."""
+    a, step2, moved = result.accuracy, result.baselines['step2'].times, change(result)
+    name = f'{result.domain_id}  {" ".join(result.domain_name.split())}'[:29]
+    return (f'{name:30}{a.reference:9.3f}{a.final:7.3f} [{a.ci95[0]:.3f},{a.ci95[1]:.3f}]'
+            f'{points(moved.accuracy_loss):>6}  '
+            f'{step2.T_eff_ms:9.3f}{result.times.T_eff_ms:8.3f}{percent(moved.T_eff_change):>7}  '
+            f'{step2.throughput_fps:9.1f}{result.times.throughput_fps:7.1f}{percent(moved.throughput_change):>7} '
+            f'{result.configuration.split:3d} {len(result.pruned):6d}')
+
+
+def points(fraction: float) -> str:
+    """An accuracy difference in percentage points."""
+    return f'{100 * fraction:.1f}'
+
+
+def percent(fraction: float) -> str:
+    """A relative change, with its sign."""
+    return f'{100 * fraction:+.1f}%'
+
+
+def as_dict(results: Sequence[JointResult]) -> Dict[str, Any]:
+    """summary.json's content: the same numbers for programs; fractions of 1."""
+    with_sequential = [result for result in results if 'sequential' in result.baselines]
+    return {'domains': {str(result.domain_id): {'domain_name': result.domain_name, **vars(change(result))}
+                        for result in results},
+            'mean': vars(mean_change(results)),
+            'mean_sequential': vars(mean_change(with_sequential, 'sequential')) if with_sequential else None,
+            'splitting': splitting_verdict(results)}

@@ -1,0 +1,1 @@
+"""The search for α, γ and λ of one domain."""

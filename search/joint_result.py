@@ -1,0 +1,387 @@
+"""The result of step 3 for one domain, and the state of a search under way, as data and as JSON (design section 9)."""
+from __future__ import annotations
+
+import base64
+import os
+import zipfile
+import zlib
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional, Tuple
+
+import numpy as np
+
+from config import Settings, UserError
+from costs.cost_model import Configuration, HardwareTable, Times
+from gamma_mask_builder import build_gamma_mask
+from network.alpha import alpha_by_block, alpha_from_blocks, surviving_branches, unpruned_alpha
+from network.gammas import gamma_by_id
+from network.shapes import BRANCHES
+from pipeline import documents, fingerprints, kinds, writing
+from pipeline.documents import Document
+from pipeline.writing import numbers_or_none
+from search.frontier import OBJECTIVES, FrontierPoint, PickRule
+from search.hardest_first import Look
+from search.prefix_activations import Choice
+from search.pruning_search import CurvePoint, Formats, Judgement, SearchState
+from wire.blobs import hash_of
+
+
+@dataclass(frozen=True)
+class AccuracyReport:
+    """Accuracies as fractions of 1; test figures unless their name says validation."""
+    original: float  # α = 1
+    reference: float  # the network behind A_ref
+    final: float
+    n_test: int
+    ci95: Tuple[float, float]  # of final
+    val_reference: float  # A_ref
+    val_final: float
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A configuration to compare with."""
+    accuracy: float  # test
+    times: Times
+
+    def as_dict(self) -> Dict[str, float]:
+        """The fields of design section 9."""
+        return {'accuracy': self.accuracy, **self.times.as_dict()}
+
+
+@dataclass(frozen=True)
+class JointResult:
+    """What step 3 found for one domain."""
+    domain_id: int
+    domain_name: str
+    mode: str  # 'pseudo' or 'real'
+    block_names: Tuple[str, ...]
+    configuration: Configuration
+    accuracy: AccuracyReport
+    epsilon: float
+    xi_A: float
+    J: float
+    times: Times
+    baselines: Dict[str, Baseline]
+    curve: List[CurvePoint]
+    measured: Optional[Dict[str, Any]]
+    seed: int
+    wall_s: float
+    block_evaluations: int  # forward passes of one block on one validation image, in the whole search
+    frontier: Dict[str, List[FrontierPoint]] = field(default_factory=dict)  # by objective; none: not a joint search
+    pick: Optional[PickRule] = None  # how the configuration was picked from the frontier
+    batchnorm: Optional[np.ndarray] = None  # re-estimated BatchNorm statistics, float32 [n]; None: the model's own
+
+    @property
+    def pruned(self) -> List[str]:
+        """['stage1.0.dense', ...]: branches with α = 0."""
+        return [f'{name}.{branch}' for name, row in zip(self.block_names, self.configuration.alpha)
+                for branch, value in zip(BRANCHES, row) if value == 0]
+
+
+def save(kind: str, result: JointResult, settings: Settings, inputs: str, search_inputs: str = '') -> str:
+    """Write a domain's result ('joint', 'sequential', 'sequential_accuracy'); returns its path. `search_inputs`: the
+    fingerprint of its search, which does not depend on what is picked."""
+    path = kinds.path_of(kind, settings, result.domain_id)
+    choice, accuracy = result.configuration, result.accuracy
+    content = {
+        'domain_id': result.domain_id, 'domain_name': result.domain_name, 'mode': result.mode,
+        'alpha': alpha_by_block(choice.alpha, result.block_names), 'pruned': result.pruned,
+        'gamma': dict(zip(result.block_names, choice.gamma)), 'lambda': choice.split, 'wire': choice.wire,
+        'pick': None if result.pick is None else vars(result.pick),
+        'accuracy': {**vars(accuracy), 'ci95': list(accuracy.ci95)},
+        'epsilon': result.epsilon, 'xi_A': result.xi_A, 'J': result.J, **result.times.as_dict(),
+        'baselines': {name: baseline.as_dict() for name, baseline in result.baselines.items()},
+        'curve': [vars(point) for point in result.curve], 'measured': result.measured,
+        'block_evaluations': result.block_evaluations, 'seed': result.seed, 'wall_s': result.wall_s,
+        'frontier': {name: [point_to_json(point, result.block_names) for point in points]
+                     for name, points in result.frontier.items()}}
+    if result.batchnorm is not None:
+        content['batchnorm'] = save_batchnorm(path, result)
+    metadata = writing.make_metadata(settings, kind, inputs)
+    writing.write(path, content, {**metadata, 'search_inputs': search_inputs} if search_inputs else metadata)
+    if result.batchnorm is None and os.path.exists(batchnorm_path(path)):
+        os.unlink(batchnorm_path(path))  # of a result that was replaced
+    return path
+
+
+def batchnorm_path(path: str) -> str:
+    """Where the statistics of the result at `path` lie."""
+    return f'{os.path.splitext(path)[0]}_batchnorm.npz'
+
+
+def save_batchnorm(path: str, result: JointResult) -> Dict[str, str]:
+    """Write the statistics beside the result at `path`; what the result says of them."""
+    values = result.batchnorm.astype('<f4')
+    with writing.replacing(batchnorm_path(path)) as temporary:
+        with open(temporary, 'wb') as stream:
+            np.savez_compressed(stream, statistics=values)
+    return {'file': os.path.basename(batchnorm_path(path)),
+            'sha256': hash_of(values.view(np.uint8))}  # of the values: an archive holds its date
+
+
+def load_batchnorm(document: Document) -> Optional[np.ndarray]:
+    """The statistics that a result names; `UserError` when they are missing or not those it was written with."""
+    if document.content.get('batchnorm') is None:
+        return None
+    name, digest = document.get('batchnorm.file', str), document.get('batchnorm.sha256', str)
+    path = os.path.join(os.path.dirname(document.path), os.path.basename(name))
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            values = np.ascontiguousarray(arrays['statistics'], dtype='<f4')
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
+        raise document.refuse(f'{path} is missing or damaged') from None
+    if values.ndim != 1 or hash_of(values.view(np.uint8)) != digest:
+        raise document.refuse(f'{path} does not hold the BatchNorm statistics of this result')
+    return values
+
+
+def load(domain: int, table: HardwareTable, settings: Settings, kind: str = 'joint') -> JointResult:
+    """Read and check a domain's result; `UserError` when it is missing, damaged or of another model."""
+    document = documents.read_kind(kind, settings, domain)
+    if document.get('domain_id', int) != domain:
+        raise document.refuse(f"is of domain {document.get('domain_id', int)}")
+    accuracy = {name: document.number(f'accuracy.{name}', 0) for name in
+                ('original', 'reference', 'final', 'val_reference', 'val_final')}
+    low, high = document.numbers('accuracy.ci95', 2, lowest=0)
+    measured = document.find('measured')
+    return JointResult(
+        domain, document.get('domain_name', str), document.get('mode', str), table.block_names,
+        configuration_from_json(document, table),
+        AccuracyReport(**accuracy, n_test=document.get('accuracy.n_test', int), ci95=(low, high)),
+        document.number('epsilon', 0), document.number('xi_A', 0), document.number('J'),
+        times_from_json(document, ()),
+        {name: Baseline(document.number(('baselines', name, 'accuracy'), 0),
+                        times_from_json(document, ('baselines', name))) for name in document.get('baselines')},
+        curve_from_json(document), None if measured is None else document.get('measured'),
+        document.get('seed', int), document.number('wall_s', 0), document.get('block_evaluations', int),
+        frontier_from_json(document, table), pick_from_json(document), load_batchnorm(document))
+
+
+def load_same_search(domain: int, table: HardwareTable, settings: Settings, search_inputs: str, mode: str,
+                     ) -> Optional[JointResult]:
+    """A finished result of the search with this fingerprint, whatever was picked from it; None where there is none."""
+    if search_of(kinds.path_of('joint', settings, domain)) != search_inputs:
+        return None
+    try:
+        found = load(domain, table, settings)
+    except UserError:
+        return None
+    return found if found.mode == mode and found.frontier.get('T_eff') else None
+
+
+def search_of(path: str) -> Optional[str]:
+    """The fingerprint of the search behind a joint result; None where there is no such file."""
+    try:
+        return documents.read(path, '').content['metadata'].get('search_inputs')
+    except UserError:
+        return None
+
+
+def sequential_baseline(domain: int, table: HardwareTable, settings: Settings) -> Optional[Baseline]:
+    """The sequential baseline where it has been run on the same inputs, else None."""
+    path = kinds.path_of('sequential', settings, domain)
+    if not fingerprints.is_current([path], fingerprints.inputs_of('sequential', settings, domain)):
+        return None
+    found = load(domain, table, settings, 'sequential')
+    return Baseline(found.accuracy.final, found.times)
+
+
+def add_sequential_baseline(sequential: JointResult, settings: Settings) -> None:
+    """Put the sequential result among the baselines of the joint one, where that exists and its search had the same
+    inputs."""
+    domain = sequential.domain_id
+    path = kinds.path_of('joint', settings, domain)
+    if search_of(path) != fingerprints.inputs_of('joint_state', settings, domain):
+        return
+    content = dict(documents.read_kind('joint', settings, domain).content)
+    content['baselines'] = {**content['baselines'],
+                            'sequential': Baseline(sequential.accuracy.final, sequential.times).as_dict()}
+    del content['schema_version']
+    writing.write(path, content, content.pop('metadata'))
+
+
+def times_from_json(document: Document, where: Tuple[str, ...]) -> Times:
+    """The six times of section 9 in the object at `where`."""
+    return Times(**{name: document.number((*where, name), 0) for name in Times.__dataclass_fields__})
+
+
+def point_to_json(point: FrontierPoint, names: Tuple[str, ...]) -> Dict[str, Any]:
+    """One point of a frontier."""
+    choice = point.configuration
+    return {'accuracy': point.accuracy, 'n_pruned': point.n_pruned, 'recovered': point.recovered,
+            'recalibrated': point.recalibrated,
+            'lambda': choice.split, 'wire': choice.wire, **point.times.as_dict(),
+            'gamma': dict(zip(names, choice.gamma)), 'alpha': alpha_by_block(choice.alpha, names)}
+
+
+def frontier_from_json(document: Document, table: HardwareTable) -> Dict[str, List[FrontierPoint]]:
+    """The frontier of every objective; none where the result is not of a joint search."""
+    if not document.get('frontier'):
+        return {}
+    found: Dict[str, List[FrontierPoint]] = {}
+    for name in OBJECTIVES:
+        found[name] = []
+        for index, entry in enumerate(document.get(('frontier', name), list)):
+            label = f'frontier.{name}[{index}]'
+            point = Document(document.path, {label: entry}, document.made_by)
+            found[name].append(FrontierPoint(
+                configuration_from_json(point, table, (label,)), point.number((label, 'accuracy'), 0),
+                times_from_json(point, (label,)), point.get((label, 'recovered'), bool),
+                point.get((label, 'recalibrated'), bool)))
+    return found
+
+
+def pick_from_json(document: Document) -> Optional[PickRule]:
+    """How the configuration was picked."""
+    if document.find('pick') is None:
+        return None
+    return PickRule(document.get('pick.rule', str), **{
+        name: None if document.find(('pick', name)) is None else document.number(('pick', name), 0)
+        for name in ('T_eff_ms', 'latency_ms', 'min_fps')})
+
+
+def curve_from_json(document: Document) -> List[CurvePoint]:
+    """The accepted changes."""
+    points = []
+    for index, entry in enumerate(document.get('curve', list)):
+        point = Document(document.path, {f'curve[{index}]': entry}, document.made_by)
+        values = {name: point.number((f'curve[{index}]', name), 0) for name in
+                  ('accuracy', 'T_eff_ms', 'throughput_fps')}
+        points.append(CurvePoint(n_pruned=point.get((f'curve[{index}]', 'n_pruned'), int), **values))
+    return points
+
+
+def alpha_from_json(document: Document, table: HardwareTable, at: Tuple[str, ...] = ()) -> np.ndarray:
+    """α [N, 3] of the object at `at`: null exactly where a block has no identity, a branch left in every block."""
+    expected, label = unpruned_alpha(table.has_identity), ''.join(f'{part}: ' for part in at)
+    by_block: Dict[str, Dict[str, Optional[float]]] = {}
+    for name, row in zip(table.block_names, expected):
+        by_block[name] = {}
+        for branch, present in zip(BRANCHES, ~np.isnan(row)):
+            where = (*at, 'alpha', name, branch)
+            if not present and document.find(where) is not None:
+                raise document.refuse(f"field '{'.'.join(where)}' must be null: the block has no identity branch")
+            by_block[name][branch] = document.number(where) if present else None
+    alpha = alpha_from_blocks(by_block, table.block_names)
+    for name, alive in zip(table.block_names, surviving_branches(alpha)):
+        if not alive.any():
+            raise document.refuse(f'{label}block {name} has no branch left')
+    return alpha
+
+
+def configuration_from_json(document: Document, table: HardwareTable, at: Tuple[str, ...] = ()) -> Configuration:
+    """α, γ, λ and wire format of the object at `at`, checked against each other and the table."""
+    alpha, label = alpha_from_json(document, table, at), ''.join(f'{part}: ' for part in at)
+    valid = build_gamma_mask(surviving_branches(alpha))
+    gamma = []
+    for k, name in enumerate(table.block_names):
+        value = gamma_by_id(document.get((*at, 'gamma', name), int), f'{document.path}: {label}block {name}').id
+        if not valid[k, value]:
+            raise document.refuse(f'{label}block {name}: γ {value} does not run exactly the surviving branches')
+        gamma.append(value)
+    split, wire = document.get((*at, 'lambda'), int), document.get((*at, 'wire'), str)
+    if not 0 <= split <= table.n_blocks:
+        raise document.refuse(f'{label}lambda is {split}, not between 0 and {table.n_blocks}')
+    if wire not in table.block_bytes:
+        raise document.refuse(f'{label}unknown wire format {wire!r}')
+    return Configuration(alpha, tuple(gamma), split, wire)
+
+
+# --- a search under way ----------------------------------------------------------------------------
+
+def save_state(kind: str, state: SearchState, domain: int, table: HardwareTable, settings: Settings, inputs: str,
+               wall_s: float) -> None:
+    """Write what a killed search goes on from."""
+    writing.write(kinds.path_of(kind, settings, domain), {
+        'alpha': alpha_by_block(state.alpha, table.block_names), 'accuracy': state.accuracy,
+        'curve': [vars(point) for point in state.curve],
+        'shared': {'alpha': alpha_by_block(state.shared_alpha, table.block_names)},
+        'looks': [[_choice_to_text(choice), look.accuracy, look.seen, look.sd, look.enough,
+                   _margins_to_text(look.margins)] for choice, look in state.looks.items()],
+        'lowest_margins': _margins_to_text(state.lowest_margins),
+        'judged': [[_choice_to_text(choice), *_judgement_to_list(judgement)]
+                   for choice, judgement in state.judged.items()],
+        'rejected': [[block, list(keep)] for block, keep in sorted(state.rejected)], 'rounds': state.rounds,
+        'recalibrated': state.recalibrated, 'lossless': state.lossless,
+        'formats': None if state.formats is None else list(state.formats), 'frontier_steps': state.frontier_steps,
+        'polished': state.polished, 'gone_further': state.gone_further, 'finished': state.finished,
+        'block_evaluations': state.block_evaluations,
+        'trained_block_images': state.trained_block_images, 'wall_s': wall_s},
+        writing.make_metadata(settings, kind, inputs))
+
+
+def load_state(kind: str, domain: int, table: HardwareTable, settings: Settings, inputs: str,
+               ) -> Optional[Tuple[SearchState, float]]:
+    """A search that was interrupted, and the seconds it had taken; None when there is none of these inputs."""
+    path = kinds.path_of(kind, settings, domain)
+    if not fingerprints.is_current([path], inputs):
+        return None
+    document = documents.read(path, '')
+    state = SearchState(alpha_from_json(document, table), document.number('accuracy', 0), curve_from_json(document),
+                        alpha_from_json(document, table, ('shared',)))
+    try:
+        state.lowest_margins = _margins_from_text(document.get('lowest_margins', str))
+        count = len(state.lowest_margins)
+        state.looks = {_choice_from_text(text): Look(float(accuracy), int(seen), _margins_from_text(margins, count),
+                                                     float(sd), bool(enough))
+                       for text, accuracy, seen, sd, enough, margins in document.get('looks', list)}
+        state.judged = {_choice_from_text(text): _judgement_from_list(*values)
+                        for text, *values in document.get('judged', list)}
+        state.formats = _formats_from_json(document.find('formats'))
+        state.rejected = {(int(block), tuple(bool(b) for b in keep))
+                          for block, keep in document.get('rejected', list)}
+    except (TypeError, ValueError):
+        raise UserError(f'{path}: is damaged; delete it to start the search again') from None
+    state.rounds, state.block_evaluations = document.get('rounds', int), document.get('block_evaluations', int)
+    state.frontier_steps = document.get('frontier_steps', int)
+    state.trained_block_images = document.get('trained_block_images', int)
+    state.recalibrated = document.get('recalibrated', bool)
+    state.lossless = None if document.find('lossless') is None else document.number('lossless', 0)
+    state.polished, state.gone_further = document.get('polished', bool), document.get('gone_further', bool)
+    state.finished = document.get('finished', bool)
+    return state, document.number('wall_s', 0)
+
+
+def _margins_to_text(margins: np.ndarray) -> str:
+    """Base64 of little-endian half-precision numbers: thousands of them a look, written after every round."""
+    return base64.b64encode(margins.astype('<f2').tobytes()).decode('ascii')
+
+
+def _margins_from_text(text: str, count: Optional[int] = None) -> np.ndarray:
+    """The inverse; `ValueError` where it is damaged or not of `count` images."""
+    margins = np.frombuffer(base64.b64decode(text, validate=True), '<f2').astype(np.float16)
+    if count not in (None, len(margins)) or not np.isfinite(margins).all():
+        raise ValueError('damaged margins')
+    return margins
+
+
+def _choice_to_text(choice: Choice) -> str:
+    """'111 011 ...': which branches every block keeps."""
+    return ' '.join(''.join('01'[kept] for kept in keep) for keep in choice)
+
+
+def _judgement_to_list(judgement: Judgement) -> List[Any]:
+    return [judgement.accuracy, [numbers_or_none(row) for row in judgement.alpha], judgement.recalibrated,
+            judgement.formats, judgement.lossless, judgement.estimated, judgement.longer]
+
+
+def _judgement_from_list(accuracy: float, alpha: List[Any], recalibrated: bool, formats: Optional[List[str]],
+                         lossless: Optional[float], estimated: bool, longer: bool) -> Judgement:
+    return Judgement(float(accuracy), np.array(alpha, dtype=float), bool(recalibrated), _formats_from_json(formats),
+                     lossless, bool(estimated), bool(longer))
+
+
+def _formats_from_json(formats: Optional[List[str]]) -> Formats:
+    return None if formats is None else tuple(str(name) for name in formats)
+
+
+def _choice_from_text(text: str) -> Choice:
+    return tuple(tuple(digit == '1' for digit in keep) for keep in text.split(' '))
+
+
+def drop_state(kind: str, domain: int, settings: Settings) -> None:
+    """Remove the state of a search whose result is safely written."""
+    path = kinds.path_of(kind, settings, domain)
+    if os.path.exists(path):
+        os.unlink(path)

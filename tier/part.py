@@ -1,0 +1,198 @@
+"""A contiguous part of a network: what one tier holds and runs, for training α or folded under γ.
+
+Units are numbered 0 = stem, 1..N = blocks, N+1 = classifier. A part is the units [first, last); it may be empty and
+then passes its input on. Weights travel unit by unit under the SHA-256 of their bytes, so a tier is sent only what it
+lacks, and a changed split costs only the units that move.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+import torch.nn as nn
+
+from gamma_configurator import build_plan
+from hyper_repvgg import HyperRepVGG, HyperRepVGGBlock
+from network.gammas import fused_gamma
+from network.inputs import normalise
+from network.shapes import architecture, block_shapes
+from repvgg import RepVGGBlock
+
+DTYPES = {'float32': torch.float32, 'float64': torch.float64}
+
+
+def head_units(split: int, n_blocks: int) -> Tuple[int, int]:
+    """Units [first, last) of the head (design section 2)."""
+    return 0, 0 if split == 0 else n_blocks + 2 if split == n_blocks else split + 1
+
+
+def tail_units(split: int, n_blocks: int) -> Tuple[int, int]:
+    """Units [first, last) of the tail."""
+    return head_units(split, n_blocks)[1], n_blocks + 2
+
+
+def client_units(split: int, n_blocks: int, head_tier: str) -> Tuple[int, int]:
+    """The client's units at this split."""
+    return head_units(split, n_blocks) if head_tier == 'client' else tail_units(split, n_blocks)
+
+
+def server_units(split: int, n_blocks: int, head_tier: str) -> Tuple[int, int]:
+    """The server's units at this split."""
+    return tail_units(split, n_blocks) if head_tier == 'client' else head_units(split, n_blocks)
+
+
+def units_of(model: HyperRepVGG) -> List[nn.Module]:
+    """All N + 2 units of a model, not copied."""
+    return [model.stage0, *model.blocks, model.linear]
+
+
+# --- weights as bytes -------------------------------------------------------------------------------
+
+def _travelling(unit: nn.Module) -> Dict[str, torch.Tensor]:
+    """What of a unit's state is weights: not α, which is sent with the work, nor BatchNorm's step counter."""
+    return {name: value for name, value in unit.state_dict().items()
+            if name != 'alpha' and not name.endswith('num_batches_tracked')}
+
+
+def pack_unit(unit: nn.Module) -> np.ndarray:
+    """A unit's weights as uint8 [n]: float32, little-endian, in the order of its state dict."""
+    values = [value.detach().cpu().float().numpy().reshape(-1) for value in _travelling(unit).values()]
+    return np.concatenate(values).astype('<f4').view(np.uint8)
+
+
+def load_unit(unit: nn.Module, data: np.ndarray) -> None:
+    """The inverse of `pack_unit`, in place. Raises `ValueError` when the number of bytes is not the unit's."""
+    state = _travelling(unit)
+    wanted = 4 * sum(value.numel() for value in state.values())
+    if data.nbytes != wanted:
+        raise ValueError(f'weights of {data.nbytes} bytes, the unit needs {wanted}')
+    numbers, start = data.view('<f4'), 0
+    with torch.no_grad():
+        for value in state.values():
+            part = np.ascontiguousarray(numbers[start:start + value.numel()], dtype=np.float32)
+            value.copy_(torch.from_numpy(part.copy()).reshape(value.shape))
+            start += value.numel()
+
+
+def empty_unit(model_name: str, num_classes: int, index: int) -> nn.Module:
+    """Unit `index` of a model, frozen (but for α), with arbitrary weights."""
+    arch = architecture(model_name)
+    stem, shapes = block_shapes(arch, input_size=224)  # modules do not depend on the input size
+    if index == 0:
+        unit: nn.Module = RepVGGBlock(stem)
+    elif index <= len(shapes):
+        unit = HyperRepVGGBlock(shapes[index - 1])
+    else:
+        unit = nn.Linear(arch.channels[4], num_classes)
+    for name, parameter in unit.named_parameters():
+        parameter.requires_grad_(name == 'alpha')
+    return unit.eval()
+
+
+def unit_bytes(model_name: str, num_classes: int, index: int) -> int:
+    """Size of a unit's weights, bytes."""
+    return 4 * sum(value.numel() for value in _travelling(empty_unit(model_name, num_classes, index)).values())
+
+
+def cut_shape(model_name: str, num_classes: int, input_size: int, unit: int) -> Tuple[int, ...]:
+    """Shape, without the batch, of what flows into unit `unit` (N + 2: the logits)."""
+    arch = architecture(model_name)
+    stem, shapes = block_shapes(arch, input_size)
+    if unit == 0:
+        return 3, input_size, input_size
+    if unit == len(shapes) + 2:
+        return (num_classes,)
+    shape = ([stem] + shapes)[unit - 1]
+    return shape.out_channels, shape.out_size, shape.out_size
+
+
+# --- running a part -----------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class PartSpec:
+    """Which part, and how it runs. `gamma` and `alpha` (rows of the part's blocks, NaN: no such branch) are given for
+    a folded part; a part without them is for training and gets its α with every step."""
+    model_name: str
+    num_classes: int
+    first: int
+    last: int
+    dtype: str  # of DTYPES
+    mean: Tuple[float, ...]  # normalisation of uint8 images, for a part that starts with the stem
+    std: Tuple[float, ...]
+    gamma: Optional[Tuple[int, ...]] = None  # of the part's blocks
+    alpha: Optional[Tuple[Tuple[float, ...], ...]] = None
+
+    @property
+    def n_blocks(self) -> int:
+        """N of the whole model."""
+        return sum(architecture(self.model_name).depths)
+
+    @property
+    def blocks(self) -> range:
+        """Indices k of the blocks in the part."""
+        return range(max(self.first, 1) - 1, min(self.last, self.n_blocks + 1) - 1)
+
+
+class NetworkPart:
+    """A part of a network, ready to run. `units`: its modules, in order; they are used as they are, not copied."""
+
+    def __init__(self, spec: PartSpec, units: Sequence[nn.Module], device: torch.device) -> None:
+        self.spec, self.device = spec, device
+        self.units = [unit.to(device=device, dtype=DTYPES[spec.dtype]) for unit in units]
+        self.blocks = self.units[spec.blocks.start + 1 - spec.first:spec.blocks.stop + 1 - spec.first]
+        for block in self.blocks:
+            block._folded = None  # weights, dtype or device may have changed
+        self._plans = None if spec.gamma is None else self._folded()
+
+    def _folded(self) -> List[nn.Module]:
+        plans: List[nn.Module] = []
+        rows = iter(zip(self.spec.gamma or (), self.spec.alpha or ()))
+        for index, unit in enumerate(self.units, start=self.spec.first):
+            if index == 0:
+                every = unit.branches()
+                one = torch.ones(len(every)).to(every[0].bn.weight)
+                plans.append(build_plan(unit, one, fused_gamma((True, True, len(every) == 3))))
+            elif index <= self.spec.n_blocks:
+                gamma, alpha = next(rows)
+                scales = torch.tensor(alpha[:unit.n_branches], dtype=torch.float64).to(unit.alpha)
+                plans.append(build_plan(unit, scales, gamma))
+            else:
+                plans.append(unit)
+        return plans
+
+    def set_alpha(self, alpha: torch.Tensor) -> None:
+        """Set α of the part's blocks from [k, 3]; entries of branches that a block has not are ignored."""
+        with torch.no_grad():
+            for block, row in zip(self.blocks, alpha):
+                block.alpha.copy_(row[:block.n_branches])
+
+    def alpha_grad(self) -> torch.Tensor:
+        """The α gradients of the part's blocks, [k, 3]; zero where there is no branch or no gradient."""
+        result = torch.zeros(len(self.blocks), 3, dtype=DTYPES[self.spec.dtype])
+        for row, block in zip(result, self.blocks):
+            if block.alpha.grad is not None:
+                row[:block.n_branches] = block.alpha.grad.cpu()
+        return result
+
+    def prepare(self, x: torch.Tensor) -> torch.Tensor:
+        """Input on the device in the part's dtype; uint8 images are normalised on entering the stem."""
+        if not self.units:
+            return x
+        x = x.to(self.device)
+        if x.dtype == torch.uint8 and self.spec.first == 0:
+            x = normalise(x.cpu(), self.spec.mean, self.spec.std).to(self.device)
+        return x.to(DTYPES[self.spec.dtype])
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, ...] into the first unit -> [B, ...] out of the last."""
+        x = self.prepare(x)
+        for index, unit in enumerate(self.units if self._plans is None else self._plans, start=self.spec.first):
+            x = unit(x.mean(dim=(2, 3)) if index == self.spec.n_blocks + 1 else x)
+        return x
+
+
+def part_of(model: HyperRepVGG, spec: PartSpec, device: torch.device) -> NetworkPart:
+    """The part of a model that this spec names; it shares the model's modules."""
+    return NetworkPart(spec, units_of(model)[spec.first:spec.last], device)

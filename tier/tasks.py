@@ -1,0 +1,274 @@
+"""What the client does when asked (docs/protocol.md, Requests).
+
+Every handler takes a checked message and returns the reply's fields and tensors. Nothing is kept that the server could
+not send again: weights and images on disk under their hash, the current part, and one step's graph between `forward`
+and `backward`.
+"""
+from __future__ import annotations
+
+import math
+import os
+import platform
+import threading
+import time
+from typing import Any, Callable, Dict, Mapping, Optional, Tuple
+
+import numpy as np
+import torch
+
+from config import UserError
+from hyper_repvgg import create_hyper_repvgg
+from network.gammas import N_GAMMA
+from network.shapes import architecture
+from tier import block_timing
+from tier.devices import device_name
+from tier.part import DTYPES, NetworkPart, PartSpec, empty_unit, load_unit
+from tier.roofline import measure_roofline
+from wire import codec
+from wire import formats as wire_formats
+from wire.blobs import BlobStore
+from wire.connection import Connection
+from wire.frames import MAX_PAYLOAD_BYTES, Message, NetworkError, PeerError, ProtocolError
+from wire.stream import client_stream
+
+Reply = Tuple[Dict[str, Any], Dict[str, torch.Tensor]]
+MAX_INPUT_SIZE, MAX_CLASSES, MAX_THREADS, MAX_ROUNDS = 4096, 1 << 17, 1024, 10000
+REFUSED, CANCELLED, UNKNOWN, FAILED = 'refused', 'cancelled', 'unknown', 'failed'
+WIRE_REPEATS = 9  # timed encodings and decodings; the median is sent
+
+
+class TaskError(PeerError):
+    """A request that this client cannot answer."""
+
+
+class Tasks:
+    """The client's handlers and what they share."""
+
+    def __init__(self, device: torch.device, threads: int, store: BlobStore) -> None:
+        self.device, self.threads, self.store = device, threads, store
+        self.cancelled = threading.Event()
+        self.progress: Callable[[int, int], None] = lambda done, total: None
+        self.connection: Optional[Connection] = None
+        self._part: Optional[NetworkPart] = None
+        self._step: Optional[Tuple[int, torch.Tensor, torch.Tensor]] = None  # number, input, output with its graph
+        self._images: Tuple[str, Optional[torch.Tensor]] = ('', None)
+        self._timing_model: Tuple[Tuple[str, int], Any] = (('', 0), None)
+        self.handlers: Mapping[str, Callable[[Message], Reply]] = {
+            'facts': self.facts, 'have': self.have, 'put': self.put, 'part': self.part, 'echo': self.echo,
+            'time_round': self.time_round, 'time_wire': self.time_wire, 'roofline': self.roofline,
+            'forward': self.forward, 'backward': self.backward, 'stream': self.stream}
+
+    def run(self, message: Message) -> Reply:
+        """Answer one request; raises `TaskError`, and `NetworkError` from within a stream."""
+        op = message.text('op')
+        if op not in self.handlers:
+            raise TaskError(REFUSED, f'unknown operation {op}')
+        self.cancelled.clear()
+        try:
+            return self.handlers[op](message)
+        except (UserError, ValueError, IndexError, ProtocolError) as error:
+            raise TaskError(REFUSED, f'{op}: {error}') from None
+        except KeyError:
+            raise TaskError(UNKNOWN, f'{op}: weights or images are not here') from None
+        except (NetworkError, PeerError):
+            raise
+        except Exception as error:  # out of memory, a full disk, ...: the server is told, this client lives on
+            reason = str(error).strip().splitlines()
+            raise TaskError(FAILED, f'{op}: {reason[0][:200] if reason else type(error).__name__}') from None
+
+    def check(self, done: int = 0, total: int = 0) -> None:
+        """Between pieces of work: report progress, stop when cancelled or when nobody waits for the answer."""
+        if self.cancelled.is_set():
+            raise TaskError(CANCELLED, 'cancelled by the operator')
+        if self.connection is not None and self.connection.is_closed:
+            raise TaskError(CANCELLED, 'the connection is gone')
+        if total:
+            self.progress(done, total)
+
+    # --- facts, weights and images ---
+
+    def facts(self, message: Message) -> Reply:
+        """What this device is."""
+        return {'name': device_name(self.device), 'device': self.device.type, 'threads': self.threads,
+                'cores': os.cpu_count() or 1, 'machine': platform.machine(), 'system': platform.platform(),
+                'python': platform.python_version(), 'torch': torch.__version__, 'numpy': np.__version__,
+                'memory_bytes': _memory_bytes(), 'temperature_c': _temperature_c()}, {}
+
+    def have(self, message: Message) -> Reply:
+        """How much of each blob is here."""
+        return {'bytes': [self.store.present_bytes(digest) for digest in message.texts('hashes')]}, {}
+
+    def put(self, message: Message) -> Reply:
+        """Take the next piece of a blob."""
+        data = message.tensor('data', torch.uint8, rank=1).numpy()
+        size = message.integer('size', 1, self.store.max_bytes)
+        return {'bytes': self.store.append(message.text('hash'), size, message.integer('offset', 0, size), data)}, {}
+
+    def images(self, message: Message) -> torch.Tensor:
+        """The image set that a request names: uint8 [n, 3, S, S]."""
+        digest = message.text('images')
+        if self._images[0] != digest or self._images[1] is None:
+            count, size = message.integer('n_images', 1, 1 << 24), message.integer('input_size', 1, MAX_INPUT_SIZE)
+            data = self.store.read(digest)
+            self._images = digest, torch.from_numpy(data).reshape(count, 3, size, size)
+        return self._images[1]
+
+    # --- the part ---
+
+    def part(self, message: Message) -> Reply:
+        """Build the part that this client runs from now on."""
+        name = message.text('model')
+        n_units = sum(architecture(name).depths) + 2
+        first = message.integer('first', 0, n_units)
+        last = message.integer('last', first, n_units)
+        classes, dtype = message.integer('classes', 1, MAX_CLASSES), message.text('dtype', list(DTYPES))
+        spec = PartSpec(name, classes, first, last, dtype, tuple(message.numbers('mean', 3)),
+                        tuple(message.numbers('std', 3)))
+        if message.flag('folded'):
+            gamma = tuple(message.integers('gamma', 0, 13, len(spec.blocks)))
+            alpha = message.tensor('alpha', torch.float64, rank=2)
+            if tuple(alpha.shape) != (len(spec.blocks), 3):
+                raise message.wrong('alpha')
+            spec = PartSpec(**{**vars(spec), 'gamma': gamma, 'alpha': tuple(map(tuple, alpha.tolist()))})
+        hashes = message.texts('hashes')
+        if len(hashes) != last - first:
+            raise message.wrong('hashes')
+        self._part = self._step = None  # free the memory of the old one first
+        units = []
+        for index, digest in zip(range(first, last), hashes):
+            self.check()
+            unit = empty_unit(name, spec.num_classes, index)
+            load_unit(unit, self.store.read(digest))
+            units.append(unit)
+        self._part = NetworkPart(spec, units, self.device)
+        return {}, {}
+
+    def current_part(self) -> NetworkPart:
+        """The part built last; `TaskError` when there is none."""
+        if self._part is None:
+            raise TaskError(UNKNOWN, 'no part has been set up')
+        return self._part
+
+    def input_of(self, message: Message) -> torch.Tensor:
+        """A forward request's input: rows of an image set, or a tensor that came along."""
+        if 'images' in message.fields:
+            return self.images(message)[message.tensor('rows', torch.int64, rank=1)]
+        return codec.decode(message.tensors, message.text('wire'), message.integers('shape', 0, 2 ** 31 - 1))
+
+    def forward(self, message: Message) -> Reply:
+        """Run the part; with `keep`, remember the step's graph for `backward`."""
+        part, keep = self.current_part(), message.flag('keep')
+        self._step = None
+        step, wire_back = message.integer('step', 0, 2 ** 62), message.text('wire_back', _WIRES)
+        x = self.input_of(message)
+        if part.spec.gamma is None:
+            alpha = message.tensor('alpha', torch.float64, rank=2)
+            if tuple(alpha.shape) != (len(part.blocks), 3):
+                raise message.wrong('alpha')
+            part.set_alpha(alpha)
+        with torch.enable_grad() if keep else torch.no_grad():
+            if keep and message.flag('input_grad') and x.is_floating_point():
+                x.requires_grad_(True)
+            y = part(x)
+        if keep:
+            self._step = step, x, y
+        return {'shape': list(y.shape)}, codec.encode(y.detach(), wire_back)
+
+    def backward(self, message: Message) -> Reply:
+        """Gradients of the step that `forward` kept."""
+        part = self.current_part()
+        step = message.integer('step', 0, 2 ** 62)
+        if self._step is None or self._step[0] != step:
+            raise TaskError(UNKNOWN, f'step {step} is not here')
+        _, x, y = self._step
+        self._step = None
+        grad = message.tensor('grad', y.dtype, y.dim())
+        if grad.shape != y.shape:
+            raise message.wrong('grad')
+        for block in part.blocks:
+            block.alpha.grad = None
+        if y.requires_grad:
+            y.backward(grad.to(y.device))
+        tensors = {'alpha_grad': part.alpha_grad()}
+        if x.grad is not None:
+            tensors['x_grad'] = x.grad
+        return {}, tensors
+
+    def stream(self, message: Message) -> Reply:
+        """Run the client's side of a stream until its last frame."""
+        return client_stream(self, message), {}
+
+    # --- measurements ---
+
+    def time_round(self, message: Message) -> Reply:
+        """One round of block timings: every block under every γ at least once (block_timing.py)."""
+        key = message.text('model'), message.integer('classes', 1, MAX_CLASSES)
+        rounds = message.integer('rounds', 1, MAX_ROUNDS)
+        number, size = message.integer('round', 0, rounds - 1), message.integer('input_size', 1, MAX_INPUT_SIZE)
+        if self._timing_model[0] != key:
+            self._part = self._step = None  # two models may be more than a small device can hold
+            torch.manual_seed(0)  # random weights: times do not depend on their values
+            self._timing_model = key, create_hyper_repvgg(None, *key).to(self.device)
+        model = self._timing_model[1]
+        image = torch.rand(1, 3, size, size, device=self.device)
+        visits = list(block_timing.latin_visits(model, rounds))[number * N_GAMMA:(number + 1) * N_GAMMA]
+        times = []
+        with torch.inference_mode():
+            for done, gamma in enumerate(visits):
+                self.check(number * N_GAMMA + done, rounds * N_GAMMA)
+                times.append(block_timing.timed_passes(block_timing.assign(model, gamma), image, self.threads))
+        return {}, {'gamma': torch.tensor(visits), 'ms': torch.from_numpy(np.stack(times))}
+
+    def time_wire(self, message: Message) -> Reply:
+        """Encode and decode a feature map in each format: median ms of both."""
+        self._timing_model = ('', 0), None
+        formats = wire_formats.formats_of(message.texts('formats'))
+        z = message.tensor('z', torch.float32, rank=4).to(self.device)
+        return {}, {'ms': torch.from_numpy(wire_ms(z, formats))}
+
+    def roofline(self, message: Message) -> Reply:
+        """Peak and bandwidth of this device."""
+        self._timing_model = ('', 0), None
+        peak_gflops, bandwidth_gbs = measure_roofline(self.device, self.threads)
+        return {'peak_gflops': peak_gflops, 'bandwidth_gbs': bandwidth_gbs}, {}
+
+    def echo(self, message: Message) -> Reply:
+        """Answer with as many bytes as asked for."""
+        return {}, {'data': torch.zeros(message.integer('reply_bytes', 0, MAX_PAYLOAD_BYTES // 4), dtype=torch.uint8)}
+
+
+_WIRES = (wire_formats.AS_COMPUTED, *wire_formats.WIRE_FORMATS)
+
+
+def wire_ms(z: torch.Tensor, formats: Tuple[str, ...]) -> np.ndarray:
+    """Median times (encode, decode) of a feature map in each format, ms: [formats, 2]."""
+    result = np.zeros((len(formats), 2))
+    for row, wire in zip(result, formats):
+        samples = []
+        for _ in range(WIRE_REPEATS):
+            start = time.perf_counter()
+            tensors = codec.encode(z, wire)
+            middle = time.perf_counter()
+            codec.decode(tensors, wire, z.shape).to(z.device)
+            samples.append((middle - start, time.perf_counter() - middle))
+        row[:] = 1000 * np.median(np.array(samples), axis=0)
+    return result
+
+
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    except (ValueError, OSError):
+        return 0
+
+
+def _temperature_c() -> Optional[float]:
+    """The hottest thermal zone, if the system tells."""
+    found = []
+    for zone in range(16):
+        try:
+            with open(f'/sys/class/thermal/thermal_zone{zone}/temp', encoding='ascii') as stream:
+                found.append(int(stream.read()) / 1000)
+        except (OSError, ValueError):
+            continue
+    return max((value for value in found if math.isfinite(value)), default=None)

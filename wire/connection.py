@@ -1,0 +1,303 @@
+"""One connection: messages with tensors over a socket, in both directions.
+
+    connection.send(Kind.REQUEST, {'id': 1, 'op': 'echo'}, {'data': tensor})
+    data = connection.receive().tensor('data', torch.uint8)
+
+Whatever arrives, `receive` returns a checked message or raises `ProtocolError` (the peer broke the rules of
+docs/protocol.md) or `ConnectionLost` (the peer is gone, or silent for SILENCE_S). Tensors are sent from and received
+into their own memory, which is claimed only after a frame's headers have been checked.
+"""
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import socket
+import struct
+import threading
+import time
+from typing import Any, Callable, List, Mapping, Optional, Tuple
+
+import torch
+
+from wire.frames import (
+    DTYPE_NAMES,
+    DTYPES,
+    FIXED_BYTES,
+    MAX_PAYLOAD_BYTES,
+    SUM,
+    VERSION,
+    WORD_BYTES,
+    Checksum,
+    ConnectionLost,
+    Kind,
+    Message,
+    NetworkError,
+    ProtocolError,
+    VersionMismatch,
+    bytes_of,
+    encode_headers,
+    parse_fixed,
+    parse_typed,
+    printable,
+)
+
+HEARTBEAT_S = 2.0  # something is sent at least this often
+SILENCE_S = 10.0  # a peer of which nothing is heard, or that takes nothing, for this long is lost
+HANDSHAKE_S = 10.0  # in all
+CHUNK_BYTES = 1 << 18  # summed as soon as they are here, while they are in the cache and the rest is on its way
+
+
+class Refused(NetworkError):
+    """The peer does not accept this end (another secret); trying again is useless."""
+
+
+class Connection:
+    """Messages over one socket. `send` may be called from several threads, `receive` from one."""
+
+    def __init__(self, sock: socket.socket, peer: str) -> None:
+        self.peer = peer
+        self.max_payload_bytes = 0  # until the peer is trusted
+        self.bytes_sent = self.bytes_received = 0
+        self._sock, self._send_lock = sock, threading.Lock()
+        self._closed = threading.Event()
+        self._deadline: Optional[float] = None  # of the handshake
+        self._last_sent_s = time.monotonic()
+        sock.settimeout(None)
+        self._limit_waits(SILENCE_S)
+        _tune(sock)
+
+    def _limit_waits(self, seconds: float) -> None:
+        """How long a system call may go without moving a byte. The system's own limit: with Python's, a send that
+        fills the buffer would return to Python each time, which halves the throughput on a fast link."""
+        value = struct.pack('@ll', int(seconds), int(seconds % 1 * 1e6))
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+
+    # --- sending ---
+
+    def send(self, kind: Kind, fields: Optional[Mapping[str, Any]] = None,
+             tensors: Optional[Mapping[str, torch.Tensor]] = None) -> None:
+        """Send one message; blocks while the peer takes nothing, for at most SILENCE_S. Raises `ConnectionLost`."""
+        views = _views(kind, fields or {}, tensors or {})
+        with self._send_lock:
+            self._send_all(views)
+
+    def begin_send(self, kind: Kind, fields: Mapping[str, Any], tensors: Mapping[str, torch.Tensor],
+                   ) -> Optional[Callable[[], None]]:
+        """Send what the system takes of a message without waiting. Returns what sends the rest, which must be called
+        (from any thread; other messages wait for it), or None when nothing is left. Raises `ConnectionLost`."""
+        views = _views(kind, fields, tensors)
+        self._send_lock.acquire()
+        try:
+            views = self._send_once(views, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._send_lock.release()
+            raise self._lost(error, 'takes no data') from None
+        if not views:
+            self._send_lock.release()
+            return None
+
+        def finish() -> None:
+            try:
+                self._send_all(views)
+            finally:
+                self._send_lock.release()
+        return finish
+
+    def _send_all(self, views: List[memoryview]) -> None:
+        try:
+            while views:
+                views = self._send_once(views)
+        except OSError as error:
+            raise self._lost(error, 'takes no data') from None
+
+    def _send_once(self, views: List[memoryview], flags: int = 0) -> List[memoryview]:
+        """One system call; what is left. (All of a message at once: a peer woken for a part of it costs time.)"""
+        sent = self._sock.sendmsg(views, (), flags)
+        self.bytes_sent += sent
+        self._last_sent_s = time.monotonic()
+        done = 0
+        while done < len(views) and sent >= len(views[done]):
+            sent -= len(views[done])
+            done += 1
+        return [views[done][sent:], *views[done + 1:]] if done < len(views) else []
+
+    # --- receiving ---
+
+    def receive(self) -> Message:
+        """The next message that is no heartbeat. Raises `ProtocolError` and `ConnectionLost`, after closing."""
+        try:
+            while True:
+                message = self._receive_one()
+                if message.kind != Kind.HEARTBEAT:
+                    return message
+        except OSError as error:
+            raise self._lost(error, 'is silent') from None
+        except ProtocolError as error:
+            self.fail('version' if isinstance(error, VersionMismatch) else 'protocol', str(error))
+            raise
+
+    def _receive_one(self) -> Message:
+        fixed = self._read(FIXED_BYTES)
+        start = time.perf_counter()
+        kind, header_bytes, payload_bytes, crc = parse_fixed(fixed, self.max_payload_bytes)
+        fields, specs = parse_typed(self._read(header_bytes), crc, payload_bytes)
+        tensors = {name: torch.empty(shape, dtype=DTYPES[dtype]) for name, dtype, shape in specs}
+        if payload_bytes:
+            checksum, given = Checksum(), bytearray(SUM.size)
+            for value in tensors.values():
+                self._read_into(bytes_of(value), checksum)
+            self._read_into(memoryview(given), None)
+            if given != checksum.packed():
+                raise ProtocolError('damaged frame: checksum of the payload')
+        return Message(kind, fields, tensors, time.perf_counter() - start)
+
+    def _read(self, count: int) -> bytes:
+        buffer = bytearray(count)
+        self._read_into(memoryview(buffer), None)
+        return bytes(buffer)
+
+    def _read_into(self, view: memoryview, checksum: Optional[Checksum]) -> None:
+        done = summed = 0
+        while done < len(view):
+            if self._deadline is not None:
+                self._limit_waits(max(0.001, self._deadline - time.monotonic()))
+            count = self._sock.recv_into(view[done:])
+            if count == 0:
+                raise ConnectionResetError('closed by the peer')
+            done += count
+            self.bytes_received += count
+            if checksum is not None and (done == len(view) or done - summed >= CHUNK_BYTES):
+                stop = done if done == len(view) else done // WORD_BYTES * WORD_BYTES
+                checksum.update(view[summed:stop])
+                summed = stop
+
+    # --- life ---
+
+    def handshake(self, role: str, peer_roles: Tuple[str, ...], token: bytes, starts: bool) -> None:
+        """HELLO and, with a secret, PROOF (docs/protocol.md); closed unless it succeeds. Raises `NetworkError`."""
+        self._deadline = time.monotonic() + HANDSHAKE_S
+        try:
+            self._prove(role, peer_roles, token, starts)
+        except NetworkError as error:
+            if not self.is_closed:
+                self.fail('protocol', str(error))
+            raise
+        self._deadline = None
+        self._limit_waits(SILENCE_S)
+        self.max_payload_bytes = MAX_PAYLOAD_BYTES
+        threading.Thread(target=self._beat, name=f'heartbeat {self.peer}', daemon=True).start()
+
+    def _prove(self, role: str, peer_roles: Tuple[str, ...], token: bytes, starts: bool) -> None:
+        nonce = secrets.token_hex(32)
+        hello = {'role': role, 'nonce': nonce, 'secret': bool(token)}
+        if starts:
+            self.send(Kind.HELLO, hello)
+        message = self._expect(Kind.HELLO)
+        message.text('role', peer_roles)
+        peer_nonce = message.text('nonce')
+        if not starts:
+            self.send(Kind.HELLO, hello)
+        if message.flag('secret') != bool(token):
+            self._refuse('SPLIT_AUTH_TOKEN is set on one end only: set the same on both')
+        if token:
+            mine, theirs = ('client', 'server') if starts else ('server', 'client')
+            if starts:
+                self.send(Kind.PROOF, {'hmac': proof(token, mine, peer_nonce, nonce)})
+            given = self._expect(Kind.PROOF).text('hmac')
+            if not hmac.compare_digest(given.encode(), proof(token, theirs, nonce, peer_nonce).encode()):
+                self._refuse('SPLIT_AUTH_TOKEN differs between the two ends')
+            if not starts:
+                self.send(Kind.PROOF, {'hmac': proof(token, mine, peer_nonce, nonce)})
+
+    def _expect(self, kind: Kind) -> Message:
+        message = self.receive()
+        if message.kind == Kind.ERROR:
+            error = VersionMismatch if message.text('code') == 'version' else Refused
+            self.close()
+            raise error(f'{self.peer} refused this end: {message.text("text")}')
+        if message.kind != kind:
+            raise ProtocolError(f'{self.peer}: expected {kind.name}, got {message.kind.name}')
+        return message
+
+    def _refuse(self, text: str) -> None:
+        self.fail('refused', text)
+        raise Refused(text)
+
+    def _beat(self) -> None:
+        while not self._closed.wait(HEARTBEAT_S / 2):
+            if time.monotonic() - self._last_sent_s >= HEARTBEAT_S / 2 and not self._send_lock.locked():
+                try:
+                    self.send(Kind.HEARTBEAT)
+                except NetworkError:
+                    return
+
+    def _lost(self, error: OSError, silence: str) -> ConnectionLost:
+        if isinstance(error, BlockingIOError) and not self._closed.is_set():
+            waited = HANDSHAKE_S if self._deadline is not None else SILENCE_S
+            reason = f'{self.peer} {silence} for {waited:g} s'
+        elif isinstance(error, (ConnectionResetError, BrokenPipeError)) or self._closed.is_set():
+            reason = f'{self.peer} closed the connection'
+        else:
+            reason = f'{self.peer}: {error.strerror or error}'
+        self.close()
+        return ConnectionLost(reason)
+
+    @property
+    def is_closed(self) -> bool:
+        """True once it was closed by either end, as far as this end knows."""
+        return self._closed.is_set()
+
+    def fail(self, code: str, text: str) -> None:
+        """Tell the peer why (if it still listens), then close."""
+        if self._send_lock.acquire(timeout=1.0):  # else it is in the middle of a message
+            try:
+                self._limit_waits(1.0)
+                self._send_all(_views(Kind.ERROR, {'id': 0, 'code': code, 'text': printable(text)[:200]}, {}))
+            except (NetworkError, OSError):
+                pass
+            finally:
+                self._send_lock.release()
+        self.close()
+
+    def close(self) -> None:
+        """Close; a thread that waits in `receive` or `send` gets `ConnectionLost`."""
+        self._closed.set()
+        try:
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        self._sock.close()
+
+
+def _views(kind: Kind, fields: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> List[memoryview]:
+    """A message as the pieces of memory to send, the tensors' own among them."""
+    ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    specs = [(name, DTYPE_NAMES[value.dtype], tuple(value.shape)) for name, value in ready.items()]
+    views = [bytes_of(value) for value in ready.values() if value.numel()]
+    if views:
+        checksum = Checksum()
+        for view in views:
+            checksum.update(view)
+        views.append(memoryview(checksum.packed()))
+    return [memoryview(encode_headers(kind, fields, specs)), *views]
+
+
+def _tune(sock: socket.socket) -> None:
+    """No delay for small messages; let the system notice a cut cable within SILENCE_S."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (('TCP_KEEPIDLE', 4), ('TCP_KEEPINTVL', 2), ('TCP_KEEPCNT', 3),
+                        ('TCP_USER_TIMEOUT', int(1000 * SILENCE_S))):
+        if hasattr(socket, name):  # not on every system
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def proof(token: bytes, label: str, first_nonce: str, second_nonce: str) -> str:
+    """HMAC-SHA256 of who proves and both nonces, hex digits."""
+    return hmac.new(token, f'{label}|{VERSION}|{first_nonce}|{second_nonce}'.encode(), hashlib.sha256).hexdigest()
