@@ -18,7 +18,6 @@ import cli
 import config
 from config import Settings, UserError
 
-TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 TYPES = get_type_hints(Settings)
 
@@ -28,14 +27,15 @@ def source_of(path: str) -> str:
         return stream.read()
 
 
-SCRIPTS = sorted(os.path.basename(path) for path in glob.glob(os.path.join(TOP, '*.py'))
+SCRIPTS = sorted(os.path.basename(path) for path in glob.glob(os.path.join(config.ROOT, '*.py'))
                  if 'cli.run(main)' in source_of(path) and os.path.basename(path) != 'cli.py')
 
 
-def run_python(*arguments: str, cwd: str = TOP, **environ: str) -> Tuple[int, str, str]:
+def run_python(*arguments: str, cwd: str = config.ROOT, **environ: str) -> Tuple[int, str, str]:
     """(status, stdout, stderr) of a Python process."""
     done = subprocess.run([sys.executable, *arguments], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          universal_newlines=True, env={**os.environ, 'PYTHONPATH': TOP, **environ}, timeout=120)
+                          universal_newlines=True, timeout=120,
+                          env={**os.environ, 'PYTHONPATH': config.ROOT, **environ})
     return done.returncode, done.stdout, done.stderr
 
 
@@ -73,7 +73,7 @@ def test_the_scripts_of_the_specification_are_there():
 def test_help_works_without_loading_torch_and_shows_the_commands(script):
     status, out, err = run_python('-c', HELP_WITHOUT, script)
     assert (status, err) == (0, '')
-    docstring = ast.get_docstring(ast.parse(source_of(os.path.join(TOP, script))))
+    docstring = ast.get_docstring(ast.parse(source_of(os.path.join(config.ROOT, script))))
     assert docstring.splitlines()[0] in out and f'python {script}' in out
     assert '--set NAME=VALUE' in out
 
@@ -90,7 +90,7 @@ def test_the_flags_of_the_specification_are_there(script, flags):
 
 
 def test_importing_any_module_says_and_does_nothing(tmp_path):
-    modules = sorted(os.path.basename(path)[:-3] for path in glob.glob(os.path.join(TOP, '*.py')))
+    modules = sorted(os.path.basename(path)[:-3] for path in glob.glob(os.path.join(config.ROOT, '*.py')))
     code = (f'import importlib\nfor name in {modules}: importlib.import_module(name)\n'
             'import torch\nassert not torch.cuda.is_initialized()')
     assert run_python('-c', code, cwd=str(tmp_path), PYTHONDONTWRITEBYTECODE='1') == (0, '', '')
@@ -257,7 +257,8 @@ def test_a_programming_error_keeps_its_traceback(error):
 
 def test_a_reader_that_goes_away_is_no_error_message():
     code = 'import cli\ndef main(argv):\n  for i in range(100000): print(i)\ncli.run(main)'
-    writer = subprocess.Popen([sys.executable, '-c', code], cwd=TOP, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    writer = subprocess.Popen([sys.executable, '-c', code], cwd=config.ROOT, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE)
     writer.stdout.readline()
     writer.stdout.close()
     assert writer.stderr.read() == b'' and writer.wait(60) == 1

@@ -32,8 +32,6 @@ from search.pruning_search import CurvePoint
 from search.wire_loss import WireLoss
 from throughput_optimizer import baselines, solve_exact
 
-TOP = os.path.dirname(os.path.abspath(step5.__file__))
-
 
 def make_table(settings, seed=0):
     """A random table of the built-in model: a slow client, a fast server."""
@@ -217,7 +215,7 @@ def test_a_damaged_file_ends_the_script_with_one_line_and_status_2(folder):
     path = os.path.join(folder, 'joint_optimization', 'domain_3_joint.json')
     with open(path, 'r+', encoding='utf-8') as stream:
         stream.truncate(200)
-    done = subprocess.run([sys.executable, 'step5_visualize_results.py', '--set', f'RESULTS_DIR={folder}'], cwd=TOP,
+    done = subprocess.run([sys.executable, 'step5_visualize_results.py', '--set', f'RESULTS_DIR={folder}'], cwd=config.ROOT,
                           capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ''
     assert done.stderr.count('\n') == 1 and 'domain_3_joint.json' in done.stderr and 'Traceback' not in done.stderr

@@ -37,7 +37,6 @@ from report import step2_result
 from throughput_optimizer import OBJECTIVES, solve_exact
 from throughput_optimizer_limit import check_possible, solve_limited, solve_or_nearest, solve_within_limits
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CLOSE = 1e-9
 
 
@@ -314,7 +313,7 @@ def test_step_2_writes_the_limited_optimum(results, capsys):
 def test_step_2_says_in_one_line_what_does_not_fit(results):
     folder = results[0]
     run = subprocess.run([sys.executable, 'step2_initial_throughput_opt.py', '--min_fps', '1e6', '--set',
-                          f'RESULTS_DIR={folder}', 'THROUGHPUT_OPTIM_STEPS=1'], cwd=ROOT, stderr=subprocess.PIPE,
+                          f'RESULTS_DIR={folder}', 'THROUGHPUT_OPTIM_STEPS=1'], cwd=config.ROOT, stderr=subprocess.PIPE,
                          stdout=subprocess.PIPE, universal_newlines=True)
     assert run.returncode == 2 and run.stderr.count('\n') == 1
     assert 'MIN_FPS=1e+06 asks for' in run.stderr and 'λ = ' in run.stderr and run.stdout == ''

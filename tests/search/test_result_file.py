@@ -30,7 +30,6 @@ from pipeline import documents, kinds
 from search import domain_search, joint_result
 
 DOMAIN = 4
-TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 class Workspace(NamedTuple):
@@ -63,7 +62,7 @@ def without_times(content: Dict[str, Any]) -> Dict[str, Any]:
 def workspace(tmp_path_factory) -> Workspace:
     """80 images a split of the built-in data, random times, few looks: a search of seconds."""
     before = os.getcwd()
-    os.chdir(TOP)  # where the built-in data, weights and task 1 and 2 outputs are
+    os.chdir(config.ROOT)  # where the built-in data, weights and task 1 and 2 outputs are
     yield made_workspace(str(tmp_path_factory.mktemp('step3')))
     os.chdir(before)
 

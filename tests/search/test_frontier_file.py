@@ -12,8 +12,9 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from test_joint_file import DOMAIN, TOP, Workspace, made_workspace, model_with, run_step3, without_times
+from test_result_file import DOMAIN, Workspace, made_workspace, model_with, run_step3, without_times
 
+import config
 from config import UserError
 from costs import cost_model
 from costs.cost_model import Configuration
@@ -32,7 +33,7 @@ LOSSLESS, LOSSY = 'float32', 'float32,uint8,float16'
 def workspace(request, tmp_path_factory) -> Workspace:
     """A finished search, without and with wire formats that lose something."""
     before = os.getcwd()
-    os.chdir(TOP)
+    os.chdir(config.ROOT)
     yield made_workspace(str(tmp_path_factory.mktemp('frontier')), f'WIRE_FORMATS={request.param}')
     os.chdir(before)
 
@@ -192,7 +193,7 @@ def test_a_budget_that_nothing_meets_names_the_nearest_point_and_leaves_the_file
 
 def test_bad_rules_end_in_one_line_and_status_2():
     for arguments in (['--pick', 'best'], ['--pick', 'budget'], ['--budget_min_fps', '30']):
-        done = subprocess.run([sys.executable, 'step_3_joint.py', '--domain_id', '0', *arguments], cwd=TOP,
+        done = subprocess.run([sys.executable, 'step_3_joint.py', '--domain_id', '0', *arguments], cwd=config.ROOT,
                               capture_output=True, text=True)
         assert (done.returncode, done.stderr.count('\n')) == (2, 1) and 'Traceback' not in done.stderr
 

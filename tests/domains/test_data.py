@@ -32,12 +32,10 @@ from domains.partition import (
 )
 from network.inputs import normalise, predict
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
 
 def settings_with(tmp_path, **overrides) -> config.Settings:
     """The quickstart settings, whatever the current folder and the environment, with a partition of their own."""
-    return config.Settings(**{'DATA_PATH': os.path.join(ROOT, 'data'),
+    return config.Settings(**{'DATA_PATH': os.path.join(config.ROOT, 'data'),
                               'PARTITION_FILE': str(tmp_path / 'partition_info.json'), **overrides})
 
 
@@ -181,8 +179,8 @@ def test_many_classes_are_dealt_out_in_blocks():
 
 
 def test_the_committed_partition_is_what_its_settings_give():
-    settings = config.Settings(DATA_PATH=os.path.join(ROOT, 'data'),
-                               PARTITION_FILE=os.path.join(ROOT, config.Settings.PARTITION_FILE))
+    settings = config.Settings(DATA_PATH=os.path.join(config.ROOT, 'data'),
+                               PARTITION_FILE=os.path.join(config.ROOT, config.Settings.PARTITION_FILE))
     source = open_source(settings)
     stored, made = load_partition(source, settings), make_partition(source, settings)
     for split in SPLITS:
@@ -241,7 +239,7 @@ def test_a_partition_of_other_images_or_settings_is_refused(tmp_path):
     with pytest.raises(UserError, match='IMAGES_PER_SPLIT=50 .now 60'):
         load_domain(settings_with(tmp_path, IMAGES_PER_SPLIT=60), 0, 'val')
     os.makedirs(tmp_path / 'other')
-    with np.load(os.path.join(ROOT, 'data', 'mnist5k.npz')) as arrays:
+    with np.load(os.path.join(config.ROOT, 'data', 'mnist5k.npz')) as arrays:
         np.savez_compressed(tmp_path / 'other' / 'mnist5k.npz', images=arrays['images'][::-1], labels=arrays['labels'])
     with pytest.raises(UserError, match='belongs to other images'):
         load_domain(settings_with(tmp_path, IMAGES_PER_SPLIT=50, DATA_PATH=str(tmp_path / 'other')), 0, 'val')
@@ -355,7 +353,7 @@ def test_fractions_that_leave_no_test_data_are_refused(tmp_path):
 def test_the_committed_weights_reach_97_percent_on_held_out_digits(tmp_path):
     from hyper_repvgg import create_hyper_repvgg, deploy
     settings = settings_with(tmp_path)
-    path = os.path.join(ROOT, settings.WEIGHT_PATH_SERVER)
+    path = os.path.join(config.ROOT, settings.WEIGHT_PATH_SERVER)
     assert os.path.getsize(path) <= 4 << 20
     network = deploy(create_hyper_repvgg(path, settings.MODEL_NAME, settings.NUM_CLASSES))
     test = load_clean(settings, 'test')

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional
 
 import pytest
@@ -26,7 +25,6 @@ from pipeline import fingerprints, kinds, writing
 from search import domain_jobs
 from tier import devices
 
-TOP = str(Path(__file__).resolve().parent.parent)
 DOMAINS = [2, 3]
 
 
@@ -48,8 +46,8 @@ class Workspace(NamedTuple):
 
     def step3(self, results: str, *more: str) -> 'subprocess.Popen[str]':
         """Step 3 in a session of its own."""
-        return subprocess.Popen([sys.executable, 'step_3_joint.py', *self.argv(results, *more)], cwd=TOP, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+        return subprocess.Popen([sys.executable, 'step_3_joint.py', *self.argv(results, *more)], cwd=config.ROOT,
+                                text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
 
 
 def joint_files(results: str) -> Dict[str, Any]:
@@ -69,7 +67,7 @@ def joint_files(results: str) -> Dict[str, Any]:
 def workspace(tmp_path_factory) -> Workspace:
     folder = str(tmp_path_factory.mktemp('engine'))
     before = os.getcwd()
-    os.chdir(TOP)
+    os.chdir(config.ROOT)
     overrides = [f'PARTITION_FILE={folder}/partition.json', 'IMAGES_PER_SPLIT=60', 'LOOKS=8', 'RECOVERY_STEPS=1',
                  'MAX_PRUNING_ROUNDS=2', 'EPSILON=0.05', 'ACTIVATION_CACHE_MB=0']  # no memory: exact resumption
     results = os.path.join(folder, 'serial')
@@ -136,7 +134,7 @@ def test_an_error_of_a_domain_is_one_line_and_says_whose_fault_it_is(error, text
     assert text in outcome.error and '\n' not in outcome.error
     assert (outcome.domain, outcome.bad_input) == (5, bad_input)
     if not bad_input:
-        assert 'test_domain_engine.py:' in outcome.error  # where
+        assert 'test_many_domains.py:' in outcome.error  # where
 
 
 def children_of(pid: int) -> List[int]:
@@ -261,7 +259,7 @@ def test_ray_writes_the_same_file_as_one_after_another_whatever_becomes_of_the_o
                                   ['--domains', '0-3', '--engine', 'dask'], ['--domains', '3-10'], [],
                                   ['--domains', '1', '--domain_id', '1'], ['--domains', '1', '--mode', 'real']])
 def test_bad_arguments_are_one_line_and_status_2(argv):
-    run = subprocess.run([sys.executable, 'step_3_joint.py', *argv], cwd=TOP, stdout=subprocess.PIPE,
+    run = subprocess.run([sys.executable, 'step_3_joint.py', *argv], cwd=config.ROOT, stdout=subprocess.PIPE,
                          stderr=subprocess.PIPE, text=True)
     assert run.returncode == 2 and len(run.stderr.strip().splitlines()) == 1 and 'error' in run.stderr
 

@@ -26,7 +26,6 @@ from config import Settings, UserError
 from pipeline import documents, kinds, writing
 from pipeline import fingerprints as pipeline_fingerprints
 
-TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 
 
@@ -148,10 +147,10 @@ def test_what_json_cannot_hold_is_never_written(old_file, value):
 
 WRITER = '''
 import sys
-import json_files
+from pipeline import writing
 n = 0
 while True:
-    json_files.write(sys.argv[1], {'n': n, 'rows': [n] * 20000}, {})
+    writing.write(sys.argv[1], {'n': n, 'rows': [n] * 20000}, {})
     n += 1
     if n == 2:
         print('started', flush=True)
@@ -163,7 +162,7 @@ def test_a_killed_writer_leaves_the_old_file_or_the_new_one(tmp_path):
     rng = np.random.default_rng()
     for _ in range(6):
         writer = subprocess.Popen([sys.executable, '-c', WRITER, path], stdout=subprocess.PIPE,
-                                  env={**os.environ, 'PYTHONPATH': TOP})
+                                  env={**os.environ, 'PYTHONPATH': config.ROOT})
         assert writer.stdout.readline() == b'started\n'
         for _ in range(20):  # a reader at any time sees a whole file
             content = documents.read(path, '').content
