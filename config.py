@@ -1,11 +1,11 @@
-"""Every setting of the project, once: default, unit, source.
+"""Every setting of the project: one line each, with its default, the results that it shapes, its rule and its unit.
 
     PROFILE=imagenet python step1_measure_lut.py --mode server          # from the environment
     python step_3_joint.py --domain_id 3 --set EPSILON=0.01 OMEGA=1     # from the command line
 
-The command line wins over the environment, the environment over the profile, the profile over
-the defaults below. Every value is checked against its type and range; an unknown name is an
-error that names the nearest setting. Importing this module does nothing else: a script calls
+The command line wins over the environment, the environment over the profile, the profile over the defaults below. Every
+value is checked against its type and its rule; an unknown name is an error that names the nearest setting, and a name
+of earlier versions is an error that says what took its place. Importing this module does nothing else: a script calls
 `load()` once and passes the `Settings` on.
 """
 from __future__ import annotations
@@ -14,18 +14,62 @@ import dataclasses
 import difflib
 import math
 import os
-from typing import Any, Dict, Mapping, Optional, Tuple, get_type_hints
+from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Tuple, TypeVar, get_type_hints
 
 ROOT = os.path.dirname(os.path.abspath(__file__))  # of the repository
+
+OMEGA_OF = {'throughput': 0.0, 'latency': 1.0}  # what OBJECTIVE means: T_eff with all its weight on one of its terms
+PICKS = ('constraint', 'knee', 'budget')
+BUDGETS = ('BUDGET_T_EFF_MS', 'BUDGET_LATENCY_MS', 'BUDGET_MIN_FPS')
+
+RENAMED: Dict[str, str] = {  # a setting of earlier versions: the one that took its place, or a sentence: what to do now
+}
 
 
 class UserError(Exception):
     """Something the user can put right; shown as one line on stderr, exit status 2."""
 
 
-def _setting(default: Any, group: str) -> Any:
+# --- rules: what a setting's value must be -----------------------------------------------------
+
+class Rule(NamedTuple):
+    """A check of a value of the right type, and the words for it: 'must be ...'."""
+    accepts: Callable[[Any], bool]
+    wanted: str
+
+
+def one_of(*names: str) -> Rule:
+    """One of these words."""
+    quoted = [repr(name) for name in names]
+    return Rule(lambda v: v in names, f'{", ".join(quoted[:-1])} or {quoted[-1]}')
+
+
+def or_none(rule: Rule) -> Rule:
+    """This rule, or no value at all."""
+    return Rule(lambda v: v is None or rule.accepts(v), f'{rule.wanted}, or none')
+
+
+anything = Rule(lambda v: True, 'anything')
+above_0 = Rule(lambda v: v > 0, 'above 0')
+limit = or_none(above_0)  # none: no limit
+at_least_0 = Rule(lambda v: v >= 0, '0 or more')
+fraction = Rule(lambda v: 0 <= v <= 1, 'between 0 and 1')
+inner_fraction = Rule(lambda v: 0 < v < 1, 'between 0 and 1')
+fraction_above_0 = Rule(lambda v: 0 < v <= 1, 'above 0, at most 1')
+one_to_ten = Rule(lambda v: 1 <= v <= 10, 'between 1 and 10')
+seed = Rule(lambda v: 0 <= v < 2 ** 63, '0 or more, below 2^63')
+port = Rule(lambda v: 0 < v < 65536, 'a port, 1 to 65535')
+path = Rule(lambda v: v.strip() != '', 'a path')
+three_numbers = Rule(lambda v: len(v) == 3, 'three numbers')
+three_above_0 = Rule(lambda v: len(v) == 3 and min(v) > 0, 'three numbers above 0')
+some_formats = Rule(lambda v: len(v) > 0, 'at least one format')
+
+Value = TypeVar('Value')
+
+
+def setting(default: Value, group: str, rule: Rule = anything) -> Value:
     """A field of `Settings`; `group` names the results that it shapes (see `Settings.group`)."""
-    return dataclasses.field(default=default, metadata={'group': group})
+    return dataclasses.field(default=default, metadata={'group': group, 'rule': rule})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,113 +77,113 @@ class Settings:
     """All settings. Groups say which outputs depend on which settings, so that the pipeline
     repeats a step only when something that shapes its result has changed."""
 
-    PROFILE: str = _setting('quickstart', 'none')  # 'quickstart' or 'imagenet', see PROFILES below
-    SEED: int = _setting(0, 'data')  # seeds partition, corruptions, α training and search
+    PROFILE: str = setting('quickstart', 'none', one_of('quickstart', 'imagenet'))  # see PROFILES below
+    SEED: int = setting(0, 'data', seed)  # of partition, corruptions, α training and search
 
     # --- model -------------------------------------------------------------------------------
-    MODEL_NAME: str = _setting('RepVGG-Micro', 'model')  # a name of repvgg.ARCHITECTURES
-    NUM_CLASSES: int = _setting(10, 'model')
-    INPUT_SIZE: int = _setting(32, 'model')  # pixels; images are squares of this side, 3 channels
-    WEIGHT_PATH_SERVER: str = _setting('data/weights/repvgg_micro_mnist5k.pt', 'weights')  # '': random weights
-    WEIGHT_PATH_CLIENT: str = _setting('', 'none')  # on the client; '': the server sends what is missing
+    MODEL_NAME: str = setting('RepVGG-Micro', 'model')  # a name of repvgg.ARCHITECTURES
+    NUM_CLASSES: int = setting(10, 'model', above_0)
+    INPUT_SIZE: int = setting(32, 'model', above_0)  # pixels; images are squares of this side, 3 channels
+    WEIGHT_PATH_SERVER: str = setting('data/weights/repvgg_micro_mnist5k.pt', 'weights')  # '': random weights
+    WEIGHT_PATH_CLIENT: str = setting('', 'none')  # on the client; '': the server sends what is missing
 
     # --- data --------------------------------------------------------------------------------
-    DATASET: str = _setting('mnist5k', 'data')  # 'mnist5k', 'imagefolder' or a torchvision dataset's name
-    DATA_PATH: str = _setting('data', 'data')  # root folder of the dataset
-    PARTITION_FILE: str = _setting('data/noniid_partitions/partition_info.json', 'none')
-    NUM_DOMAINS: int = _setting(10, 'data')  # 1..10, one corruption each (domain_transforms.py)
-    TRAIN_FRACTION: float = _setting(0.5, 'data')  # of all images; fits the base model and α
-    VAL_FRACTION: float = _setting(0.25, 'data')  # of all images; every decision. The rest is test data
-    DIRICHLET_BETA: float = _setting(2.0, 'data')  # concentration of the label skew; smaller is more skewed
-    IMAGES_PER_SPLIT: int = _setting(700, 'data')  # at most this many images of a split in one domain; 0: no limit
-    NORM_MEAN: Tuple[float, ...] = _setting((0.5, 0.5, 0.5), 'data')  # per channel, of images in [0, 1]
-    NORM_STD: Tuple[float, ...] = _setting((0.5, 0.5, 0.5), 'data')
-    BATCH_SIZE: int = _setting(64, 'alpha')  # images; α training and evaluation
-    NUM_WORKERS: int = _setting(0, 'none')  # data loading processes; does not change a pixel
-    TORCH_THREADS: int = _setting(1, 'alpha')  # threads of training and evaluation; 1: same sums everywhere, and
-    #                                               run_pipeline.sh runs a domain on each core; 0: all cores
-    TRAIN_DEVICE: str = _setting('cpu', 'none')  # of α training and search: 'cpu', 'cuda', 'cuda:1', 'auto' (CUDA if
-    #                                              there is one); with 'cuda' domains take turns on all GPUs
+    DATASET: str = setting('mnist5k', 'data')  # 'mnist5k', 'imagefolder' or a torchvision dataset's name
+    DATA_PATH: str = setting('data', 'data')  # root folder of the dataset
+    PARTITION_FILE: str = setting('data/noniid_partitions/partition_info.json', 'none', path)
+    NUM_DOMAINS: int = setting(10, 'data', one_to_ten)  # one corruption each (domain_transforms.py)
+    TRAIN_FRACTION: float = setting(0.5, 'data', inner_fraction)  # of all images; fits the base model and α
+    VAL_FRACTION: float = setting(0.25, 'data', inner_fraction)  # of all images; every decision. The rest is test data
+    DIRICHLET_BETA: float = setting(2.0, 'data', above_0)  # concentration of the label skew; smaller is more skewed
+    IMAGES_PER_SPLIT: int = setting(700, 'data', at_least_0)  # of a split in one domain, at most; 0: no limit
+    NORM_MEAN: Tuple[float, ...] = setting((0.5, 0.5, 0.5), 'data', three_numbers)  # per channel, of images in [0, 1]
+    NORM_STD: Tuple[float, ...] = setting((0.5, 0.5, 0.5), 'data', three_above_0)
+    BATCH_SIZE: int = setting(64, 'alpha', above_0)  # images; α training and evaluation
+    NUM_WORKERS: int = setting(0, 'none', at_least_0)  # data loading processes; does not change a pixel
+    TORCH_THREADS: int = setting(1, 'alpha', at_least_0)  # of training and evaluation; 0: all cores. 1: the same sums
+    #                                                  everywhere, and run_pipeline.sh runs a domain on each core
+    TRAIN_DEVICE: str = setting('cpu', 'none')  # of α training and search: 'cpu', 'cuda', 'cuda:1', 'auto' (CUDA if
+    #                                        there is one); with 'cuda' domains take turns on all GPUs
 
     # --- α for each domain (code1) and its importance (code2) -----------------------------------
-    ALPHA_EPOCHS: int = _setting(4, 'alpha')  # passes over a domain's training split
-    ALPHA_LR: float = _setting(0.02, 'alpha')  # Adam
+    ALPHA_EPOCHS: int = setting(4, 'alpha', at_least_0)  # passes over a domain's training split
+    ALPHA_LR: float = setting(0.02, 'alpha', above_0)  # Adam
 
     # --- tiers: what is measured or simulated (roofline, step 1) --------------------------------
-    SERVER_DEVICE: str = _setting('auto', 'server')  # 'auto' (CUDA if there is one), 'cpu', 'cuda', 'cuda:1'
-    SERVER_THREADS: int = _setting(1, 'server')  # CPU threads of the server tier; 0: all cores
-    CLIENT_DEVICE: str = _setting('auto', 'client')  # of a real client
-    CLIENT_THREADS: int = _setting(1, 'client')  # CPU threads of a real client; 0: all cores
-    DEVICE_PROFILE: str = _setting('edge-cpu', 'client')  # simulated client: 'edge-cpu', 'jetson-tx2', a JSON
-    #                                                       file, or '' when a real client is meant
-    EDGE_CPU_SLOWDOWN: float = _setting(6.0, 'client')  # edge-cpu: the time of one thread here, times this
-    LUT_ROUNDS: int = _setting(21, 'lut')  # timed visits of every (block, γ); the median is kept
+    SERVER_DEVICE: str = setting('auto', 'server')  # 'auto' (CUDA if there is one), 'cpu', 'cuda', 'cuda:1'
+    SERVER_THREADS: int = setting(1, 'server', at_least_0)  # CPU threads of the server tier; 0: all cores
+    CLIENT_DEVICE: str = setting('auto', 'client')  # of a real client
+    CLIENT_THREADS: int = setting(1, 'client', at_least_0)  # CPU threads of a real client; 0: all cores
+    DEVICE_PROFILE: str = setting('edge-cpu', 'client')  # simulated client: 'edge-cpu', 'jetson-tx2', a JSON file,
+    #                                               or '' when a real client is meant
+    EDGE_CPU_SLOWDOWN: float = setting(6.0, 'client', above_0)  # edge-cpu: the time of one thread here, times this
+    LUT_ROUNDS: int = setting(21, 'lut', above_0)  # timed visits of every (block, γ); the median is kept
 
     # --- link --------------------------------------------------------------------------------
-    HEAD_TIER: str = _setting('client', 'link')  # the tier that runs the head: 'client' or 'server'
-    BANDWIDTH_MBPS: float = _setting(100.0, 'link')  # Mbit/s; a measured link replaces it in real mode
-    RTT_MS: float = _setting(2.0, 'link')  # round-trip time, ms
-    WIRE_FORMATS: Tuple[str, ...] = _setting(('float32',), 'link')  # what a feature map may travel as
+    HEAD_TIER: str = setting('client', 'link', one_of('client', 'server'))  # the tier that runs the head
+    BANDWIDTH_MBPS: float = setting(100.0, 'link', above_0)  # Mbit/s; a measured link replaces it in real mode
+    RTT_MS: float = setting(2.0, 'link', at_least_0)  # round-trip time, ms
+    WIRE_FORMATS: Tuple[str, ...] = setting(('float32',), 'link', some_formats)  # what a feature map may travel as
 
-    # --- step 2: γ and λ (design section 5 and 6) ------------------------------------------------
-    OMEGA: float = _setting(0.5, 'objective')  # T_eff = ω·T_lat + (1-ω)·T_cyc
-    LAMBDA_MIN: int = _setting(1, 'objective')  # smallest split the optimisers may choose (1: no raw image leaves)
-    LAMBDA_MAX: Optional[int] = _setting(None, 'objective')  # largest one; none: N-1
-    OBJECTIVE: str = _setting('T_eff', 'objective')  # 'T_eff', or 'throughput' (sets OMEGA to 0), 'latency' (to 1)
-    MAX_CLIENT_MS: Optional[float] = _setting(None, 'objective')  # limits, none: no limit (docs/limits.md)
-    MAX_SERVER_MS: Optional[float] = _setting(None, 'objective')
-    MAX_CLIENT_MEMORY_MB: Optional[float] = _setting(None, 'objective')  # weights + peak activations, MB of 2^20 bytes
-    MAX_BYTES_PER_FRAME: Optional[float] = _setting(None, 'objective')  # across the link
-    MAX_LATENCY_MS: Optional[float] = _setting(None, 'objective')  # T_lat, round trip included
-    MIN_FPS: Optional[float] = _setting(None, 'objective')  # frames a second of a stream, 1000 / T_cyc
-    SIGMA: float = _setting(5.0, 'gradient')  # steepness of the soft split
-    ROOFLINE_BETA: float = _setting(0.01, 'gradient')  # β: weight of the roofline loss beside a tier's time
-    ROOFLINE_LAMBDA: float = _setting(0.05, 'gradient')  # λ_I
-    ROOFLINE_RHO: float = _setting(0.1, 'gradient')  # ρ
-    THROUGHPUT_OPTIM_STEPS: int = _setting(800, 'gradient')  # Adam steps
-    THROUGHPUT_OPTIM_LR: float = _setting(0.01, 'gradient')
+    # --- step 2: γ and λ -----------------------------------------------------------------------
+    OMEGA: float = setting(0.5, 'objective', fraction)  # T_eff = ω·T_lat + (1-ω)·T_cyc
+    LAMBDA_MIN: int = setting(1, 'objective', at_least_0)  # smallest split to choose from (1: no raw image leaves)
+    LAMBDA_MAX: Optional[int] = setting(None, 'objective', or_none(at_least_0))  # largest one; none: N-1
+    OBJECTIVE: str = setting('T_eff', 'objective', one_of('T_eff', *OMEGA_OF))  # the last two set OMEGA
+    MAX_CLIENT_MS: Optional[float] = setting(None, 'objective', limit)  # docs/limits.md; none: no limit
+    MAX_SERVER_MS: Optional[float] = setting(None, 'objective', limit)
+    MAX_CLIENT_MEMORY_MB: Optional[float] = setting(None, 'objective', limit)  # weights, peak activations; 2^20 bytes
+    MAX_BYTES_PER_FRAME: Optional[float] = setting(None, 'objective', limit)  # across the link
+    MAX_LATENCY_MS: Optional[float] = setting(None, 'objective', limit)  # T_lat, round trip included
+    MIN_FPS: Optional[float] = setting(None, 'objective', limit)  # frames a second of a stream, 1000 / T_cyc
+    SIGMA: float = setting(5.0, 'gradient', above_0)  # steepness of the soft split
+    ROOFLINE_BETA: float = setting(0.01, 'gradient', at_least_0)  # β: weight of the roofline loss beside a tier's time
+    ROOFLINE_LAMBDA: float = setting(0.05, 'gradient', at_least_0)  # λ_I
+    ROOFLINE_RHO: float = setting(0.1, 'gradient', at_least_0)  # ρ
+    THROUGHPUT_OPTIM_STEPS: int = setting(800, 'gradient', at_least_0)  # Adam steps
+    THROUGHPUT_OPTIM_LR: float = setting(0.01, 'gradient', above_0)
 
-    # --- step 3: α, γ and λ together (design section 5 and 7) ------------------------------------
-    EPSILON: float = _setting(0.02, 'joint')  # allowed loss of accuracy, fraction of 1
-    KAPPA: float = _setting(100.0, 'joint')  # price of violating it
-    MU: float = _setting(1.0, 'joint')  # reward of accuracy
-    MAX_PRUNING_ROUNDS: int = _setting(30, 'joint')  # accepted changes at most
-    MIN_SAVING: float = _setting(0.01, 'joint')  # of the unpruned T_eff; what saves less is within the table's noise
-    LOOKS: int = _setting(96, 'joint')  # networks whose accuracy is measured without a recovery of their own, at most;
-    #                                     only half of them where no other promises much
-    QUIET_SHARE: float = _setting(0.125, 'joint')  # of the validation images, hardest first: when so many in a row are
-    #                                              right, a look takes the rest as right; 1: looks see all images
-    ACTIVATION_CACHE_MB: int = _setting(512, 'none')  # memory of a search for what blocks put out, MiB
-    PRUNING_THRESHOLD: float = _setting(0.02, 'joint')  # a branch whose |α| is below is offered for pruning for
-    #                                                    accuracy's sake even when it saves no time
-    SHARED_STEPS: int = _setting(96, 'joint')  # α steps (batches) on networks pruned at random, where all recoveries
-    #                                            start; 0: they start from the unpruned network's α
-    RECOVERY_STEPS: int = _setting(12, 'joint')  # α steps (batches) after a candidate change
-    RECOVERY_BATCH_SIZE: int = _setting(32, 'joint')  # images a step
-    RECOVERY_LR: float = _setting(0.05, 'joint')  # Adam
-    RECALIBRATE_BN: bool = _setting(False, 'joint')  # re-estimate BatchNorm's statistics for pruned networks
-    RECALIBRATION_IMAGES: int = _setting(128, 'joint')  # training images that they are estimated on, without labels
-    L1_WEIGHT: float = _setting(0.02, 'joint')  # L1 pressure on α, times each branch's share of the time
-    FRONTIER_LOOKS: int = _setting(4, 'joint')  # further looks after the search, where they promise the frontier most
-    FRONTIER_RECOVERIES: int = _setting(1, 'joint')  # and recoveries of α; one costs as much as seven looks
-    PICK: str = _setting('constraint', 'pick')  # which point of the frontier is the answer: 'constraint', 'knee' or
-    #                                             'budget' (frontier.py says what they mean)
-    BUDGET_T_EFF_MS: Optional[float] = _setting(None, 'pick')  # of PICK=budget; none: no bound
-    BUDGET_LATENCY_MS: Optional[float] = _setting(None, 'pick')  # T_lat, round trip included
-    BUDGET_MIN_FPS: Optional[float] = _setting(None, 'pick')  # frames a second of a stream, 1000 / T_cyc
+    # --- step 3: α, γ and λ together -----------------------------------------------------------
+    EPSILON: float = setting(0.02, 'joint', fraction)  # allowed loss of accuracy, fraction of 1
+    KAPPA: float = setting(100.0, 'joint', at_least_0)  # price of violating it
+    MU: float = setting(1.0, 'joint', at_least_0)  # reward of accuracy
+    MAX_PRUNING_ROUNDS: int = setting(30, 'joint', at_least_0)  # accepted changes at most
+    MIN_SAVING: float = setting(0.01, 'joint', fraction)  # of the unpruned T_eff; less is within the table's noise
+    LOOKS: int = setting(96, 'joint', above_0)  # networks measured without a recovery of their own, at most; only half
+    #                                     of them where no other promises much
+    QUIET_SHARE: float = setting(0.125, 'joint', fraction_above_0)  # of the validation images, hardest first: when so
+    #                             many in a row are right, a look takes the rest as right; 1: looks see all images
+    ACTIVATION_CACHE_MB: int = setting(512, 'none', at_least_0)  # memory of a search for what blocks put out, MiB
+    PRUNING_THRESHOLD: float = setting(0.02, 'joint', at_least_0)  # a branch whose |α| is below is offered for pruning
+    #                                             for accuracy's sake even when it saves no time
+    SHARED_STEPS: int = setting(96, 'joint', at_least_0)  # α steps (batches) on networks pruned at random, where all
+    #                                            recoveries start; 0: they start from the unpruned network's α
+    RECOVERY_STEPS: int = setting(12, 'joint', at_least_0)  # α steps (batches) after a candidate change
+    RECOVERY_BATCH_SIZE: int = setting(32, 'joint', above_0)  # images a step
+    RECOVERY_LR: float = setting(0.05, 'joint', above_0)  # Adam
+    RECALIBRATE_BN: bool = setting(False, 'joint')  # re-estimate BatchNorm's statistics for pruned networks
+    RECALIBRATION_IMAGES: int = setting(128, 'joint', above_0)  # training images for it, without labels
+    L1_WEIGHT: float = setting(0.02, 'joint', at_least_0)  # L1 pressure on α, times each branch's share of the time
+    FRONTIER_LOOKS: int = setting(4, 'joint', at_least_0)  # further looks after the search, for the frontier
+    FRONTIER_RECOVERIES: int = setting(1, 'joint', at_least_0)  # and recoveries of α; one costs as much as seven looks
+    PICK: str = setting('constraint', 'pick', one_of(*PICKS))  # the point of the frontier that is the answer
+    BUDGET_T_EFF_MS: Optional[float] = setting(None, 'pick', limit)  # of PICK=budget; none: no bound
+    BUDGET_LATENCY_MS: Optional[float] = setting(None, 'pick', limit)  # T_lat, round trip included
+    BUDGET_MIN_FPS: Optional[float] = setting(None, 'pick', limit)  # frames a second of a stream, 1000 / T_cyc
 
     # --- real mode ---------------------------------------------------------------------------
-    SERVER_IP: str = _setting('127.0.0.1', 'none')
-    PORT_MAIN: int = _setting(6006, 'none')  # carries work; the client connects to it
-    PORT_CONTROL: int = _setting(6008, 'none')  # status, cancel, shut down; the client listens on loopback
+    SERVER_IP: str = setting('127.0.0.1', 'none')
+    PORT_MAIN: int = setting(6006, 'none', port)  # carries work; the client connects to it
+    PORT_CONTROL: int = setting(6008, 'none', port)  # status, cancel, shut down; the client listens on loopback
 
     # --- files -------------------------------------------------------------------------------
-    RESULTS_DIR: str = _setting('results', 'none')
+    RESULTS_DIR: str = setting('results', 'none', path)
 
     def __post_init__(self) -> None:
-        for name, (accepts, wanted) in _RULES.items():
-            if not accepts(getattr(self, name)):
-                raise UserError(f'setting {name}={getattr(self, name)!r}: must be {wanted}')
+        for field in dataclasses.fields(self):
+            value, rule = getattr(self, field.name), field.metadata['rule']
+            if not rule.accepts(value):
+                raise UserError(f'setting {field.name}={value!r}: must be {rule.wanted}')
 
     def group(self, *groups: str) -> Dict[str, Any]:
         """The settings of these groups, by name: what a result's metadata records."""
@@ -164,45 +208,6 @@ PROFILES: Dict[str, Dict[str, Any]] = {
     ),
 }
 
-OMEGA_OF = {'throughput': 0.0, 'latency': 1.0}  # what OBJECTIVE means: T_eff with all its weight on one of its terms
-
-PICKS = ('constraint', 'knee', 'budget')
-BUDGETS = ('BUDGET_T_EFF_MS', 'BUDGET_LATENCY_MS', 'BUDGET_MIN_FPS')
-
-_positive = (lambda v: v > 0, 'above 0')
-_not_negative = (lambda v: v >= 0, '0 or more')
-_fraction = (lambda v: 0 <= v <= 1, 'between 0 and 1')
-_port = (lambda v: 0 < v < 65536, 'a port, 1 to 65535')
-_named = (lambda v: v.strip() != '', 'a path')
-_RULES = {
-    'PROFILE': (lambda v: v in PROFILES, "'quickstart' or 'imagenet'"),
-    'HEAD_TIER': (lambda v: v in ('client', 'server'), "'client' or 'server'"),
-    'NUM_DOMAINS': (lambda v: 1 <= v <= 10, 'between 1 and 10'),
-    'TRAIN_FRACTION': (lambda v: 0 < v < 1, 'between 0 and 1'),
-    'VAL_FRACTION': (lambda v: 0 < v < 1, 'between 0 and 1'),
-    'NORM_MEAN': (lambda v: len(v) == 3, 'three numbers'),
-    'NORM_STD': (lambda v: len(v) == 3 and min(v) > 0, 'three numbers above 0'),
-    'WIRE_FORMATS': (lambda v: len(v) > 0, 'at least one format'),
-    'SEED': (lambda v: 0 <= v < 2 ** 63, '0 or more, below 2^63'),
-    'RESULTS_DIR': _named, 'PARTITION_FILE': _named,
-    'PORT_MAIN': _port, 'PORT_CONTROL': _port, 'OMEGA': _fraction, 'EPSILON': _fraction, 'MIN_SAVING': _fraction,
-    'QUIET_SHARE': (lambda v: 0 < v <= 1, 'above 0, at most 1'),
-    'LAMBDA_MAX': (lambda v: v is None or v >= 0, '0 or more, or none'),
-    'OBJECTIVE': (lambda v: v == 'T_eff' or v in OMEGA_OF, "'T_eff', 'throughput' or 'latency'"),
-    **{name: (lambda v: v is None or v > 0, 'above 0, or none') for name in (
-        'MAX_CLIENT_MS', 'MAX_SERVER_MS', 'MAX_CLIENT_MEMORY_MB', 'MAX_BYTES_PER_FRAME', 'MAX_LATENCY_MS',
-        'MIN_FPS', 'BUDGET_T_EFF_MS', 'BUDGET_LATENCY_MS', 'BUDGET_MIN_FPS')},
-    'PICK': (lambda v: v in PICKS, "'constraint', 'knee' or 'budget'"),
-    **{name: _positive for name in (
-        'NUM_CLASSES', 'INPUT_SIZE', 'DIRICHLET_BETA', 'BATCH_SIZE', 'ALPHA_LR', 'EDGE_CPU_SLOWDOWN',
-        'LUT_ROUNDS', 'RECALIBRATION_IMAGES', 'BANDWIDTH_MBPS', 'SIGMA', 'THROUGHPUT_OPTIM_LR', 'LOOKS',
-        'RECOVERY_LR', 'RECOVERY_BATCH_SIZE')},
-    **{name: _not_negative for name in (
-        'IMAGES_PER_SPLIT', 'NUM_WORKERS', 'TORCH_THREADS', 'ALPHA_EPOCHS', 'SERVER_THREADS',
-        'CLIENT_THREADS', 'RTT_MS', 'LAMBDA_MIN', 'ROOFLINE_BETA', 'ROOFLINE_LAMBDA', 'ROOFLINE_RHO',
-        'THROUGHPUT_OPTIM_STEPS', 'KAPPA', 'MU', 'MAX_PRUNING_ROUNDS', 'PRUNING_THRESHOLD', 'SHARED_STEPS',
-        'RECOVERY_STEPS', 'L1_WEIGHT', 'ACTIVATION_CACHE_MB', 'FRONTIER_LOOKS', 'FRONTIER_RECOVERIES')},
-}
 _BOOLEANS = {'1': True, 'true': True, 'yes': True, 'on': True, '0': False, 'false': False, 'no': False, 'off': False}
 _TYPES = get_type_hints(Settings)
 
@@ -210,11 +215,13 @@ _TYPES = get_type_hints(Settings)
 def load(overrides: Tuple[str, ...] = (), environ: Optional[Mapping[str, str]] = None) -> Settings:
     """Settings from the profile, the environment and `NAME=VALUE` overrides, in rising order.
 
-    Raises `UserError` for an unknown name, a value of the wrong type or one out of range.
+    Raises `UserError` for an unknown or former name, a value of the wrong type or one out of range.
     """
     environ = os.environ if environ is None else environ
     texts = {name: value for name, value in environ.items() if name in _TYPES}
     for name in environ:
+        if name in RENAMED:
+            raise UserError(f'unknown setting {name} in the environment: {replacement_of(name)}')
         near = _nearest(name, cutoff=0.88)
         if name not in _TYPES and near and near not in environ and name.isupper():
             raise UserError(f'unknown setting {name} in the environment: did you mean {near}?')
@@ -222,6 +229,8 @@ def load(overrides: Tuple[str, ...] = (), environ: Optional[Mapping[str, str]] =
         name, equals, value = item.partition('=')
         if not equals:
             raise UserError(f'override {item!r}: write it as NAME=VALUE')
+        if name in RENAMED:
+            raise UserError(f'unknown setting {name}: {replacement_of(name)}')
         if name not in _TYPES:
             near = _nearest(name.upper(), cutoff=0.5)
             raise UserError(f'unknown setting {name}' + (f': did you mean {near}?' if near else
@@ -240,6 +249,12 @@ def load(overrides: Tuple[str, ...] = (), environ: Optional[Mapping[str, str]] =
     if settings.PICK != 'budget' and budgets:
         raise UserError(f'{budgets[0]} is only used by PICK=budget, and PICK is {settings.PICK}')
     return settings
+
+
+def replacement_of(name: str) -> str:
+    """What took the place of a setting of earlier versions, as a message says it."""
+    now = RENAMED[name]
+    return f'it is now called {now}' if now in _TYPES else now
 
 
 def _nearest(name: str, cutoff: float) -> Optional[str]:

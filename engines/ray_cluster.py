@@ -25,7 +25,7 @@ import threading
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Set, Tuple, Union
 
-from config import ROOT, Settings, UserError
+from config import ROOT, Settings, UserError, setting
 from engines.jobs import Job, Outcome, Report, attempt
 from engines.processes import Lines
 from pipeline import kinds, writing
@@ -42,7 +42,7 @@ Changes = Dict[str, Optional[bytes]]  # the worker's path -> content, None: remo
 @dataclass(frozen=True)
 class MovedSettings(Settings):
     """Settings whose files lie elsewhere; what results record of them is what the user gave."""
-    given: Optional[Settings] = dataclasses.field(default=None, metadata={'group': 'none'})
+    given: Optional[Settings] = setting(None, 'none')
 
     def group(self, *groups: str) -> Dict[str, Any]:
         """With the names of files as they were given."""

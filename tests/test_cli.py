@@ -170,6 +170,20 @@ def test_a_value_out_of_range_is_refused_with_its_range(override):
     assert re.match(rf'setting {name}=.*: must be ', refused(override))
 
 
+@pytest.mark.parametrize('former, now, says', [('OLD_EPSILON', 'EPSILON', 'it is now called EPSILON'),
+                                               ('SPEED', 'leave it out, nothing needs it', 'leave it out, nothing')])
+def test_a_setting_of_earlier_versions_is_an_error_that_says_what_to_do_now(former, now, says, monkeypatch):
+    monkeypatch.setitem(config.RENAMED, former, now)
+    assert re.match(f'unknown setting {former}: {says}', refused(f'{former}=1'))
+    assert re.match(f'unknown setting {former} in the environment: {says}', refused(**{former: '1'}))
+
+
+def test_no_setting_is_also_a_former_name():
+    assert not set(config.RENAMED) & set(FIELDS)
+    for now in config.RENAMED.values():
+        assert now in FIELDS or ' ' in now  # another setting, or a sentence
+
+
 def test_an_override_without_a_value_says_how_to_write_it():
     assert 'NAME=VALUE' in refused('OMEGA')
 
