@@ -1,4 +1,4 @@
-"""The ten domains: ten corruptions of clean images (design section 10).
+"""The ten domains: ten corruptions of clean images.
 
     noisy = corrupt(image, domain_id=3, seed=0, image_index=17)
 

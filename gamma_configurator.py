@@ -1,7 +1,7 @@
 """The 14 γ configurations: how a block's surviving branches are executed, and the plans that do it.
 
 A γ is a list of paths; branches in one path are fused into one operator, paths are summed and may
-run side by side on CUDA streams. γ never changes what a block computes, only how (design section 3).
+run side by side on CUDA streams. γ never changes what a block computes, only how.
 """
 from __future__ import annotations
 

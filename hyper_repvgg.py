@@ -104,7 +104,7 @@ class HyperRepVGG(RepVGG):
                 parameter.copy_(torch.as_tensor(row[:parameter.numel()], dtype=parameter.dtype))
 
     def batchnorm(self) -> np.ndarray:
-        """BatchNorm statistics of stem and blocks, float32 [n] (batchnorm.py)."""
+        """BatchNorm statistics of stem and blocks, float32 [n] (network/batchnorm.py)."""
         return batchnorm.pack(batchnorm.layers_of(self))
 
     def set_batchnorm(self, statistics: np.ndarray) -> None:
@@ -124,7 +124,7 @@ def create_hyper_repvgg(weight_path: Optional[str], model_name: str, num_classes
 
 
 class DeployedNetwork(nn.Module):
-    """Folded stem, one plan a block, classifier: what runs on a tier. Splits anywhere (design section 2)."""
+    """Folded stem, one plan a block, classifier: what runs on a tier. Splits anywhere."""
 
     def __init__(self, stem: nn.Module, blocks: Sequence[nn.Module], classifier: nn.Linear) -> None:
         super().__init__()

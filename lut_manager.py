@@ -1,7 +1,7 @@
 """The hardware table: measure or simulate a tier, save, merge, load and check.
 
 One tier's costs are a `TierCosts`; two of them and the link make a `cost_model.HardwareTable`, whose file is
-`results/hardware_lut_complete.json` (design section 9).
+`results/hardware_lut_complete.json`.
 """
 from __future__ import annotations
 
@@ -275,5 +275,5 @@ def codec_from_json(document: Document, wires: List[str], names: List[str]) -> D
 
 
 def with_link(table: HardwareTable, link: Link) -> HardwareTable:
-    """The same table on another link."""
+    """The table with another link in it."""
     return replace(table, link=link)

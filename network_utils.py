@@ -1,4 +1,4 @@
-"""How two ends find each other and prove that they share a secret; `connection.py` is what they get.
+"""How two ends find each other and prove that they share a secret; they get a `Connection`.
 
     connection = connect_with_retries(address, token, 'worker', 'server', say, wait)   # one end
     for connection in Listener(address, token, 'server', ('worker',), say): ...        # the other

@@ -1,8 +1,8 @@
-"""Design section 6: γ and λ for given surviving branches, exactly and by gradient, and the baselines.
+"""γ and λ for given surviving branches, exactly and by gradient, and the baselines.
 
-The exact method rests on one observation: for a given λ every time of section 5 is non-decreasing in each
-block's time, so each block takes its fastest valid γ on the tier that it runs on, whatever the others do.
-All λ then follow from prefix sums, in O(14·N).
+The exact method rests on one observation: for a given λ every time of `costs.cost_model.Times` is non-decreasing in
+each block's time, so each block takes its fastest valid γ on the tier that it runs on, whatever the others do. All λ
+then follow from prefix sums, in O(14·N).
 """
 from __future__ import annotations
 
@@ -27,8 +27,6 @@ from costs.cost_model import (
 )
 from gamma_mask_builder import build_gamma_mask
 from network.gammas import unfused_gamma
-
-OBJECTIVES = ('T_eff_ms', 'T_cyc_ms', 'T_lat_ms')
 
 
 @dataclass(frozen=True)
@@ -115,9 +113,12 @@ class SoftCosts:
     """The roofline-enhanced T_eff as a differentiable function of γ logits and a real λ."""
 
     def __init__(self, table: HardwareTable, valid: np.ndarray, wire: str, settings: Settings) -> None:
-        import torch
+        import torch  # takes a second to load, and the exact methods do without it
         self.torch, self.table, self.settings = torch, table, settings
-        as_tensor = lambda values: torch.as_tensor(np.where(valid, values, 0.0), dtype=torch.float64)  # noqa: E731
+
+        def as_tensor(values: np.ndarray) -> torch.Tensor:
+            return torch.as_tensor(np.where(valid, values, 0.0), dtype=torch.float64)
+
         self.block_ms = {tier: as_tensor(table.T_ms[tier]) for tier in TIERS}  # (N, 14)
         self.flops, self.n_bytes = as_tensor(table.flops), as_tensor(table.bytes_moved)
         self.invalid = torch.as_tensor(~valid)
@@ -171,9 +172,9 @@ def solve_gradient(table: HardwareTable, surviving: np.ndarray, settings: Settin
 def _descend(table: HardwareTable, surviving: np.ndarray, wire: str, settings: Settings,
              ) -> Tuple[Solution, List[Tuple[int, float]]]:
     """The gradient method with one wire format: the rounded answer and the history of its objective."""
-    import torch
     splits = split_range(table.n_blocks, settings)
     costs = SoftCosts(table, build_gamma_mask(surviving), wire, settings)
+    torch = costs.torch
     logits = torch.zeros(table.n_blocks, table.flops.shape[1], dtype=torch.float64, requires_grad=True)
     low, high = splits[0] - 0.5, splits[-1] - 0.5
     split = torch.tensor((low + high) / 2, dtype=torch.float64, requires_grad=True)

@@ -1,13 +1,13 @@
-"""Design section 6 under limits: γ, λ and wire format that are optimal among those that fit, or the nearest miss.
+"""Optimisation under limits: γ, λ and wire format that are optimal among those that fit, or the nearest miss.
 
-    MAX_CLIENT_MS, MAX_SERVER_MS, MAX_LATENCY_MS, MIN_FPS    times of section 5
-    MAX_CLIENT_MEMORY_MB                                     weights + peak activations on the client (block_memory.py)
+    MAX_CLIENT_MS, MAX_SERVER_MS, MAX_LATENCY_MS, MIN_FPS    times of `costs.cost_model.Times`
+    MAX_CLIENT_MEMORY_MB                                     weights + peak activations on the client (costs/memory.py)
     MAX_BYTES_PER_FRAME                                      what crosses the link at the split
     LAMBDA_MIN, LAMBDA_MAX                                   as without limits
 
 Without a limit on memory each block takes its fastest γ. With one, the client's blocks share a budget: for a given λ
 every objective and every other limit only asks for a small T_client, so what is left is the fastest choice within a
-budget of bytes, which `memory_knapsack` solves exactly. Splits are visited in the order of a lower bound (the time
+budget of bytes, which `costs/knapsack.py` solves exactly. Splits are visited in the order of a lower bound (the time
 without the budget) until that bound reaches the best answer; the bounds are handed out as the certificate.
 
 When nothing fits, the nearest configuration is the one whose worst limit is exceeded by the smallest factor.

@@ -1,4 +1,4 @@
-"""Design section 5: the table of measured costs, a configuration, and the times that follow from both.
+"""The table of measured costs, a configuration, and the times that follow from both.
 
 Everything that speaks of time (optimisers, baselines, scripts, pictures, benchmarks) gets it from
 `split_times` or from `times`, which is one row of it.
@@ -6,12 +6,13 @@ Everything that speaks of time (optimisers, baselines, scripts, pictures, benchm
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, Mapping, Sequence, Tuple
+from typing import Any, Callable, Dict, Mapping, Sequence, Tuple, TypeVar
 
 import numpy as np
 
 TIERS = ('client', 'server')
 FLOAT32 = 'float32'
+Value = TypeVar('Value')  # a float, an array or a tensor
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Times:
-    """Section 5's times of one configuration, ms, per image."""
+    """The times of one configuration, ms, per image."""
     T_client_ms: float
     T_server_ms: float
     T_com_ms: float
@@ -112,13 +113,13 @@ class Times:
         return 1000 / self.T_cyc_ms
 
     def as_dict(self) -> Dict[str, float]:
-        """The fields of design section 9."""
+        """The fields that a result file has."""
         return {**vars(self), 'throughput_fps': self.throughput_fps}
 
 
 @dataclass(frozen=True)
 class SplitTimes:
-    """The same times for every split 0..N, arrays [N+1] in ms (T_com) or [..., N+1] for several configurations."""
+    """`Times` for every split 0..N: arrays [N+1] in ms (T_com), or [..., N+1] for several configurations."""
     T_client_ms: np.ndarray
     T_server_ms: np.ndarray
     T_com_ms: np.ndarray
@@ -131,8 +132,8 @@ class SplitTimes:
         return Times(**{name: float(values[split]) for name, values in vars(self).items()})
 
 
-def combine(T_client: Any, T_com: Any, T_server: Any, rtt_ms: float, omega: float, maximum: Any = np.maximum,
-            ) -> Tuple[Any, Any, Any]:
+def combine(T_client: Value, T_com: Value, T_server: Value, rtt_ms: float, omega: float,
+            maximum: Callable[[Value, Value], Value] = np.maximum) -> Tuple[Value, Value, Value]:
     """T_lat, T_cyc and T_eff (ms) of three stages; floats, arrays, or tensors with `maximum=torch.maximum`."""
     T_lat = T_client + T_com + T_server + rtt_ms
     T_cyc = maximum(maximum(T_client, T_com), T_server)
@@ -175,8 +176,9 @@ def other_tier(tier: str) -> str:
     return TIERS[1 - TIERS.index(tier)]
 
 
-def roofline_loss_ms(flops: Any, n_bytes: Any, roofline: Roofline, scale: float, rho: float, relu: Any) -> Any:
-    """Intensity-matching loss of a tier that runs `flops` FLOP and moves `n_bytes` bytes (section 5):
+def roofline_loss_ms(flops: Value, n_bytes: Value, roofline: Roofline, scale: float, rho: float,
+                     relu: Callable[[Value], Value]) -> Value:
+    """Intensity-matching loss of a tier that runs `flops` FLOP and moves `n_bytes` bytes:
     scale · (relu(I* - I) + ρ·(F/P + B/W)), with F/P and B/W in ms, like every time here."""
     ideal_ms = flops / (roofline.peak_gflops * 1e6) + n_bytes / (roofline.bandwidth_gbs * 1e6)
     return scale * (relu(roofline.i_knee - flops / n_bytes) + rho * ideal_ms)
@@ -184,7 +186,7 @@ def roofline_loss_ms(flops: Any, n_bytes: Any, roofline: Roofline, scale: float,
 
 def goal(T_eff_ms: float, T_eff_ref_ms: float, accuracy: float, reference: float, epsilon: float, kappa: float,
          mu: float) -> Tuple[float, float]:
-    """Goal programming (section 5): (J, ξ_A) with ξ_A = max(0, A_ref - ε - A), its optimum. Accuracies as fractions."""
+    """Goal programming: (J, ξ_A) with ξ_A = max(0, A_ref - ε - A), its optimum. Accuracies as fractions."""
     xi = max(0.0, reference - epsilon - accuracy)
     return T_eff_ms / T_eff_ref_ms + kappa * xi - mu * accuracy, xi
 

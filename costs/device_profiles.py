@@ -20,15 +20,14 @@ import json
 import math
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Dict, Iterable, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, ClassVar, Dict, Iterable, List, NamedTuple, Optional, Tuple, Union
 
 import numpy as np
 
 from config import ROOT, Settings, UserError
+from network.gammas import GAMMAS
+from network.shapes import DENSE, IDENTITY, BlockShape
 from pipeline.documents import SCHEMA_VERSION, Document
-
-if TYPE_CHECKING:
-    from network.shapes import BlockShape
 
 PROFILE_DIR = os.path.join(ROOT, 'data', 'device_profiles')
 EDGE_CPU, JETSON_TX2 = BUILT_IN = ('edge-cpu', 'jetson-tx2')
@@ -83,8 +82,6 @@ def kernels_of(shape: BlockShape, gamma: int, identity_alone: str = 'affine') ->
 
     A folded path is a convolution and its bias, or an affine; an unfolded one is a convolution and a BatchNorm.
     """
-    from network.gammas import GAMMAS
-    from network.shapes import DENSE, IDENTITY
     spec = GAMMAS[gamma]
     pixels = shape.out_size ** 2
     output = FLOAT_BYTES * shape.out_channels * pixels
@@ -139,8 +136,6 @@ def pipeline_ms(profile: KernelProfile, kernels: Iterable[Kernel]) -> float:
 
 def predict_block_ms(profile: KernelProfile, shape: BlockShape) -> np.ndarray:
     """Latency of a block under every γ, float64 [14], ms; NaN where γ needs an identity that it has not."""
-    from network.gammas import GAMMAS
-    from network.shapes import IDENTITY
     return np.array([pipeline_ms(profile, kernels_of(shape, gamma.id, profile.identity_alone))
                      if shape.has_identity or IDENTITY not in gamma.branches else np.nan for gamma in GAMMAS])
 
@@ -225,7 +220,7 @@ def load_profile(name_or_path: str) -> DeviceProfile:
 
 
 def profile_fields(profile: KernelProfile) -> Dict[str, Any]:
-    """What to write to a file (json_files.write) so that `load_profile` gives this profile back."""
+    """What to write to a file (pipeline/writing.py) so that `load_profile` gives this profile back."""
     return {'kind': profile.kind, **dataclasses.asdict(profile)}
 
 

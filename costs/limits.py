@@ -1,4 +1,4 @@
-"""What a configuration may need (design section 8), what it needs, and how to say so in one line or in JSON."""
+"""What a configuration may need, what it needs, and how to say so in one line or in JSON."""
 from __future__ import annotations
 
 import math
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Dict, List, NamedTuple, Optional, Union
 
 from config import Settings, UserError
-from costs.cost_model import HardwareTable, Solution, SplitTimes, Times
+from costs.cost_model import HardwareTable, Solution, SplitTimes, Times, Value
 
 TOLERANCE = 1e-9  # relative; a limit counts as met this close to it, since sums of times are rounded
 MB = 2.0 ** 20  # bytes
@@ -27,7 +27,7 @@ class Limits:
         """Is there a limit at all?"""
         return any(value is not None for value in vars(self).values())
 
-    def factors(self, times: Union[Times, SplitTimes], n_bytes: Any, memory: Any) -> Dict[str, Any]:
+    def factors(self, times: Union[Times, SplitTimes], n_bytes: Value, memory: Value) -> Dict[str, Value]:
         """Need over limit, by the name of the limit that is set: up to 1 is within. MIN_FPS limits the slowest stage
         to 1000 / MIN_FPS ms. Floats, or arrays over splits."""
         pairs = {'client_ms': times.T_client_ms, 'server_ms': times.T_server_ms, 'client_memory_bytes': memory,
@@ -86,7 +86,7 @@ class LimitedSolution:
 
     @property
     def proven(self) -> bool:
-        """Does the bound reach the objective? Always, unless `memory_knapsack.MAX_STATES` was reached."""
+        """Does the bound reach the objective? Always, unless `knapsack.MAX_STATES` was reached."""
         return self.bound_ms >= getattr(self.best.solution.times, self.objective) * (1 - TOLERANCE)
 
 
@@ -135,7 +135,7 @@ def limited_to_json(found: LimitedSolution, limits: Limits, table: HardwareTable
 
 
 def nearest_to_json(error: NothingFits, limits: Limits, table: HardwareTable) -> Dict[str, Any]:
-    """The same where nothing unpruned fits: the nearest configuration, and what it exceeds."""
+    """The field `limited` where nothing unpruned fits: the nearest configuration, and what it exceeds."""
     return {**_candidate_to_json(error.nearest, limits, table), 'exceeded': violations(error.nearest, limits),
             'certificate': None}
 

@@ -101,7 +101,7 @@ def _of_model(model_name: str, input_size: int, num_classes: int, side_by_side: 
 
 
 def client_ends(split: int, n_blocks: int, head_tier: str) -> Tuple[range, bool, bool]:
-    """What the client runs at this split: its blocks, whether the stem, whether the classifier (design section 2)."""
+    """What the client runs at this split: its blocks, whether the stem, whether the classifier."""
     if head_tier == 'client':
         return range(split), split > 0, split == n_blocks
     return range(split, n_blocks), split == 0, split < n_blocks

@@ -15,7 +15,7 @@ class ImageSet:
     labels: torch.Tensor  # int64 [n]
 
     def to(self, device: torch.device) -> 'ImageSet':
-        """The same images there."""
+        """A copy on that device."""
         return ImageSet(self.images.to(device), self.labels.to(device))
 
     def __len__(self) -> int:

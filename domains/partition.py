@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Dict, List, Sequence, Tuple
 
 import numpy as np
+from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from cli import say
 from config import Settings, UserError
@@ -68,8 +70,6 @@ def find_readable(source: ImageSource, num_workers: int = 0) -> Tuple[Indices, L
     everything = np.arange(len(source))
     if not source.can_be_damaged():
         return everything, []
-    from torch.utils.data import DataLoader
-    from tqdm import tqdm
     loader = DataLoader(_Decodes(source), batch_size=64, num_workers=num_workers)
     progress = tqdm(loader, 'checking images', delay=3, leave=False, disable=None)
     readable = np.concatenate([part.numpy() for part in progress])

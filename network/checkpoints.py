@@ -77,7 +77,7 @@ def _can_load_safely() -> bool:
 
 
 def normalise_keys(state: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
-    """The same tensors under the authors' names, without a `module.` prefix."""
+    """The tensors of a state dict under the authors' names, without a `module.` prefix."""
     result = {}
     for name, value in state.items():
         name = name[len('module.'):] if name.startswith('module.') else name

@@ -24,8 +24,8 @@ class BlockFunction(torch.autograd.Function):
     get no gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, alpha: torch.Tensor, branches: Sequence[FoldedBranch], shape: BlockShape,
-                relu: bool) -> torch.Tensor:
+    def forward(ctx: 'torch.autograd.function.FunctionCtx', x: torch.Tensor, alpha: torch.Tensor,
+                branches: Sequence[FoldedBranch], shape: BlockShape, relu: bool) -> torch.Tensor:
         scales = alpha.tolist()
         kernel, bias = merged(branches, scales, shape.groups)
         y = convolve(x, FoldedBranch(kernel, None, bias) if kernel is not None else
@@ -37,7 +37,7 @@ class BlockFunction(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Tuple[Optional[torch.Tensor], ...]:
+    def backward(ctx: 'torch.autograd.function.FunctionCtx', grad: torch.Tensor) -> Tuple[Optional[torch.Tensor], ...]:
         x, y, alpha, kernel = ctx.saved_tensors
         if ctx.relu:
             grad = torch.ops.aten.threshold_backward(grad, y, 0)  # what ReLU's own backward calls

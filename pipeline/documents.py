@@ -11,7 +11,6 @@ from pipeline.kinds import command_for, path_of
 
 SCHEMA_VERSION = 1
 MAX_FILE_BYTES = 256 << 20  # a larger file is not one of ours
-# --- reading ------------------------------------------------------------------------------------
 
 Field = Union[str, Sequence[str]]  # 'metadata.model', or a sequence of keys where these may hold dots
 
@@ -43,7 +42,7 @@ class Document:
         """`find`, checked for its type; `kind` float also takes integers, nothing takes a boolean but bool."""
         return self.check(self.find(field), field, kind)
 
-    def check(self, value: Any, field: Field, kind: type) -> Any:
+    def check(self, value: object, field: Field, kind: type) -> Any:
         """`value` if it is of this kind, else `UserError`."""
         accepted = (int, float) if kind is float else (kind,)
         if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):

@@ -15,7 +15,9 @@ from config import Settings, UserError
 from pipeline.documents import SCHEMA_VERSION
 from pipeline.kinds import KINDS
 
-# --- writing ------------------------------------------------------------------------------------
+_NUMBER = r'(?:null|-?\d[\d.eE+-]*)'
+_LIST_OF_NUMBERS = re.compile(rf'\[\n *{_NUMBER}(?:,\n *{_NUMBER})*\n *\]')  # no text in JSON holds a line end
+
 
 @contextmanager
 def replacing(path: str) -> Iterator[str]:
@@ -60,8 +62,6 @@ def check_writable(path: str) -> None:
         raise UserError(f'cannot write {path}: {error.strerror}; free the path or choose another RESULTS_DIR') from None
     if os.path.isdir(path):
         raise UserError(f'cannot write {path}: a folder is in the way')
-_NUMBER = r'(?:null|-?\d[\d.eE+-]*)'
-_LIST_OF_NUMBERS = re.compile(rf'\[\n *{_NUMBER}(?:,\n *{_NUMBER})*\n *\]')  # no text in JSON holds a line end
 
 
 def write(path: str, content: Dict[str, Any], metadata: Dict[str, Any]) -> None:
@@ -83,14 +83,14 @@ def make_metadata(settings: Settings, kind: str, inputs: str) -> Dict[str, Any]:
 
 
 def _version(package: str) -> Optional[str]:
-    from importlib import metadata
+    from importlib import metadata  # slow to import (30 ms), and `--help` needs no versions
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value

@@ -11,7 +11,8 @@ again to the client that comes back; what was answered is never asked again.
 from __future__ import annotations
 
 import itertools
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, TypeVar
+from types import TracebackType
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar
 
 import numpy as np
 import torch
@@ -48,7 +49,8 @@ class RemoteClient:
     def __enter__(self) -> 'RemoteClient':
         return self
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    def __exit__(self, kind: Optional[Type[BaseException]], error: Optional[BaseException],
+                 trace: Optional[TracebackType]) -> None:
         self.close('the server has finished' if error is None else 'the server stops')
 
     def close(self, text: str) -> None:

@@ -8,10 +8,12 @@ What is measured is kept in the result files round by round, so a restarted serv
 from __future__ import annotations
 
 import os
-from typing import Any, Dict, List, Optional, Tuple
+from types import TracebackType
+from typing import Any, Dict, List, Optional, Tuple, Type
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 import cli
 import lut_manager
@@ -55,7 +57,8 @@ class Session:
     def __enter__(self) -> 'Session':
         return self
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    def __exit__(self, kind: Optional[Type[BaseException]], error: Optional[BaseException],
+                 trace: Optional[TracebackType]) -> None:
         self.client.__exit__(kind, error, trace)
 
     # --- the table ---
@@ -107,7 +110,6 @@ class Session:
 
     def time_client(self, facts: Dict[str, Any]) -> NetworkTiming:
         """Block timings on the client. Every finished round is kept on disk until the table is complete."""
-        from tqdm import tqdm
         settings, rounds = self.settings, self.settings.LUT_ROUNDS
         rounds_file = _RoundsFile(settings, str(facts.get('name')))
         done = rounds_file.read()

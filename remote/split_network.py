@@ -21,7 +21,8 @@ class RemoteFunction(torch.autograd.Function):
     """output = part(input; α), computed on the client."""
 
     @staticmethod
-    def forward(ctx: Any, part: ClientPart, x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: 'torch.autograd.function.FunctionCtx', part: ClientPart, x: torch.Tensor, alpha: torch.Tensor,
+                ) -> torch.Tensor:
         """x [B, ...] and α [k, 3] -> the part's output."""
         raw = formats.AS_COMPUTED
         keep, input_grad = any(ctx.needs_input_grad), ctx.needs_input_grad[1]
@@ -31,7 +32,7 @@ class RemoteFunction(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Tuple[Optional[torch.Tensor], ...]:
+    def backward(ctx: 'torch.autograd.function.FunctionCtx', grad: torch.Tensor) -> Tuple[Optional[torch.Tensor], ...]:
         """Gradients of x and α; the forward step is repeated when the client no longer has it."""
         part, raw = ctx.part, formats.AS_COMPUTED
 

@@ -14,13 +14,12 @@ from config import Settings
 from costs.cost_model import Configuration
 from hyper_repvgg import HyperRepVGG
 from remote.client import ClientPart, ImageSetOnClient, RemoteClient, folded_specs
-from tier.part import client_units, cut_shape, head_units, part_of, server_units
+from tier.part import PartSpec, client_units, cut_shape, head_units, part_of, server_units
+from tier.tasks import FIGURE
 from wire import formats
 from wire.connection import Connection
 from wire.frames import Message, ProtocolError
 from wire.stream import head_compute, stream_head, stream_tail, tail_compute
-
-FIGURE = 'figure_'  # prefix of the head end's figures in the client's reply
 
 
 def run_stream(client: RemoteClient, model: HyperRepVGG, configuration: Configuration, images: torch.Tensor,
@@ -53,7 +52,7 @@ class _Stream:
         unit = head_units(split, n)[1]
         self._shape = (1, *cut_shape(model.model_name, model.num_classes, images.shape[-1], unit))
 
-        def spec(units: Tuple[int, int]) -> Any:
+        def spec(units: Tuple[int, int]) -> PartSpec:
             return folded_specs(configuration.alpha, configuration.gamma, units, settings)
 
         on_client = ImageSetOnClient(images) if self.head_tier == 'client' else None

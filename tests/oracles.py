@@ -1,5 +1,5 @@
-"""The specification written down plainly, for tests to hold the fast code against: section 3's table, section 4's
-block and section 5's times, each without a look at how the modules do it."""
+"""The specification written down plainly, for tests to hold the fast code against: the table of γ, a block and the
+times, each without a look at how the modules do it."""
 from __future__ import annotations
 
 import itertools
@@ -36,7 +36,7 @@ def valid_gammas(surviving: Sequence[bool]) -> List[int]:
     return [gamma for gamma, (_, paths) in GAMMA_TABLE.items() if set(itertools.chain(*paths)) == alive]
 
 
-# --- section 4: a block, in numpy, float64 ----------------------------------------------------------
+# --- a block, in numpy, float64 ----------------------------------------------------------
 
 def array(tensor) -> np.ndarray:
     """A tensor's values as float64."""
@@ -165,10 +165,10 @@ class PaperRepVGG(nn.Module):
         return self.linear(self.gap(x).flatten(1))
 
 
-# --- section 5: times, one configuration at a time ------------------------------------------------------
+# --- times, one configuration at a time ------------------------------------------------------
 
 class NaiveTimes(NamedTuple):
-    """The times of section 5, ms."""
+    """The times of one configuration, ms."""
     T_client_ms: float
     T_server_ms: float
     T_com_ms: float

@@ -18,6 +18,7 @@ from gamma_mask_builder import runnable_gammas
 from hyper_repvgg import HyperRepVGG, HyperRepVGGBlock
 from network.shapes import ARCHITECTURES, BlockShape
 
+OBJECTIVES = ('T_eff_ms', 'T_cyc_ms', 'T_lat_ms')  # fields of Times that may be minimised
 seeds = st.integers(0, 2 ** 32 - 1)
 
 

@@ -1,4 +1,4 @@
-"""γ never changes what a block computes, only how: the table, validity, and the plans of section 3."""
+"""γ never changes what a block computes, only how: the table, validity, and the plans that run it."""
 from __future__ import annotations
 
 import numpy as np

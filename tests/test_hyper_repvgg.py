@@ -1,4 +1,4 @@
-"""The model of section 4: all variants, training of α, folding and splitting."""
+"""The model: all variants, training of α, folding and splitting."""
 from __future__ import annotations
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Section 5's times, the exact method against brute force, and the gradient method's certificate."""
+"""The times of a configuration, the exact method against brute force, and the gradient method's certificate."""
 from __future__ import annotations
 
 import dataclasses
@@ -11,12 +11,12 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from random_cases import WIRE_SIZES, surviving_arrays, tables, whole_table
+from random_cases import OBJECTIVES, WIRE_SIZES, surviving_arrays, tables, whole_table
 
 import throughput_optimizer as optimizer
 from config import Settings, UserError
 from costs.cost_model import Configuration, Link, Roofline, goal, roofline_loss_ms, times
-from throughput_optimizer import OBJECTIVES, solve_exact, solve_gradient
+from throughput_optimizer import solve_exact, solve_gradient
 
 
 @st.composite

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import settings as checked
 from hypothesis import strategies as st
 from oracles import all_choices
-from random_cases import seeds, surviving_arrays, tables, whole_table
+from random_cases import OBJECTIVES, seeds, surviving_arrays, tables, whole_table
 
 import config
 import lut_manager
@@ -34,7 +34,7 @@ from network.gammas import GAMMAS
 from network.shapes import IDENTITY, BlockShape, architecture, block_shapes
 from progressive_pruning import JointSearch
 from report import step2_result
-from throughput_optimizer import OBJECTIVES, solve_exact
+from throughput_optimizer import solve_exact
 from throughput_optimizer_limit import check_possible, solve_limited, solve_or_nearest, solve_within_limits
 
 CLOSE = 1e-9

@@ -21,8 +21,21 @@ from hyper_repvgg import DeployedNetwork, HyperRepVGG, deploy
 from network.gammas import GAMMAS, N_GAMMA
 from network.shapes import BRANCHES
 
-logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)  # it warns where there is nvcc but no GPU
-from torch.utils import benchmark  # noqa: E402
+
+@contextmanager
+def only_errors_of(logger: str) -> Iterator[None]:
+    """Within: this logger says nothing below an error."""
+    found = logging.getLogger(logger)
+    before = found.level
+    found.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        found.setLevel(before)
+
+
+with only_errors_of('torch.utils.cpp_extension'):  # it warns where there is nvcc but no GPU
+    from torch.utils import benchmark
 
 PASSES = 3  # timed forward passes a visit, after torch.utils.benchmark's own warm-up of two passes
 WARM_UP_MS = 10  # before that: a network that was just built needs about ten passes of 1 ms to reach its final speed

@@ -24,7 +24,7 @@ DTYPES = {'float32': torch.float32, 'float64': torch.float64}
 
 
 def head_units(split: int, n_blocks: int) -> Tuple[int, int]:
-    """Units [first, last) of the head (design section 2)."""
+    """Units [first, last) of the head."""
     return 0, 0 if split == 0 else n_blocks + 2 if split == n_blocks else split + 1
 
 
@@ -51,7 +51,7 @@ def units_of(model: HyperRepVGG) -> List[nn.Module]:
 # --- weights as bytes -------------------------------------------------------------------------------
 
 def _travelling(unit: nn.Module) -> Dict[str, torch.Tensor]:
-    """What of a unit's state is weights: not α, which is sent with the work, nor BatchNorm's step counter."""
+    """The tensors of a unit that are weights: not α, which is sent with the work, nor BatchNorm's step counter."""
     return {name: value for name, value in unit.state_dict().items()
             if name != 'alpha' and not name.endswith('num_batches_tracked')}
 
@@ -89,11 +89,6 @@ def empty_unit(model_name: str, num_classes: int, index: int) -> nn.Module:
     for name, parameter in unit.named_parameters():
         parameter.requires_grad_(name == 'alpha')
     return unit.eval()
-
-
-def unit_bytes(model_name: str, num_classes: int, index: int) -> int:
-    """Size of a unit's weights, bytes."""
-    return 4 * sum(value.numel() for value in _travelling(empty_unit(model_name, num_classes, index)).values())
 
 
 def cut_shape(model_name: str, num_classes: int, input_size: int, unit: int) -> Tuple[int, ...]:

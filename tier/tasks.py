@@ -11,7 +11,7 @@ import os
 import platform
 import threading
 import time
-from typing import Any, Callable, Dict, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 import numpy as np
 import torch
@@ -29,11 +29,12 @@ from wire import formats as wire_formats
 from wire.blobs import BlobStore
 from wire.connection import Connection
 from wire.frames import MAX_PAYLOAD_BYTES, Message, NetworkError, PeerError, ProtocolError
-from wire.stream import client_stream
+from wire.stream import head_compute, stream_head, stream_tail, tail_compute
 
 Reply = Tuple[Dict[str, Any], Dict[str, torch.Tensor]]
 MAX_INPUT_SIZE, MAX_CLASSES, MAX_THREADS, MAX_ROUNDS = 4096, 1 << 17, 1024, 10000
 REFUSED, CANCELLED, UNKNOWN, FAILED = 'refused', 'cancelled', 'unknown', 'failed'
+FIGURE = 'figure_'  # prefix of a stream's figures in the reply
 WIRE_REPEATS = 9  # timed encodings and decodings; the median is sent
 
 
@@ -196,12 +197,25 @@ class Tasks:
 
     def stream(self, message: Message) -> Reply:
         """Run the client's side of a stream until its last frame."""
-        return client_stream(self, message), {}
+        part, wire = self.current_part(), message.text('wire')
+        first, last = message.integer('first', 0, 2 ** 31), message.integer('last', 0, 2 ** 31)
+        total = message.integer('total', last, 2 ** 31)
+
+        def seen(i: int, prediction: List[int]) -> None:
+            self.check()
+            self.progress(i + 1, total)
+
+        if message.text('role', ('head', 'tail')) == 'tail':
+            shape = tuple(message.integers('shape', 0, 2 ** 31 - 1))
+            stream_tail(self.connection, tail_compute(part, wire, shape), first, last, seen)
+            return {}, {}
+        record = stream_head(self.connection, head_compute(part, self.images(message), wire), first, last, seen)
+        return {f'{FIGURE}{name}': value for name, value in record.figures().items()}, {}
 
     # --- measurements ---
 
     def time_round(self, message: Message) -> Reply:
-        """One round of block timings: every block under every γ at least once (block_timing.py)."""
+        """One round of block timings: every block under every γ at least once (tier/block_timing.py)."""
         key = message.text('model'), message.integer('classes', 1, MAX_CLASSES)
         rounds = message.integer('rounds', 1, MAX_ROUNDS)
         number, size = message.integer('round', 0, rounds - 1), message.integer('input_size', 1, MAX_INPUT_SIZE)

@@ -256,7 +256,7 @@ def _valid_field(item: Tuple[str, Any]) -> bool:
         for part in (value if isinstance(value, list) else [value]))
 
 
-def _checked_spec(entry: Any) -> TensorSpec:
+def _checked_spec(entry: object) -> TensorSpec:
     if not (isinstance(entry, list) and len(entry) == 3):
         raise ProtocolError('typed header: a tensor is [name, dtype, shape]')
     name, dtype, shape = entry

@@ -14,7 +14,7 @@ import statistics
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Tuple, TypeVar
 
 import torch
 
@@ -23,6 +23,7 @@ from wire.connection import Connection
 from wire.frames import Kind, NetworkError, PeerError, ProtocolError
 
 Tensors = Mapping[str, torch.Tensor]
+Item = TypeVar('Item')
 MAX_WINDOW = 64
 LOCKSTEP_FRAMES = 6  # sent one at a time before a stream, to learn what a frame takes when it waits for nothing
 SETTLE_FRAMES = 8  # after them, while the stream fills; like them, they do not count
@@ -139,7 +140,7 @@ class _Failure:
             raise self.error
 
 
-def _put(target: 'queue.Queue[Any]', item: Any, failure: _Failure) -> None:
+def _put(target: 'queue.Queue[Item]', item: Item, failure: _Failure) -> None:
     while True:
         failure.check()
         try:
@@ -148,7 +149,7 @@ def _put(target: 'queue.Queue[Any]', item: Any, failure: _Failure) -> None:
             continue
 
 
-def _get(source: 'queue.Queue[Any]', failure: _Failure) -> Any:
+def _get(source: 'queue.Queue[Item]', failure: _Failure) -> Item:
     while True:
         failure.check()
         try:
@@ -298,21 +299,3 @@ def tail_compute(part: Callable[[torch.Tensor], torch.Tensor], wire: str, shape:
         except ValueError as error:
             raise ProtocolError(f'stream: {error}') from None
     return compute
-
-
-def client_stream(tasks: Any, message: Any) -> Dict[str, Any]:
-    """The client's side of a `stream` request (worker_tasks.Tasks.stream)."""
-    part, wire = tasks.current_part(), message.text('wire')
-    first, last = message.integer('first', 0, 2 ** 31), message.integer('last', 0, 2 ** 31)
-    total = message.integer('total', last, 2 ** 31)
-
-    def seen(i: int, prediction: List[int]) -> None:
-        tasks.check()
-        tasks.progress(i + 1, total)
-
-    if message.text('role', ('head', 'tail')) == 'tail':
-        shape = tuple(message.integers('shape', 0, 2 ** 31 - 1))
-        stream_tail(tasks.connection, tail_compute(part, wire, shape), first, last, seen)
-        return {}
-    record = stream_head(tasks.connection, head_compute(part, tasks.images(message), wire), first, last, seen)
-    return {f'figure_{name}': value for name, value in record.figures().items()}
