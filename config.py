@@ -23,6 +23,12 @@ PICKS = ('constraint', 'knee', 'budget')
 BUDGETS = ('BUDGET_T_EFF_MS', 'BUDGET_LATENCY_MS', 'BUDGET_MIN_FPS')
 
 RENAMED: Dict[str, str] = {  # a setting of earlier versions: the one that took its place, or a sentence: what to do now
+    'LOOKS': 'MAX_EVALUATIONS',
+    'QUIET_SHARE': 'every measurement sees all validation images now; leave it out',
+    'SHARED_STEPS': 'recoveries start from the best network now; leave it out',
+    'L1_WEIGHT': 'recovery has no L1 pressure any more; leave it out',
+    'FRONTIER_LOOKS': 'the frontier holds what the search measures; leave it out, or raise MAX_EVALUATIONS',
+    'FRONTIER_RECOVERIES': 'the frontier holds what the search measures; leave it out, or raise MAX_EVALUATIONS',
 }
 
 
@@ -55,7 +61,6 @@ limit = or_none(above_0)  # none: no limit
 at_least_0 = Rule(lambda v: v >= 0, '0 or more')
 fraction = Rule(lambda v: 0 <= v <= 1, 'between 0 and 1')
 inner_fraction = Rule(lambda v: 0 < v < 1, 'between 0 and 1')
-fraction_above_0 = Rule(lambda v: 0 < v <= 1, 'above 0, at most 1')
 one_to_ten = Rule(lambda v: 1 <= v <= 10, 'between 1 and 10')
 seed = Rule(lambda v: 0 <= v < 2 ** 63, '0 or more, below 2^63')
 port = Rule(lambda v: 0 < v < 65536, 'a port, 1 to 65535')
@@ -149,23 +154,16 @@ class Settings:
     MU: float = setting(1.0, 'joint', at_least_0)  # reward of accuracy
     MAX_PRUNING_ROUNDS: int = setting(30, 'joint', at_least_0)  # accepted changes at most
     MIN_SAVING: float = setting(0.01, 'joint', fraction)  # of the unpruned T_eff; less is within the table's noise
-    LOOKS: int = setting(96, 'joint', above_0)  # networks measured without a recovery of their own, at most; only half
+    MAX_EVALUATIONS: int = setting(96, 'joint', above_0)  # networks measured without a recovery, at most; only half
     #                                     of them where no other promises much
-    QUIET_SHARE: float = setting(0.125, 'joint', fraction_above_0)  # of the validation images, hardest first: when so
-    #                             many in a row are right, a look takes the rest as right; 1: looks see all images
     ACTIVATION_CACHE_MB: int = setting(512, 'none', at_least_0)  # memory of a search for what blocks put out, MiB
     PRUNING_THRESHOLD: float = setting(0.02, 'joint', at_least_0)  # a branch whose |α| is below is offered for pruning
     #                                             for accuracy's sake even when it saves no time
-    SHARED_STEPS: int = setting(96, 'joint', at_least_0)  # α steps (batches) on networks pruned at random, where all
-    #                                            recoveries start; 0: they start from the unpruned network's α
-    RECOVERY_STEPS: int = setting(12, 'joint', at_least_0)  # α steps (batches) after a candidate change
+    RECOVERY_STEPS: int = setting(48, 'joint', at_least_0)  # α steps (batches) of a recovery, at most
     RECOVERY_BATCH_SIZE: int = setting(32, 'joint', above_0)  # images a step
     RECOVERY_LR: float = setting(0.05, 'joint', above_0)  # Adam
     RECALIBRATE_BN: bool = setting(False, 'joint')  # re-estimate BatchNorm's statistics for pruned networks
     RECALIBRATION_IMAGES: int = setting(128, 'joint', above_0)  # training images for it, without labels
-    L1_WEIGHT: float = setting(0.02, 'joint', at_least_0)  # L1 pressure on α, times each branch's share of the time
-    FRONTIER_LOOKS: int = setting(4, 'joint', at_least_0)  # further looks after the search, for the frontier
-    FRONTIER_RECOVERIES: int = setting(1, 'joint', at_least_0)  # and recoveries of α; one costs as much as seven looks
     PICK: str = setting('constraint', 'pick', one_of(*PICKS))  # the point of the frontier that is the answer
     BUDGET_T_EFF_MS: Optional[float] = setting(None, 'pick', limit)  # of PICK=budget; none: no bound
     BUDGET_LATENCY_MS: Optional[float] = setting(None, 'pick', limit)  # T_lat, round trip included

@@ -17,18 +17,14 @@ import torch
 
 from config import Settings
 from costs.cost_model import Configuration, HardwareTable, times
-from domain_dataset import load_domain
 from domains.image_sets import ImageSet, wilson_interval
 from hyper_repvgg import HyperRepVGG
 from network.alpha import surviving_branches, unpruned_alpha
 from network.inputs import batches
-from pipeline import kinds
 from remote.client import ClientPart, ImageSetOnClient, RemoteClient, folded_specs
 from remote.session import Session
 from remote.split_network import SplitNetwork
 from remote.streaming import run_stream
-from search import domain_jobs
-from search.frontier_search import FrontierSearch
 from throughput_optimizer import solve_exact
 from tier.part import client_units, part_of, server_units
 from wire import formats
@@ -60,34 +56,13 @@ def predict(model: HyperRepVGG, gamma: Sequence[int], split: int, client: Remote
     return torch.cat(found)
 
 
-def accuracy(model: HyperRepVGG, gamma: Sequence[int], split: int, client: RemoteClient, images: torch.Tensor,
-             labels: torch.Tensor, settings: Settings, wire: str = 'float32') -> float:
-    """Accuracy (fraction of 1) through the split, with the wire format's effect in it."""
-    return float(np.mean((predict(model, gamma, split, client, images, settings, wire) == labels).numpy()))
-
-
 # --- step 3 with a connected client ---------------------------------------------------------------------
 
-def optimise_through_client(domain: int, session: Session, settings: Settings, remeasure: bool = False,
-                            search_again: bool = True) -> None:
-    """Step 3 of one domain through a connected client: table, α training, evaluation and stream."""
-    table = session.table(load_domain(settings, domain, 'val').images, remeasure)
-    test = load_domain(settings, domain, 'test')
-    inputs = domain_jobs.joint_inputs(domain, settings, kinds.path_of('lut', settings))
-    domain_jobs.optimise(domain, table, settings, inputs, 'real', split_search(session, table),
-                         lambda model, result: measure(session, model, result.configuration, table, test,
-                                                       statistics=result.batchnorm), search_again)
-
-
-def split_search(session: Session, table: HardwareTable) -> Callable[..., FrontierSearch]:
-    """`FrontierSearch` with its α training through the split of the unpruned network."""
+def split_network(session: Session, table: HardwareTable) -> Callable[[HyperRepVGG], SplitNetwork]:
+    """What turns a model into one that trains its α through the split that is best for the unpruned network."""
     settings = session.settings
     split = solve_exact(table, surviving_branches(unpruned_alpha(table.has_identity)), settings).split
-
-    def search(model: HyperRepVGG, *arguments: Any) -> FrontierSearch:
-        return FrontierSearch(SplitNetwork(model, session.client, split, settings), *arguments)
-
-    return search
+    return lambda model: SplitNetwork(model, session.client, split, settings)
 
 
 def measure(session: Session, model: Union[HyperRepVGG, SplitNetwork], configuration: Configuration,

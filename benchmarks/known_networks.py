@@ -12,24 +12,27 @@ import torch
 from tqdm import tqdm
 
 import config
-from costs.cost_model import HardwareTable, goal
+from costs.cost_model import HardwareTable
+from costs.goal import Goal
 from domains.image_sets import ImageSet
 from gamma_configurator import build_plan
 from hyper_repvgg import HyperRepVGG, deploy
-from network.alpha import kept
+from network.alpha import BlockMask, PruningMask, mask_of
 from network.gammas import fused_gamma
 from network.inputs import normalise
-from search import domain_search, hardest_first
-from search.frontier import hypervolume, lowest_explored
-from search.frontier_search import SLOWEST, FrontierSearch
-from search.importance_pruning import ImportanceSearch
-from search.prefix_activations import Choice, Keep, PruningEvaluator, choice_of
-from search.pruning_search import Judgement, SearchState
+from search import domain_search
+from search.acquisition import RecoveryGain
+from search.evaluator import Evaluator, accuracy_of, margins_of
+from search.frontier import non_dominated
+from search.pick import lowest_explored
+from search.state import EvaluatedNetwork, Work
 from throughput_optimizer import solve_exact
 
+SLOWEST = 1.0  # T_eff / T_eff_ref: what is slower than the unpruned network adds nothing to a frontier
 
-def enumerate_margins(model: HyperRepVGG, alpha: np.ndarray, options: List[List[Keep]],
-                      data: ImageSet, settings: config.Settings) -> Dict[Choice, np.ndarray]:
+
+def enumerate_margins(model: HyperRepVGG, alpha: np.ndarray, options: List[List[BlockMask]],
+                      data: ImageSet, settings: config.Settings) -> Dict[PruningMask, np.ndarray]:
     """Margins [n] of every combination of options on all images, depth first: a prefix of blocks is run once for all
     that share it."""
     model.set_alpha_array(alpha)
@@ -39,12 +42,12 @@ def enumerate_margins(model: HyperRepVGG, alpha: np.ndarray, options: List[List[
         values = [torch.as_tensor(np.where(keep, row, 0)[:block.n_branches], dtype=block.alpha.dtype)
                   for keep in choices]
         plans.append([build_plan(block, value, fused_gamma(keep)) for value, keep in zip(values, choices)])
-    found: Dict[Choice, np.ndarray] = {}
+    found: Dict[PruningMask, np.ndarray] = {}
     total = int(np.prod([len(choices) for choices in options]))
     with torch.inference_mode(), tqdm(total=total, desc='enumerating', unit='network') as bar:
-        def descend(depth: int, x: torch.Tensor, chosen: Choice) -> None:
+        def descend(depth: int, x: torch.Tensor, chosen: PruningMask) -> None:
             if depth == n:
-                found[chosen] = hardest_first.margins_of(model.classify(x), data.labels)
+                found[chosen] = margins_of(model.classify(x), data.labels)
                 bar.update()
                 return
             for plan, keep in zip(plans[depth], options[depth]):
@@ -54,18 +57,18 @@ def enumerate_margins(model: HyperRepVGG, alpha: np.ndarray, options: List[List[
     return found
 
 
-class OnDemand(Dict[Choice, np.ndarray]):
+class OnDemand(Dict[PruningMask, np.ndarray]):
     """Margins that are measured when they are first asked for."""
 
-    def __init__(self, evaluator: PruningEvaluator) -> None:
+    def __init__(self, evaluator: Evaluator) -> None:
         super().__init__()
         self.evaluator = evaluator
         self.bar = tqdm(desc='measuring', unit='network')
 
-    def __missing__(self, choice: Choice) -> np.ndarray:
-        self[choice] = self.evaluator.look(choice).margins
+    def __missing__(self, mask: PruningMask) -> np.ndarray:
+        self[mask] = self.evaluator.margins(mask)
         self.bar.update()
-        return self[choice]
+        return self[mask]
 
 
 class Outcome(NamedTuple):
@@ -75,114 +78,88 @@ class Outcome(NamedTuple):
     networks: int
 
 
-class Evaluator:
-    """J of choices; counts the distinct networks that were asked for. The first is the unpruned one, which every
-    method knows."""
+class KnownNetworks:
+    """J of masks; counts the distinct networks that were asked for. The first is the unpruned one, which every method
+    knows."""
 
-    def __init__(self, margins: Dict[Choice, np.ndarray], table: HardwareTable, unpruned: Choice,
+    def __init__(self, margins: Dict[PruningMask, np.ndarray], table: HardwareTable, unpruned: PruningMask,
                  settings: config.Settings) -> None:
         self.margins, self.table, self.settings = margins, table, settings
-        self.reference = self.accuracy(unpruned)
-        self.T_eff_ref_ms = domain_search.solve_unpruned(table, settings).times.T_eff_ms
-        self.asked: Dict[Choice, float] = {}  # J
+        self.goal = Goal(domain_search.solve_unpruned(table, settings).times.T_eff_ms,
+                         accuracy_of(margins[unpruned]), settings.EPSILON, settings.KAPPA, settings.MU)
+        self.asked: Dict[PruningMask, float] = {}  # J
         self.points: List[Tuple[float, float]] = []  # (accuracy, T_eff / T_eff_ref) of what was asked for
         self.J(unpruned)
 
-    def accuracy(self, choice: Choice) -> float:
-        """On all images."""
-        return float((self.margins[choice] > 0).mean())
-
-    def J(self, choice: Choice) -> float:
-        """The objective of a choice, remembered."""
-        if choice not in self.asked:
-            T_eff_ms = solve_exact(self.table, np.array(choice), self.settings).times.T_eff_ms
-            accuracy = self.accuracy(choice)
-            self.points.append((accuracy, T_eff_ms / self.T_eff_ref_ms))
-            self.asked[choice] = goal(T_eff_ms, self.T_eff_ref_ms, accuracy, self.reference,
-                                      self.settings.EPSILON, self.settings.KAPPA, self.settings.MU)[0]
-        return self.asked[choice]
+    def J(self, mask: PruningMask) -> float:
+        """The objective of a mask, remembered."""
+        if mask not in self.asked:
+            T_eff_ms = solve_exact(self.table, np.array(mask), self.settings).times.T_eff_ms
+            accuracy = accuracy_of(self.margins[mask])
+            self.points.append((accuracy, T_eff_ms / self.goal.T_eff_ref_ms))
+            self.asked[mask] = self.goal.J(T_eff_ms, accuracy)
+        return self.asked[mask]
 
     def outcome(self, J: Optional[float] = None) -> Outcome:
         """What a search has found: this J, or the lowest of all."""
         accuracy, relative = np.array(self.points).T
-        area = hypervolume(accuracy, relative, lowest_explored(self.reference, self.settings.EPSILON), SLOWEST)
+        area = hypervolume(accuracy, relative, lowest_explored(self.goal), SLOWEST)
         return Outcome(min(self.asked.values()) if J is None else J, area, len(self.asked))
 
 
-class TabledEvaluator:
-    """Looks at known margins as step 3 looks at networks: at no more images than it needs to see."""
+class KnownEvaluator:
+    """In the place of search.evaluator.Evaluator: reads known margins and counts them."""
+    block_evaluations = 0
 
-    def __init__(self, known: Evaluator, batch_size: int) -> None:
-        self.known, self.batch_size = known, batch_size
-        self.block_evaluations = 0
+    def __init__(self, known: KnownNetworks) -> None:
+        self.known = known
 
-    def look(self, choice: Choice, expected: Optional[np.ndarray] = None, needed: float = 0.0,
-             quiet_share: float = 1.0) -> hardest_first.Look:
+    def margins(self, mask: PruningMask) -> np.ndarray:
         """Read, and counted."""
-        self.known.J(choice)
-        margins = self.known.margins[choice]
-        return hardest_first.look(lambda index: margins[index.numpy()],
-                                  np.zeros(len(margins)) if expected is None else expected, self.batch_size, needed,
-                                  quiet_share)
+        self.known.J(mask)
+        return self.known.margins[mask]
 
 
-class Tabled:
-    """Mixed into a search of ours: its looks and judgements read the known margins, α does not recover."""
-    known: Evaluator
-    given: List[List[Keep]]
+class NoRecovery:
+    """In the place of search.recovery.Recovery: α stays as it is, and the network is as accurate as it is known to be;
+    what is not among the known ones is useless."""
 
-    def options(self) -> List[List[Keep]]:
-        """What every method may choose from."""
-        return self.given
+    def __init__(self, known: KnownNetworks) -> None:
+        self.known, self.work = known, Work()
 
-    def share_alpha(self, state: SearchState) -> None:
-        """All see the unpruned network's α."""
+    def gain(self) -> RecoveryGain:
+        """Nothing is won back."""
+        return RecoveryGain(self.known.goal, prior_share=0.0, sd=0.0)
 
-    def evaluator(self, state: SearchState) -> TabledEvaluator:
-        """Of the known margins."""
-        return TabledEvaluator(self.known, self.settings.BATCH_SIZE)
+    def measure(self, alpha: np.ndarray) -> EvaluatedNetwork:
+        """Read, and counted."""
+        mask, accuracy = mask_of(alpha), 0.0
+        if isinstance(self.known.margins, OnDemand) or mask in self.known.margins:
+            self.known.J(mask)
+            accuracy = accuracy_of(self.known.margins[mask])
+        return EvaluatedNetwork(alpha, accuracy, accuracy)
 
-    def look_at_all_branches(self, state: SearchState) -> hardest_first.Look:
-        """Known."""
-        return self.evaluator(state).look(choice_of(self.unpruned))
+    def train(self, alpha: np.ndarray, seed: int, before: EvaluatedNetwork) -> EvaluatedNetwork:
+        """As it is."""
+        return before
 
-    def judged_as_looked(self, choice: Choice) -> Judgement:
-        """On all images, counted."""
-        self.known.J(choice)
-        return Judgement(self.known.accuracy(choice), kept(choice, self.unpruned))
-
-    def longer_recovery(self, state: SearchState, judgement: Judgement, needed: float = 0.0) -> Optional[Judgement]:
-        """Nothing to recover."""
-        return None
+    def on_the_wire(self, network: EvaluatedNetwork) -> EvaluatedNetwork:
+        """As it is."""
+        return network
 
 
-class TabledStep3(Tabled, FrontierSearch):
-    """Step 3's search. What recoveries won elsewhere is not to be expected here."""
+# --- how good a frontier is ---------------------------------------------------------------------------
 
-    def share_recovered(self, state: SearchState) -> float:
-        """Nothing."""
-        return 0.0
-
-    def once_recovered(self, state: SearchState, looked: np.ndarray, sd: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-        """A look is what it is."""
-        return looked, np.maximum(sd, 1e-9)
-
-    def judge(self, state: SearchState, choice: Choice, looked: Optional[Judgement] = None, whole: bool = False,
-              ) -> Judgement:
-        """Without recovery."""
-        return self.judged_as_looked(choice)
-
-    def go_further(self, state: SearchState) -> bool:
-        """Looks have told all: without recovery there is no other α."""
-        return False
+def staircase(accuracy: np.ndarray, ms: np.ndarray, lowest_accuracy: float, slowest_ms: float,
+             ) -> Tuple[np.ndarray, np.ndarray]:
+    """The best accuracy that can be had within a time, as a staircase from 0 to `slowest_ms`: (where its steps begin
+    [s], their heights [s]); `lowest_accuracy` where nothing is fast enough."""
+    best = [i for i in non_dominated(accuracy, ms) if ms[i] < slowest_ms and accuracy[i] > lowest_accuracy]
+    return np.array([0.0, *(ms[i] for i in best)]), np.array([lowest_accuracy, *(accuracy[i] for i in best)])
 
 
-class TabledSequential(Tabled, ImportanceSearch):
-    """The sequential search."""
-
-    def judge(self, state: SearchState, block: int, keep: Keep) -> Judgement:
-        """Without recovery; what is not among the options is never accepted."""
-        choice = choice_of(state.alpha)
-        if keep not in self.given[block]:
-            return Judgement(0.0, state.alpha)
-        return self.judged_as_looked((*choice[:block], keep, *choice[block + 1:]))
+def hypervolume(accuracy: np.ndarray, ms: np.ndarray, lowest_accuracy: float, slowest_ms: float) -> float:
+    """Area between the staircase of these points and the corner (lowest_accuracy, slowest_ms): more is better
+    (Zitzler and Thiele, 1998)."""
+    starts, heights = staircase(np.asarray(accuracy), np.asarray(ms), lowest_accuracy, slowest_ms)
+    return float(((heights - lowest_accuracy) * np.diff(np.append(starts, slowest_ms))).sum())

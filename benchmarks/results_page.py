@@ -23,6 +23,7 @@ from statistics import mean
 from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 import numpy as np
+from search.joint_result import JointResult
 
 import cli
 import config
@@ -32,7 +33,6 @@ from costs.cost_model import TIERS, Configuration, HardwareTable, Solution, Time
 from network.alpha import surviving_branches, unpruned_alpha
 from pipeline import fingerprints, kinds
 from search import domain_search, joint_result
-from search.joint_result import JointResult
 from throughput_optimizer import baselines, solve_exact, solve_unfused, split_range
 from wire.formats import is_lossless
 
@@ -71,7 +71,7 @@ def prune_as_before(pruned_in: str, overrides: Sequence[str]) -> None:
     settings, before = config.load(overrides), config.load((f'RESULTS_DIR={pruned_in}',))
     path = kinds.path_of('lut', settings)
     table, other = lut_manager.load(path, settings), lut_manager.load(kinds.path_of('lut', before), before)
-    model, whole = domain_search.base_model(settings), surviving_branches(unpruned_alpha(table.has_identity))
+    model, whole = domain_inputs.base_model(settings), surviving_branches(unpruned_alpha(table.has_identity))
     ends = {**baselines(table, whole, settings), 'step2': domain_search.solve_unpruned(table, settings)}
     for domain in range(10):
         inputs = fingerprints.inputs_of('sequential_accuracy', settings, domain, lut=path)
@@ -82,9 +82,9 @@ def prune_as_before(pruned_in: str, overrides: Sequence[str]) -> None:
         best = solve_exact(table, surviving_branches(alpha), settings, splits=[ends['step2'].split])
         pruned = replace(pruned, curve=[], baselines={name: replace(baseline, times=ends[name].times)
                                                       for name, baseline in pruned.baselines.items()})
-        result = domain_search.as_chosen(pruned, Configuration(alpha, best.gamma, best.split, best.wire),
+        result = result_assembly.as_chosen(pruned, Configuration(alpha, best.gamma, best.split, best.wire),
                                          pruned.accuracy.val_final, model,
-                                         domain_search.images_of(settings, domain, 'test'), table, settings)
+                                         domain_inputs.images_of(settings, domain, 'test'), table, settings)
         joint_result.save('sequential_accuracy', result, settings, inputs)
 
 

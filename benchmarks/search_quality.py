@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence, Tuple, Type
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -36,16 +36,23 @@ import torch
 import cli
 import config
 import lut_manager
-from benchmarks.known_networks import Evaluator, OnDemand, Outcome, TabledSequential, TabledStep3, enumerate_margins
+from benchmarks.known_networks import KnownEvaluator, KnownNetworks, NoRecovery, OnDemand, Outcome, enumerate_margins
 from benchmarks.links import every_link, on_link
 from costs.cost_model import HardwareTable
 from domain_dataset import load_domain
 from domains.image_sets import ImageSet
 from hyper_repvgg import HyperRepVGG
+from network.alpha import BlockMask, PruningMask, mask_of
 from pipeline import kinds
-from search import domain_search
-from search.prefix_activations import Choice, Keep, PruningEvaluator, choice_of
-from search.pruning_search import PruningSearch
+from progressive_pruning import ProgressivePruning
+from search import domain_inputs
+from search.acquisition import Acquisition
+from search.candidates import Candidates
+from search.evaluator import Evaluator
+from search.importance_pruning import ImportancePruning
+from search.problem import PruningProblem
+from search.pruned_times import PrunedTimes
+from search.stopping import StoppingRule
 
 POPULATION = 20  # of the evolutionary search
 ENUMERABLE = 20_000  # networks
@@ -54,7 +61,7 @@ METHODS = ('best', 'ours', 'sequential', 'random', 'evolutionary')
 SAME = 1e-9  # of J
 
 
-def block_options(has_identity: Sequence[bool], count: int) -> List[List[Keep]]:
+def block_options(has_identity: Sequence[bool], count: int) -> List[List[BlockMask]]:
     """What each block may keep: all, all but the 3x3, and (count 3) identity alone."""
     result = []
     for identity in has_identity:
@@ -65,38 +72,38 @@ def block_options(has_identity: Sequence[bool], count: int) -> List[List[Keep]]:
     return result
 
 
-def random_search(evaluator: Evaluator, options: List[List[Keep]], budget: int, seed: int) -> Outcome:
-    """`budget` distinct random choices."""
+def random_search(known: KnownNetworks, options: List[List[BlockMask]], budget: int, seed: int) -> Outcome:
+    """`budget` distinct random masks."""
     rng = np.random.default_rng(seed)
-    while len(evaluator.asked) < budget:
-        evaluator.J(tuple(choices[rng.integers(len(choices))] for choices in options))
-    return evaluator.outcome()
+    while len(known.asked) < budget:
+        known.J(tuple(choices[rng.integers(len(choices))] for choices in options))
+    return known.outcome()
 
 
-def tournament(population: List[Choice], evaluator: Evaluator, rng: np.random.Generator) -> Choice:
+def tournament(population: List[PruningMask], known: KnownNetworks, rng: np.random.Generator) -> PruningMask:
     """The better of two random ones."""
-    return min((population[rng.integers(len(population))] for _ in range(2)), key=evaluator.J)
+    return min((population[rng.integers(len(population))] for _ in range(2)), key=known.J)
 
 
-def evolutionary_search(evaluator: Evaluator, options: List[List[Keep]], budget: int, seed: int) -> Outcome:
+def evolutionary_search(known: KnownNetworks, options: List[List[BlockMask]], budget: int, seed: int) -> Outcome:
     """A (μ+λ) search: tournament parents, uniform crossover, one mutation a child on average."""
     rng = np.random.default_rng(seed)
     first = [tuple(choices[0] for choices in options)]
     first += [tuple(choices[rng.integers(len(choices))] for choices in options) for _ in range(POPULATION - 1)]
-    population: List[Choice] = []
+    population: List[PruningMask] = []
     while True:
-        children = [child_of(population, evaluator, options, rng) for _ in first] if population else first
-        for choice in children:
-            evaluator.J(choice)
-            if len(evaluator.asked) >= budget:
-                return evaluator.outcome()
-        population = sorted({*population, *children}, key=evaluator.J)[:POPULATION]
+        children = [child_of(population, known, options, rng) for _ in first] if population else first
+        for mask in children:
+            known.J(mask)
+            if len(known.asked) >= budget:
+                return known.outcome()
+        population = sorted({*population, *children}, key=known.J)[:POPULATION]
 
 
-def child_of(population: List[Choice], evaluator: Evaluator, options: List[List[Keep]], rng: np.random.Generator,
-             ) -> Choice:
+def child_of(population: List[PruningMask], known: KnownNetworks, options: List[List[BlockMask]],
+             rng: np.random.Generator) -> PruningMask:
     """Uniform crossover of two tournament winners, then one mutation on average."""
-    mother, father = (tournament(population, evaluator, rng) for _ in range(2))
+    mother, father = (tournament(population, known, rng) for _ in range(2))
     child = [m if rng.random() < 0.5 else f for m, f in zip(mother, father)]
     for k, choices in enumerate(options):
         if rng.random() < 1 / len(options):
@@ -113,59 +120,74 @@ class Task:
     data: ImageSet
     alpha: np.ndarray  # [N, 3], of the unpruned network
     importance: List[Tuple[int, int]]
-    options: List[List[Keep]]
-    margins: Dict[Choice, np.ndarray]
+    options: List[List[BlockMask]]
+    margins: Dict[PruningMask, np.ndarray]
 
     @property
     def enumerated(self) -> bool:
         """Is the optimum known?"""
         return not isinstance(self.margins, OnDemand)
 
-    def evaluator(self, settings: config.Settings) -> Evaluator:
-        """One that nobody has asked yet, on the link of the settings."""
-        return Evaluator(self.margins, on_link(self.table, settings), tuple(choices[0] for choices in self.options),
-                         settings)
+    def known(self, settings: config.Settings) -> KnownNetworks:
+        """Networks that nobody has asked for yet, on the link of the settings."""
+        return KnownNetworks(self.margins, on_link(self.table, settings), tuple(choices[0] for choices in self.options),
+                             settings)
 
-    def ours(self, search_type: Type[PruningSearch], settings: config.Settings) -> Outcome:
-        """What a search of ours ends with."""
-        known = self.evaluator(settings)
-        search = search_type(self.model, known.table, self.data, self.data, settings, self.domain, self.alpha,
-                             known.reference, known.T_eff_ref_ms, self.importance)
-        search.known, search.given = known, self.options
+    def problem(self, known: KnownNetworks) -> PruningProblem:
+        """What our searches are given; nothing of it is trained."""
+        return PruningProblem(self.model, self.data, self.data, self.alpha, self.importance, known.goal,
+                              PrunedTimes(known.table, known.goal.T_eff_ref_ms, known.settings), known.settings,
+                              self.domain)
+
+    def ours(self, settings: config.Settings) -> Outcome:
+        """What step 3's search ends with."""
+        known = self.known(settings)
+        problem = self.problem(known)
+        search = ProgressivePruning(
+            problem, Candidates(mask_of(self.alpha), self.options, self.importance), KnownEvaluator(known),
+            Acquisition(known.goal, problem.times.relative, slack=0.5 / len(self.data)), NoRecovery(known),
+            StoppingRule(settings.MAX_EVALUATIONS, settings.MAX_PRUNING_ROUNDS))
         state = search.run(search.start(), lambda state: None)
-        return known.outcome(known.J(choice_of(state.alpha)))
+        return known.outcome(known.J(mask_of(state.best.alpha)))
+
+    def sequential(self, settings: config.Settings) -> Outcome:
+        """What the search by importance ends with."""
+        known = self.known(settings)
+        search = ImportancePruning(self.problem(known), NoRecovery(known))
+        state = search.run(search.start(), lambda state: None)
+        return known.outcome(known.J(mask_of(state.best.alpha)))
 
 
 def prepare(domain: int, options_count: int, n_images: Optional[int], settings: config.Settings) -> Task:
     """Load a domain; enumerate its networks where they are few enough."""
     table = lut_manager.load(kinds.path_of('lut', settings), settings)
     torch.set_num_threads(settings.threads(settings.TORCH_THREADS))
-    model = domain_search.base_model(settings)
+    model = domain_inputs.base_model(settings)
     data = load_domain(settings, domain, 'val')
     data = ImageSet(data.images[:n_images], data.labels[:n_images])
-    alpha, _ = domain_search.reference_alpha(model, data, domain, settings)
-    importance = domain_search.importance_ranking(domain, table.block_names, settings)
+    alpha, _ = domain_inputs.reference_alpha(model, data, domain, settings)
+    importance = domain_inputs.importance_ranking(domain, table.block_names, settings)
     options = block_options(table.has_identity, options_count)
     if np.prod([float(len(choices)) for choices in options]) <= ENUMERABLE:
         margins = enumerate_margins(model, alpha, options, data, settings)
     else:
-        margins = OnDemand(PruningEvaluator(model, alpha, data, settings))
+        margins = OnDemand(Evaluator(model, alpha, data, settings))
     return Task(domain, model, table, data, alpha, importance, options, margins)
 
 
 def run_all(task: Task, settings: config.Settings) -> Dict[str, List[Outcome]]:
     """What each method finds, the random ones once for each seed; the lowest J of all of them under 'best', the optimum
     where it is known."""
-    found = {'unpruned': [task.evaluator(settings).outcome()], 'ours': [task.ours(TabledStep3, settings)],
-             'sequential': [task.ours(TabledSequential, settings)]}
+    found = {'unpruned': [task.known(settings).outcome()], 'ours': [task.ours(settings)],
+             'sequential': [task.sequential(settings)]}
     budget = found['ours'][0].networks
     for name, method in (('random', random_search), ('evolutionary', evolutionary_search)):
-        found[name] = [method(task.evaluator(settings), task.options, budget, seed)
+        found[name] = [method(task.known(settings), task.options, budget, seed)
                        for seed in range(SEEDS if task.enumerated else FEWER_SEEDS)]
     if task.enumerated:
-        everything = task.evaluator(settings)
-        for choice in itertools.product(*task.options):
-            everything.J(choice)
+        everything = task.known(settings)
+        for mask in itertools.product(*task.options):
+            everything.J(mask)
         found['best'] = [everything.outcome()]
     else:
         outcomes = [outcome for several in found.values() for outcome in several]
@@ -227,12 +249,13 @@ def main(argv: Optional[Sequence[str]]) -> None:
     """The command line."""
     parser = cli.parser(__doc__)
     parser.add_argument('--domain_id', type=int, default=0)
-    parser.add_argument('--options', type=int, choices=(2, 3), default=2, help='keep-sets a block may choose from')
+    parser.add_argument('--options', type=int, choices=(2, 3), default=2,
+                        help='how many sets of branches a block may choose from')
     parser.add_argument('--images', type=int, help='validation images to use (default: all)')
     parser.add_argument('--all_links', action='store_true', help='both head tiers at 10, 100 and 1000 Mbit/s')
     args, settings = cli.parse(parser, argv)
     task = prepare(cli.domains(str(args.domain_id), settings)[0], args.options, args.images, settings)
-    reference = task.evaluator(settings).reference
+    reference = task.known(settings).goal.A_ref
     number = f'{len(task.margins)} networks' if task.enumerated else 'networks on demand'
     print(f'domain {task.domain}, {len(task.data)} validation images, {number}, A_ref {reference:.4f}')
     if args.all_links:

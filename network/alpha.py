@@ -1,13 +1,15 @@
 """α as an array [N, 3]: which branches survive, and how the JSON files hold it. No PyTorch."""
 from __future__ import annotations
 
-from typing import Dict, Optional, Sequence
+from typing import Dict, Optional, Sequence, Tuple
 
 import numpy as np
 
 from network.shapes import BRANCHES
 
 AlphaByBlock = Dict[str, Dict[str, Optional[float]]]  # {'stage1.0': {'dense': 1.0, '1x1': 0.0, 'identity': None}}
+BlockMask = Tuple[bool, ...]  # which branches a block keeps, in the order of BRANCHES
+PruningMask = Tuple[BlockMask, ...]  # of every block, or of the first few
 
 
 def unpruned_alpha(has_identity: Sequence[bool]) -> np.ndarray:
@@ -22,9 +24,14 @@ def surviving_branches(alpha: np.ndarray) -> np.ndarray:
     return ~np.isnan(alpha) & (alpha != 0)
 
 
-def kept(choice: Sequence[Sequence[bool]], alpha: np.ndarray) -> np.ndarray:
-    """α [N, 3] with 0 for what a choice [N, 3] drops."""
-    return np.where(np.isnan(alpha), np.nan, np.where(np.array(choice), alpha, 0.0))
+def mask_of(alpha: np.ndarray) -> PruningMask:
+    """α [N, 3] -> which branches every block keeps."""
+    return tuple(tuple(bool(v) for v in row) for row in surviving_branches(alpha))
+
+
+def pruned(alpha: np.ndarray, mask: Sequence[Sequence[bool]]) -> np.ndarray:
+    """α [N, 3] with 0 for what a mask [N, 3] drops."""
+    return np.where(np.isnan(alpha), np.nan, np.where(np.array(mask), alpha, 0.0))
 
 
 def alpha_by_block(alpha: np.ndarray, names: Sequence[str]) -> AlphaByBlock:

@@ -1,7 +1,7 @@
 """Train α, and only α, on a domain's images: used for each domain's reference and for recovery after pruning."""
 from __future__ import annotations
 
-from typing import Callable, Iterator, List, Optional
+from typing import Callable, Iterator, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from config import Settings
 from domains.image_sets import ImageSet
 from hyper_repvgg import DeployedNetwork, HyperRepVGG, deploy
-from network.alpha import kept
+from network import batchnorm
 from network.inputs import batches, normalise
 
 
@@ -33,36 +33,39 @@ def shuffled_batches(count: int, batch_size: int, steps: int, seed: int) -> Iter
 
 
 def train_alpha(model: HyperRepVGG, data: ImageSet, settings: Settings, steps: int, learning_rate: float, seed: int,
-                l1: Optional[np.ndarray] = None, stop: Optional[Callable[[int], bool]] = None,
-                batch_size: Optional[int] = None, kept_at: Optional[Callable[[int], np.ndarray]] = None) -> List[float]:
-    """`steps` Adam steps on cross-entropy + Σ l1·|α|; returns the cross-entropy of each step.
+                stop: Optional[Callable[[int], bool]] = None, batch_size: Optional[int] = None) -> List[float]:
+    """`steps` Adam steps on cross-entropy; returns the cross-entropy of each step.
 
-    `l1` [N, 3]: weight of each branch's |α| (NaN where there is no branch). Pruned branches (α = 0) get no gradient
-    and stay pruned. `stop` is asked after each step, with the number of steps done, whether to end here. `batch_size`:
-    images a step; None: BATCH_SIZE. `kept_at`: which branches the network of a step has, bool [N, 3] of the number of
-    steps done; the others get no gradient from it, and are there again afterwards.
+    Pruned branches (α = 0) get no gradient and stay pruned. `stop` is asked after each step, with the number of steps
+    done, whether to end here. `batch_size`: images a step; None: BATCH_SIZE.
     """
     optimizer = torch.optim.Adam(model.alphas(), lr=learning_rate)
-    pressure = None if l1 is None else [torch.as_tensor(row[:alpha.numel()]).to(alpha)
-                                        for row, alpha in zip(l1, model.alphas())]
     losses = []
     for index in shuffled_batches(len(data), batch_size or settings.BATCH_SIZE, steps, seed):
         images = normalise(data.images[index], settings.NORM_MEAN, settings.NORM_STD)
         optimizer.zero_grad()
-        if kept_at is not None:
-            whole = model.alpha_array()
-            model.set_alpha_array(kept(kept_at(len(losses)), whole))
         loss = F.cross_entropy(model(images), data.labels[index])
         losses.append(float(loss.detach()))
-        if pressure is not None:
-            loss = loss + sum((weight * alpha.abs()).sum() for weight, alpha in zip(pressure, model.alphas()))
         loss.backward()
-        if kept_at is not None:
-            model.set_alpha_array(whole)
         optimizer.step()
         if stop is not None and stop(len(losses)):
             break
     return losses
+
+
+def recalibrated_statistics(model: HyperRepVGG, alpha: np.ndarray, unpruned: np.ndarray, train: ImageSet,
+                            domain_id: int, settings: Settings) -> Tuple[np.ndarray, int]:
+    """`batchnorm.recalibrated_for` on training images drawn with the seed of the domain."""
+    images = recalibration_batches(train, settings, seed_of(settings.SEED, domain_id))
+    return batchnorm.recalibrated_for(model, alpha, unpruned, images)
+
+
+def recalibration_batches(data: ImageSet, settings: Settings, seed: int) -> Iterator[torch.Tensor]:
+    """Up to RECALIBRATION_IMAGES images drawn with `seed`, normalised, in batches."""
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    images = data.images[order[:settings.RECALIBRATION_IMAGES]]
+    for part in batches(len(images), settings.BATCH_SIZE):
+        yield normalise(images[part], settings.NORM_MEAN, settings.NORM_STD)
 
 
 def count_correct(network: DeployedNetwork, data: ImageSet, settings: Settings) -> int:

@@ -1,11 +1,9 @@
-"""The result of step 3 for one domain, and the state of a search under way, as data and as JSON (design section 9)."""
+"""The file of one domain's result, and the BatchNorm statistics beside it: written, read back and checked."""
 from __future__ import annotations
 
-import base64
 import os
 import zipfile
 import zlib
-from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
@@ -18,65 +16,11 @@ from network.gammas import gamma_by_id
 from network.shapes import BRANCHES
 from pipeline import documents, fingerprints, kinds, writing
 from pipeline.documents import Document
-from pipeline.writing import numbers_or_none
-from search.frontier import OBJECTIVES, FrontierPoint, PickRule
-from search.hardest_first import Look
-from search.prefix_activations import Choice
-from search.pruning_search import CurvePoint, Formats, Judgement, SearchState
+from search.frontier import OBJECTIVES, FrontierPoint
+from search.pick import PickRule
+from search.result import AccuracyReport, Baseline, JointResult
+from search.state import CurvePoint
 from wire.blobs import hash_of
-
-
-@dataclass(frozen=True)
-class AccuracyReport:
-    """Accuracies as fractions of 1; test figures unless their name says validation."""
-    original: float  # α = 1
-    reference: float  # the network behind A_ref
-    final: float
-    n_test: int
-    ci95: Tuple[float, float]  # of final
-    val_reference: float  # A_ref
-    val_final: float
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """A configuration to compare with."""
-    accuracy: float  # test
-    times: Times
-
-    def as_dict(self) -> Dict[str, float]:
-        """The fields of design section 9."""
-        return {'accuracy': self.accuracy, **self.times.as_dict()}
-
-
-@dataclass(frozen=True)
-class JointResult:
-    """What step 3 found for one domain."""
-    domain_id: int
-    domain_name: str
-    mode: str  # 'pseudo' or 'real'
-    block_names: Tuple[str, ...]
-    configuration: Configuration
-    accuracy: AccuracyReport
-    epsilon: float
-    xi_A: float
-    J: float
-    times: Times
-    baselines: Dict[str, Baseline]
-    curve: List[CurvePoint]
-    measured: Optional[Dict[str, Any]]
-    seed: int
-    wall_s: float
-    block_evaluations: int  # forward passes of one block on one validation image, in the whole search
-    frontier: Dict[str, List[FrontierPoint]] = field(default_factory=dict)  # by objective; none: not a joint search
-    pick: Optional[PickRule] = None  # how the configuration was picked from the frontier
-    batchnorm: Optional[np.ndarray] = None  # re-estimated BatchNorm statistics, float32 [n]; None: the model's own
-
-    @property
-    def pruned(self) -> List[str]:
-        """['stage1.0.dense', ...]: branches with α = 0."""
-        return [f'{name}.{branch}' for name, row in zip(self.block_names, self.configuration.alpha)
-                for branch, value in zip(BRANCHES, row) if value == 0]
 
 
 def save(kind: str, result: JointResult, settings: Settings, inputs: str, search_inputs: str = '') -> str:
@@ -158,7 +102,7 @@ def load(domain: int, table: HardwareTable, settings: Settings, kind: str = 'joi
         frontier_from_json(document, table), pick_from_json(document), load_batchnorm(document))
 
 
-def load_same_search(domain: int, table: HardwareTable, settings: Settings, search_inputs: str, mode: str,
+def load_finished(domain: int, table: HardwareTable, settings: Settings, search_inputs: str, mode: str,
                      ) -> Optional[JointResult]:
     """A finished result of the search with this fingerprint, whatever was picked from it; None where there is none."""
     if search_of(kinds.path_of('joint', settings, domain)) != search_inputs:
@@ -286,102 +230,3 @@ def configuration_from_json(document: Document, table: HardwareTable, at: Tuple[
     if wire not in table.block_bytes:
         raise document.refuse(f'{label}unknown wire format {wire!r}')
     return Configuration(alpha, tuple(gamma), split, wire)
-
-
-# --- a search under way ----------------------------------------------------------------------------
-
-def save_state(kind: str, state: SearchState, domain: int, table: HardwareTable, settings: Settings, inputs: str,
-               wall_s: float) -> None:
-    """Write what a killed search goes on from."""
-    writing.write(kinds.path_of(kind, settings, domain), {
-        'alpha': alpha_by_block(state.alpha, table.block_names), 'accuracy': state.accuracy,
-        'curve': [vars(point) for point in state.curve],
-        'shared': {'alpha': alpha_by_block(state.shared_alpha, table.block_names)},
-        'looks': [[_choice_to_text(choice), look.accuracy, look.seen, look.sd, look.enough,
-                   _margins_to_text(look.margins)] for choice, look in state.looks.items()],
-        'lowest_margins': _margins_to_text(state.lowest_margins),
-        'judged': [[_choice_to_text(choice), *_judgement_to_list(judgement)]
-                   for choice, judgement in state.judged.items()],
-        'rejected': [[block, list(keep)] for block, keep in sorted(state.rejected)], 'rounds': state.rounds,
-        'recalibrated': state.recalibrated, 'lossless': state.lossless,
-        'formats': None if state.formats is None else list(state.formats), 'frontier_steps': state.frontier_steps,
-        'polished': state.polished, 'gone_further': state.gone_further, 'finished': state.finished,
-        'block_evaluations': state.block_evaluations,
-        'trained_block_images': state.trained_block_images, 'wall_s': wall_s},
-        writing.make_metadata(settings, kind, inputs))
-
-
-def load_state(kind: str, domain: int, table: HardwareTable, settings: Settings, inputs: str,
-               ) -> Optional[Tuple[SearchState, float]]:
-    """A search that was interrupted, and the seconds it had taken; None when there is none of these inputs."""
-    path = kinds.path_of(kind, settings, domain)
-    if not fingerprints.is_current([path], inputs):
-        return None
-    document = documents.read(path, '')
-    state = SearchState(alpha_from_json(document, table), document.number('accuracy', 0), curve_from_json(document),
-                        alpha_from_json(document, table, ('shared',)))
-    try:
-        state.lowest_margins = _margins_from_text(document.get('lowest_margins', str))
-        count = len(state.lowest_margins)
-        state.looks = {_choice_from_text(text): Look(float(accuracy), int(seen), _margins_from_text(margins, count),
-                                                     float(sd), bool(enough))
-                       for text, accuracy, seen, sd, enough, margins in document.get('looks', list)}
-        state.judged = {_choice_from_text(text): _judgement_from_list(*values)
-                        for text, *values in document.get('judged', list)}
-        state.formats = _formats_from_json(document.find('formats'))
-        state.rejected = {(int(block), tuple(bool(b) for b in keep))
-                          for block, keep in document.get('rejected', list)}
-    except (TypeError, ValueError):
-        raise UserError(f'{path}: is damaged; delete it to start the search again') from None
-    state.rounds, state.block_evaluations = document.get('rounds', int), document.get('block_evaluations', int)
-    state.frontier_steps = document.get('frontier_steps', int)
-    state.trained_block_images = document.get('trained_block_images', int)
-    state.recalibrated = document.get('recalibrated', bool)
-    state.lossless = None if document.find('lossless') is None else document.number('lossless', 0)
-    state.polished, state.gone_further = document.get('polished', bool), document.get('gone_further', bool)
-    state.finished = document.get('finished', bool)
-    return state, document.number('wall_s', 0)
-
-
-def _margins_to_text(margins: np.ndarray) -> str:
-    """Base64 of little-endian half-precision numbers: thousands of them a look, written after every round."""
-    return base64.b64encode(margins.astype('<f2').tobytes()).decode('ascii')
-
-
-def _margins_from_text(text: str, count: Optional[int] = None) -> np.ndarray:
-    """The inverse; `ValueError` where it is damaged or not of `count` images."""
-    margins = np.frombuffer(base64.b64decode(text, validate=True), '<f2').astype(np.float16)
-    if count not in (None, len(margins)) or not np.isfinite(margins).all():
-        raise ValueError('damaged margins')
-    return margins
-
-
-def _choice_to_text(choice: Choice) -> str:
-    """'111 011 ...': which branches every block keeps."""
-    return ' '.join(''.join('01'[kept] for kept in keep) for keep in choice)
-
-
-def _judgement_to_list(judgement: Judgement) -> List[Any]:
-    return [judgement.accuracy, [numbers_or_none(row) for row in judgement.alpha], judgement.recalibrated,
-            judgement.formats, judgement.lossless, judgement.estimated, judgement.longer]
-
-
-def _judgement_from_list(accuracy: float, alpha: List[Any], recalibrated: bool, formats: Optional[List[str]],
-                         lossless: Optional[float], estimated: bool, longer: bool) -> Judgement:
-    return Judgement(float(accuracy), np.array(alpha, dtype=float), bool(recalibrated), _formats_from_json(formats),
-                     lossless, bool(estimated), bool(longer))
-
-
-def _formats_from_json(formats: Optional[List[str]]) -> Formats:
-    return None if formats is None else tuple(str(name) for name in formats)
-
-
-def _choice_from_text(text: str) -> Choice:
-    return tuple(tuple(digit == '1' for digit in keep) for keep in text.split(' '))
-
-
-def drop_state(kind: str, domain: int, settings: Settings) -> None:
-    """Remove the state of a search whose result is safely written."""
-    path = kinds.path_of(kind, settings, domain)
-    if os.path.exists(path):
-        os.unlink(path)

@@ -1,0 +1,77 @@
+"""What the search of one domain reads: task 1's α, task 2's ranking, the network and the images."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Dict, List, Sequence, Tuple
+
+import numpy as np
+
+import lut_manager
+from config import Settings, UserError
+from domain_dataset import load_domain
+from domains.image_sets import ImageSet
+from hyper_repvgg import HyperRepVGG, create_hyper_repvgg
+from network.alpha import alpha_from_blocks, unpruned_alpha
+from network.shapes import BRANCHES
+from pipeline import documents, kinds
+from search import alpha_training
+from tier import devices
+
+
+@dataclass(frozen=True)
+class TrainedAlpha:
+    """Task 1's α of one domain."""
+    domain_name: str
+    alpha: np.ndarray  # [N, 3]
+
+
+def load_alphas(settings: Settings) -> Dict[str, TrainedAlpha]:
+    """Task 1's α by domain id; `UserError` when missing or damaged."""
+    names, has_identity = lut_manager.blocks_of(settings)
+    document = documents.read_kind('alpha', settings)
+    result = {}
+    for domain, entry in document.get('domains').items():
+        try:
+            alpha = alpha_from_blocks(entry['alpha'], names)
+            result[domain] = TrainedAlpha(str(entry['domain_name']), alpha)
+        except (KeyError, TypeError, ValueError):
+            raise document.refuse(f'domain {domain} does not hold the α of {settings.MODEL_NAME}') from None
+        if (np.isnan(alpha) != np.isnan(unpruned_alpha(has_identity))).any():
+            raise document.refuse(f'domain {domain}: α must be null exactly where a block has no identity')
+    return result
+
+
+def importance_ranking(domain: int, names: Sequence[str], settings: Settings) -> List[Tuple[int, int]]:
+    """Task 2's ranking as (block, branch) indices, least important first."""
+    document = documents.read_kind('importance_rankings', settings)
+    index = {f'{name}.{branch}': (k, b) for k, name in enumerate(names) for b, branch in enumerate(BRANCHES)}
+    entries = document.get(('domains', str(domain), 'ranking'), list)
+    unknown = [entry for entry in entries if entry not in index]
+    if unknown:
+        raise document.refuse(f'{unknown[0]!r} is no branch of {settings.MODEL_NAME}')
+    return [index[entry] for entry in entries]
+
+
+def reference_alpha(model: HyperRepVGG, val: ImageSet, domain: int, settings: Settings) -> Tuple[np.ndarray, float]:
+    """(α [N, 3], A_ref): task 1's α for the domain, or α = 1 where that is more accurate on validation images."""
+    alphas = load_alphas(settings)
+    if str(domain) not in alphas:
+        raise UserError(f"{kinds.path_of('alpha', settings)}: has no domain {domain}; make it with "
+                        f'`python code1_train_and_record_weights.py --domains {domain}`')
+    found = []
+    for alpha in (alphas[str(domain)].alpha, unpruned_alpha([block.n_branches == 3 for block in model.blocks])):
+        model.set_alpha_array(alpha)
+        found.append((alpha_training.accuracy(model, val, settings), model.alpha_array()))
+    value, alpha = max(found, key=lambda item: item[0])
+    return alpha, value
+
+
+def base_model(settings: Settings) -> HyperRepVGG:
+    """The network that is pruned, on TRAIN_DEVICE."""
+    return create_hyper_repvgg(settings.WEIGHT_PATH_SERVER, settings.MODEL_NAME,
+                               settings.NUM_CLASSES).to(devices.device_of(settings.TRAIN_DEVICE))
+
+
+def images_of(settings: Settings, domain: int, split: str) -> ImageSet:
+    """A domain's images, on TRAIN_DEVICE."""
+    return load_domain(settings, domain, split).to(devices.device_of(settings.TRAIN_DEVICE))

@@ -1,0 +1,66 @@
+"""What step 3 found for one domain."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional, Tuple
+
+import numpy as np
+
+from costs.cost_model import Configuration, Times
+from network.shapes import BRANCHES
+from search.frontier import FrontierPoint
+from search.pick import PickRule
+from search.state import CurvePoint
+
+
+@dataclass(frozen=True)
+class AccuracyReport:
+    """Accuracies as fractions of 1; test figures unless their name says validation."""
+    original: float  # α = 1
+    reference: float  # the network behind A_ref
+    final: float
+    n_test: int
+    ci95: Tuple[float, float]  # of final
+    val_reference: float  # A_ref
+    val_final: float
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A configuration to compare with."""
+    accuracy: float  # test
+    times: Times
+
+    def as_dict(self) -> Dict[str, float]:
+        """The fields of design section 9."""
+        return {'accuracy': self.accuracy, **self.times.as_dict()}
+
+
+@dataclass(frozen=True)
+class JointResult:
+    """What step 3 found for one domain."""
+    domain_id: int
+    domain_name: str
+    mode: str  # 'pseudo' or 'real'
+    block_names: Tuple[str, ...]
+    configuration: Configuration
+    accuracy: AccuracyReport
+    epsilon: float
+    xi_A: float
+    J: float
+    times: Times
+    baselines: Dict[str, Baseline]
+    curve: List[CurvePoint]
+    measured: Optional[Dict[str, Any]]
+    seed: int
+    wall_s: float
+    block_evaluations: int  # forward passes of one block on one validation image, in the whole search
+    frontier: Dict[str, List[FrontierPoint]] = field(default_factory=dict)  # by objective; none: not a joint search
+    pick: Optional[PickRule] = None  # how the configuration was picked from the frontier
+    batchnorm: Optional[np.ndarray] = None  # re-estimated BatchNorm statistics, float32 [n]; None: the model's own
+
+    @property
+    def pruned(self) -> List[str]:
+        """['stage1.0.dense', ...]: branches with α = 0."""
+        return [f'{name}.{branch}' for name, row in zip(self.block_names, self.configuration.alpha)
+                for branch, value in zip(BRANCHES, row) if value == 0]

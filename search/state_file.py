@@ -1,0 +1,97 @@
+"""The file that a killed search goes on from."""
+from __future__ import annotations
+
+import base64
+import os
+from typing import Any, Dict, Optional, Tuple
+
+import numpy as np
+
+from config import Settings, UserError
+from costs.cost_model import HardwareTable
+from network.alpha import PruningMask
+from pipeline import documents, fingerprints, kinds, writing
+from search.result_file import curve_from_json
+from search.state import EvaluatedNetwork, Phase, SearchState, Work
+
+
+def save(kind: str, state: SearchState, domain: int, table: HardwareTable, settings: Settings, inputs: str,
+         wall_s: float) -> None:
+    """Write a search between two rounds."""
+    writing.write(kinds.path_of(kind, settings, domain), {
+        'best': network_to_json(state.best), 'curve': [vars(point) for point in state.curve],
+        'phase': state.phase.value, 'rounds': state.rounds,
+        'margins': {mask_to_text(mask): margins_to_text(margins) for mask, margins in state.margins.items()},
+        'recovered': {mask_to_text(mask): network_to_json(network) for mask, network in state.recovered.items()},
+        'rejected': [[block, list(kept)] for block, kept in sorted(state.rejected)],
+        **vars(state.work), 'wall_s': wall_s}, writing.make_metadata(settings, kind, inputs))
+
+
+def load(kind: str, domain: int, table: HardwareTable, settings: Settings, inputs: str,
+         ) -> Optional[Tuple[SearchState, float]]:
+    """A search that was interrupted, and the seconds it had taken; None when there is none of these inputs. Raises
+    `UserError` for a damaged file."""
+    path = kinds.path_of(kind, settings, domain)
+    if not fingerprints.is_current([path], inputs):
+        return None
+    document = documents.read(path, '')
+    try:
+        state = SearchState(
+            network_from_json(document.get('best'), table), curve_from_json(document),
+            Phase(document.get('phase', str)), document.get('rounds', int),
+            {mask_from_text(text): margins_from_text(margins) for text, margins in document.get('margins').items()},
+            {mask_from_text(text): network_from_json(network, table)
+             for text, network in document.get('recovered').items()},
+            {(int(block), tuple(bool(b) for b in kept)) for block, kept in document.get('rejected', list)},
+            Work(document.get('block_evaluations', int), document.get('trained_block_images', int)))
+        if len({len(margins) for margins in state.margins.values()}) > 1:
+            raise ValueError('margins of different images')
+    except (TypeError, ValueError, KeyError):
+        raise UserError(f'{path}: is damaged; delete it to start the search again') from None
+    return state, document.number('wall_s', 0)
+
+
+def drop(kind: str, domain: int, settings: Settings) -> None:
+    """Remove the state of a search whose result is safely written."""
+    path = kinds.path_of(kind, settings, domain)
+    if os.path.exists(path):
+        os.unlink(path)
+
+
+def network_to_json(network: EvaluatedNetwork) -> Dict[str, Any]:
+    """A network as the file holds it: α as rows, None where there is no branch."""
+    return {**vars(network), 'alpha': [writing.numbers_or_none(row) for row in network.alpha]}
+
+
+def network_from_json(content: Dict[str, Any], table: HardwareTable) -> EvaluatedNetwork:
+    """The inverse; `ValueError`, `TypeError` or `KeyError` where it is damaged."""
+    alpha = np.array(content['alpha'], dtype=float)
+    if alpha.shape != (table.n_blocks, 3):
+        raise ValueError('damaged α')
+    formats = content['formats']
+    return EvaluatedNetwork(alpha, float(content['accuracy']), float(content['lossless_accuracy']),
+                            None if formats is None else tuple(str(name) for name in formats),
+                            bool(content['recalibrated']))
+
+
+def margins_to_text(margins: np.ndarray) -> str:
+    """Base64 of little-endian half-precision numbers: hundreds a network, written after every round."""
+    return base64.b64encode(margins.astype('<f2').tobytes()).decode('ascii')
+
+
+def margins_from_text(text: str) -> np.ndarray:
+    """The inverse; `ValueError` where it is damaged."""
+    margins = np.frombuffer(base64.b64decode(text, validate=True), '<f2').astype(np.float16)
+    if not np.isfinite(margins).all():
+        raise ValueError('damaged margins')
+    return margins
+
+
+def mask_to_text(mask: PruningMask) -> str:
+    """'111 011 ...': which branches every block keeps."""
+    return ' '.join(''.join('01'[kept] for kept in branches) for branches in mask)
+
+
+def mask_from_text(text: str) -> PruningMask:
+    """The inverse."""
+    return tuple(tuple(digit == '1' for digit in branches) for branches in text.split(' '))

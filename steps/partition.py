@@ -1,0 +1,47 @@
+"""The partition of the data set among the domains: made, written and drawn, with a table of what each domain got."""
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+import cli
+from config import Settings
+from domain_transforms import domain_name
+from domains.image_sources import ImageSource, open_source
+from domains.partition import SPLITS, Partition, inputs_fingerprint, label_histogram, make_partition, save_partition
+from pipeline import fingerprints, writing
+from report import preparation_figures, style
+
+
+def make(settings: Settings, if_changed: bool = False) -> None:
+    """Write PARTITION_FILE and its picture; with `if_changed` only when the data or a setting has changed."""
+    path = settings.PARTITION_FILE
+    picture = os.path.splitext(path)[0] + '.png'
+    writing.check_writable(path)
+    source = open_source(settings)
+    if if_changed and fingerprints.is_current([path, picture], inputs_fingerprint(source, settings)):
+        cli.say(f'{path}: is current')
+        return
+    if len(source.class_names) < settings.NUM_CLASSES:
+        cli.say(f'note: {source.name} has {len(source.class_names)} classes, the model {settings.NUM_CLASSES}: '
+                'labels count from 0 in alphabetical order of the classes')
+    partition = make_partition(source, settings)
+    save_partition(partition, source, settings)
+    counts = {subset: np.array([label_histogram(source, subsets[subset]) for subsets in partition.domains])
+              for subset in SPLITS}  # by subset: (domains, classes)
+    names = [domain_name(domain) for domain in range(len(partition.domains))]
+    style.save(preparation_figures.partition(counts, source.class_names, names, settings.DATASET), picture)
+    print_table(partition, source, sum(counts.values()))
+    print(f'wrote {path} and {picture}')
+
+
+def print_table(partition: Partition, source: ImageSource, counts: np.ndarray) -> None:
+    """How many images there are, and what each domain got. `counts`: images [domains, classes]."""
+    print(f'{len(source)} images, {len(source.class_names)} classes: ' + ', '.join(
+        f'{len(partition.pools[subset])} {subset}' for subset in SPLITS) + f'; {len(partition.skipped)} skipped')
+    print('domain    ' + ''.join(f'{subset:>7}' for subset in SPLITS) + '  commonest class')
+    for domain, (subsets, row) in enumerate(zip(partition.domains, counts)):
+        top = row.argmax()
+        print(f'{domain:<10}' + ''.join(f'{len(subsets[subset]):>7}' for subset in SPLITS)
+              + f'  {source.class_names[top]} ({row[top] / row.sum():.0%})')
