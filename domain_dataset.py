@@ -1,8 +1,8 @@
 """The images of a domain as every script sees them.
 
-    images = load_domain(settings, domain_id=0, split='val')    # evaluation.ImageSet
+    images = load_domain(settings, domain_id=0, split='val')    # an ImageSet
 
-Reads the partition (noniid_partition.py) and applies the domain's corruption (domain_transforms.py).
+Reads the partition (domains/partition.py) and applies the domain's corruption (domain_transforms.py).
 """
 from __future__ import annotations
 

@@ -8,9 +8,11 @@ which is what a camera delivers and what split 0 sends.
 """
 from __future__ import annotations
 
+import functools
 import hashlib
 from contextlib import contextmanager
-from typing import Callable, Iterator, NamedTuple, Optional
+from importlib import metadata
+from typing import Callable, Iterator, NamedTuple, Optional, Tuple
 
 import torch
 
@@ -79,12 +81,16 @@ def salt_and_pepper(image: torch.Tensor, amount: float) -> torch.Tensor:
     return torch.where(draw >= 1 - amount / 2, torch.ones_like(image), image)
 
 
+@functools.lru_cache(maxsize=None)
+def _torchvision_version() -> Tuple[int, int]:
+    major, minor = metadata.version('torchvision').split('.')[:2]
+    return int(major), int(minor)
+
+
 def _torchvision_noise(sigma: float) -> Optional[Callable[[torch.Tensor], torch.Tensor]]:
-    import torchvision  # slow to import, and only needed once images are read
-    major, minor = (int(part) for part in torchvision.__version__.split('.')[:2])
-    if (major, minor) < (0, 20):  # v2 has no GaussianNoise; importing early versions of v2 prints a warning
+    if _torchvision_version() < (0, 20):  # v2 has no GaussianNoise; importing early versions of v2 prints a warning
         return None
-    from torchvision.transforms import v2
+    from torchvision.transforms import v2  # slow to import, and only needed once images are read
     return v2.GaussianNoise(mean=0.0, sigma=sigma, clip=True)
 
 

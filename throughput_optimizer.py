@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
+import torch
 
 from config import Settings, UserError
 from costs.cost_model import (
@@ -113,8 +114,7 @@ class SoftCosts:
     """The roofline-enhanced T_eff as a differentiable function of γ logits and a real λ."""
 
     def __init__(self, table: HardwareTable, valid: np.ndarray, wire: str, settings: Settings) -> None:
-        import torch  # takes a second to load, and the exact methods do without it
-        self.torch, self.table, self.settings = torch, table, settings
+        self.table, self.settings = table, settings
 
         def as_tensor(values: np.ndarray) -> torch.Tensor:
             return torch.as_tensor(np.where(valid, values, 0.0), dtype=torch.float64)
@@ -128,17 +128,17 @@ class SoftCosts:
         self.codec_ms = {tier: torch.as_tensor(ms) for tier, ms in zip((head, other_tier(head)), codec)}  # (N+1,)
         self.index = torch.arange(table.n_blocks, dtype=torch.float64)
 
-    def soft_gamma(self, logits):
+    def soft_gamma(self, logits: torch.Tensor) -> torch.Tensor:
         """softmax over the valid γ: [N, 14]."""
-        return self.torch.softmax(logits.masked_fill(self.invalid, -self.torch.inf), dim=1)
+        return torch.softmax(logits.masked_fill(self.invalid, -torch.inf), dim=1)
 
-    def enhanced_T_eff_ms(self, logits, split):
+    def enhanced_T_eff_ms(self, logits: torch.Tensor, split: torch.Tensor) -> torch.Tensor:
         """Expected times under soft γ and soft split; a block belongs to the head with weight sigmoid(σ(λ - k))."""
-        torch, table, settings = self.torch, self.table, self.settings
+        table, settings = self.table, self.settings
         gamma = self.soft_gamma(logits)
         in_head = torch.sigmoid(settings.SIGMA * (split - self.index))  # (N,)
         head = settings.HEAD_TIER
-        stage_ms: Dict[str, object] = {}
+        stage_ms: Dict[str, torch.Tensor] = {}
         for tier, share in ((head, in_head), (other_tier(head), 1 - in_head)):
             end = table.stem if tier == head else table.classifier
             flops = (share * (gamma * self.flops).sum(1)).sum() + end.flops
@@ -150,7 +150,7 @@ class SoftCosts:
         return combine(stage_ms['client'], self.between_cuts(self.com_ms, split), stage_ms['server'],
                        table.link.rtt_ms, settings.OMEGA, torch.maximum)[2]
 
-    def between_cuts(self, values, split):
+    def between_cuts(self, values: torch.Tensor, split: torch.Tensor) -> torch.Tensor:
         """What a cut costs ([N+1]: T_com, encoding, decoding), interpolated between cuts; cut c lies at c - 1/2, where
         the blocks below c weigh more than half."""
         position = (split + 0.5).clamp(0, len(values) - 1)
@@ -174,7 +174,6 @@ def _descend(table: HardwareTable, surviving: np.ndarray, wire: str, settings: S
     """The gradient method with one wire format: the rounded answer and the history of its objective."""
     splits = split_range(table.n_blocks, settings)
     costs = SoftCosts(table, build_gamma_mask(surviving), wire, settings)
-    torch = costs.torch
     logits = torch.zeros(table.n_blocks, table.flops.shape[1], dtype=torch.float64, requires_grad=True)
     low, high = splits[0] - 0.5, splits[-1] - 0.5
     split = torch.tensor((low + high) / 2, dtype=torch.float64, requires_grad=True)

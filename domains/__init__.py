@@ -1,4 +1,5 @@
 """The data domains: where images come from and which belong where.
 
-image_sources: the data sets. partition: the domains' images, with label skew. image_sets: images in memory.
+source_base: what an image source is. image_sources: the data sets; torchvision_sources: those that torchvision reads.
+partition: the domains' images, with label skew. image_sets: images in memory.
 """

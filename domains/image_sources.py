@@ -8,47 +8,15 @@ Nothing is ever downloaded. Sources can be sent to data loading processes.
 """
 from __future__ import annotations
 
-import difflib
 import hashlib
-import inspect
 import os
-from abc import ABC, abstractmethod
-from typing import Any, List, Sequence, Tuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from config import Settings, UserError
-
-SPLIT_FOLDERS = {'train', 'val', 'test', 'valid', 'validation'}  # not names of classes
-EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp')  # as torchvision's ImageFolder
-IDENTITY_SAMPLES = 64  # images of a torchvision dataset that are hashed into its identity
-
-
-class ImageSource(ABC):
-    """Images with labels. Index i always means the same image as long as `identity` is the same."""
-
-    def __init__(self, name: str, class_names: Sequence[str], labels: np.ndarray, identity: str) -> None:
-        self.name = name
-        self.class_names = list(class_names)
-        self.labels = labels  # int64 [n]
-        self.identity = identity  # a hash that changes when the dataset on disk is another one
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @abstractmethod
-    def read(self, index: int) -> torch.Tensor:
-        """uint8 [3, S, S]; raises whatever a damaged image provokes."""
-
-    def describe(self, index: int) -> str:
-        """A name of this image for messages."""
-        return f'image {index} of {self.name}'
-
-    def can_be_damaged(self) -> bool:
-        """Are the images files of their own, to be decoded once before they are relied on?"""
-        return False
+from domains.source_base import ImageSource
 
 
 def open_source(settings: Settings) -> ImageSource:
@@ -56,10 +24,10 @@ def open_source(settings: Settings) -> ImageSource:
     name = settings.DATASET.lower()
     if name == 'mnist5k':
         source: ImageSource = Mnist5k(settings.DATA_PATH, settings.INPUT_SIZE)
-    elif name == 'imagefolder':
-        source = FolderImages(settings.DATA_PATH, settings.INPUT_SIZE)
     else:
-        source = open_torchvision(settings)
+        from domains import torchvision_sources  # torchvision takes a second to load, and the digits do without it
+        source = torchvision_sources.FolderImages(settings.DATA_PATH, settings.INPUT_SIZE) \
+            if name == 'imagefolder' else torchvision_sources.open_torchvision(settings)
     if len(source.class_names) > settings.NUM_CLASSES:
         raise UserError(f'{source.name} has {len(source.class_names)} classes, the model only '
                         f'NUM_CLASSES={settings.NUM_CLASSES}; set NUM_CLASSES or choose other data')
@@ -92,152 +60,3 @@ class Mnist5k(ImageSource):
             image = F.interpolate(image[None].float(), size=(self.size, self.size), mode='bilinear',
                                   align_corners=False, antialias=True)[0].round().to(torch.uint8)
         return image.repeat(3, 1, 1)
-
-
-class FolderImages(ImageSource):
-    """An ImageFolder tree: one folder a class, classes in alphabetical order, images at any depth."""
-
-    def __init__(self, root: str, size: int) -> None:
-        if not os.path.isdir(root):
-            raise UserError(f'DATA_PATH {root}: no such folder; set DATA_PATH to a folder with one folder a class')
-        classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith('.'))
-        if not classes:
-            raise UserError(f'DATA_PATH {root}: no class folders in it; it needs one folder with images a class')
-        if set(classes) <= SPLIT_FOLDERS:
-            raise UserError(f'DATA_PATH {root}: holds {", ".join(classes)} instead of class folders; set DATA_PATH to '
-                            f'{os.path.join(root, "val" if "val" in classes else classes[0])}')
-        files: List[Tuple[str, int]] = []  # (path relative to root, label)
-        for label, name in enumerate(classes):
-            found = [(path, label) for path in _images_below(os.path.join(root, name), root)]
-            if not found:
-                raise UserError(f'{os.path.join(root, name)}: no images in this class folder; add some or remove it')
-            files += found
-        digest = hashlib.sha256()
-        for path, _ in files:
-            digest.update(f'{path}\0{os.path.getsize(os.path.join(root, path))}\n'.encode('utf-8', 'surrogateescape'))
-        super().__init__(root, classes, np.array([label for _, label in files], dtype=np.int64), digest.hexdigest())
-        self.root, self.size, self.paths = root, size, [path for path, _ in files]
-
-    def read(self, index: int) -> torch.Tensor:
-        return resize_and_crop(self._decode(index), self.size, round(self.size * 256 / 224))
-
-    def decodes(self, index: int) -> bool:
-        """Can this image be read to its last pixel?"""
-        try:
-            self._decode(index)
-        except Exception:  # decoders raise many things: OSError, SyntaxError, ValueError, DecompressionBombError, ...
-            return False
-        return True
-
-    def _decode(self, index: int) -> Any:
-        from PIL import Image
-        with Image.open(os.path.join(self.root, self.paths[index])) as image:
-            return image.convert('RGB')
-
-    def describe(self, index: int) -> str:
-        return os.path.join(self.root, self.paths[index])
-
-    def can_be_damaged(self) -> bool:
-        return True
-
-
-def _images_below(folder: str, root: str) -> List[str]:
-    """Image files below `folder`, relative to `root` with forward slashes, sorted."""
-    found = []
-    for where, _, names in os.walk(folder, followlinks=True):
-        found += [os.path.relpath(os.path.join(where, name), root).replace(os.sep, '/') for name in names
-                  if name.lower().endswith(EXTENSIONS) and not name.startswith('.')]
-    return sorted(found)
-
-
-def resize_and_crop(image: Any, size: int, shorter_side: int) -> torch.Tensor:
-    """A PIL image -> uint8 [3, size, size]: resize so that the shorter side has `shorter_side` pixels, crop the centre
-    (256 and 224 is how the RepVGG authors evaluate)."""
-    from torchvision.transforms import functional
-    image = functional.center_crop(functional.resize(image, shorter_side), size)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-
-
-# --- torchvision ----------------------------------------------------------------------------------
-
-class TorchvisionImages(ImageSource):
-    """A torchvision dataset, its held-out part where it has parts (base weights have usually seen the other)."""
-
-    def __init__(self, name: str, dataset: Any, class_names: Sequence[str], labels: np.ndarray, size: int) -> None:
-        super().__init__(name, class_names, labels, '')
-        self.dataset, self.size = dataset, size
-        digest = hashlib.sha256(labels.tobytes())
-        for index in np.linspace(0, len(labels) - 1, min(IDENTITY_SAMPLES, len(labels))).astype(int):
-            digest.update(self.read(int(index)).numpy().tobytes())
-        self.identity = digest.hexdigest()
-
-    def read(self, index: int) -> torch.Tensor:
-        image = self.dataset[index][0].convert('RGB')
-        if image.size == (self.size, self.size):
-            return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-        # an image that has to grow has no margin to give away
-        grows = min(image.size) <= self.size
-        return resize_and_crop(image, self.size, self.size if grows else round(self.size * 256 / 224))
-
-
-def open_torchvision(settings: Settings) -> TorchvisionImages:
-    """A torchvision classification dataset by name, whatever its case. Raises `UserError`."""
-    from torchvision import datasets
-    general = ('ImageFolder', 'DatasetFolder', 'VisionDataset')  # no data of their own
-    known = {name.lower(): name for name in datasets.__all__
-             if inspect.isclass(getattr(datasets, name)) and name not in general}
-    name = known.get(settings.DATASET.lower())
-    if name is None:
-        near = difflib.get_close_matches(settings.DATASET.lower(), ['mnist5k', 'imagefolder', *known], n=1, cutoff=0.5)
-        hint = f'did you mean {known.get(near[0], near[0])}?' if near else \
-            "use 'mnist5k', 'imagefolder' or the name of a torchvision dataset such as CIFAR10"
-        raise UserError(f'unknown DATASET {settings.DATASET!r}: {hint}')
-    made = getattr(datasets, name)
-    try:
-        dataset = made(**_held_out_arguments(made, settings))
-    except Exception as error:  # each dataset has its own way of saying that it is not there
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise UserError(f'{name} cannot be opened at DATA_PATH {settings.DATA_PATH}: {reason} '
-                        '(nothing is downloaded: put the dataset there first)') from None
-    labels = _labels(dataset, name)
-    names = [str(item) for item in getattr(dataset, 'classes', [])]
-    if len(names) <= labels.max():
-        names = [str(label) for label in range(labels.max() + 1)]
-    return TorchvisionImages(name, dataset, names, labels, settings.INPUT_SIZE)
-
-
-def _held_out_arguments(made: type, settings: Settings) -> dict:
-    """Constructor arguments: the data's folder, the held-out part, no download."""
-    known = inspect.signature(made.__init__).parameters
-    arguments: dict = {}
-    if 'root' in known and known['root'].default is inspect.Parameter.empty:
-        arguments['root'] = settings.DATA_PATH
-    if 'train' in known:
-        arguments['train'] = False
-    elif 'split' in known:
-        arguments['split'] = 'val' if made.__name__ in ('ImageNet', 'Places365', 'Imagenette') else 'test'
-    if 'download' in known:
-        arguments['download'] = False
-    if made.__name__ == 'FakeData':
-        arguments.update(image_size=(3, settings.INPUT_SIZE, settings.INPUT_SIZE), num_classes=settings.NUM_CLASSES)
-    return arguments
-
-
-def _labels(dataset: Any, name: str) -> np.ndarray:
-    """int64 [n]; `UserError` when the dataset is not one of images with one class each."""
-    not_classes = UserError(f'DATASET {name}: not a dataset of images with one class each')
-    if not hasattr(dataset, '__len__') or len(dataset) == 0:
-        raise not_classes
-    labels: Any = next((getattr(dataset, field) for field in ('targets', 'labels', '_labels')
-                        if len(getattr(dataset, field, ())) == len(dataset)), None)
-    try:
-        if not hasattr(dataset[0][0], 'convert'):  # no PIL image
-            raise not_classes
-        if labels is None:
-            labels = [dataset[index][1] for index in range(len(dataset))]
-        found = np.asarray([int(label) for label in labels], dtype=np.int64)
-    except (TypeError, ValueError, KeyError, IndexError):
-        raise not_classes from None
-    if found.min() < 0:
-        raise not_classes
-    return found

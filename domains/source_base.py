@@ -1,0 +1,33 @@
+"""What an image source is: images with labels, read one at a time."""
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Sequence
+
+import numpy as np
+import torch
+
+
+class ImageSource(ABC):
+    """Images with labels. Index i always means the same image as long as `identity` is the same."""
+
+    def __init__(self, name: str, class_names: Sequence[str], labels: np.ndarray, identity: str) -> None:
+        self.name = name
+        self.class_names = list(class_names)
+        self.labels = labels  # int64 [n]
+        self.identity = identity  # a hash that changes when the dataset on disk is another one
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def read(self, index: int) -> torch.Tensor:
+        """uint8 [3, S, S]; raises whatever a damaged image provokes."""
+
+    def describe(self, index: int) -> str:
+        """A name of this image for messages."""
+        return f'image {index} of {self.name}'
+
+    def can_be_damaged(self) -> bool:
+        """Are the images files of their own, to be decoded once before they are relied on?"""
+        return False
