@@ -10,17 +10,12 @@ network 1.3 to 3.3 points of validation accuracy.) Sums run over all images at o
 from __future__ import annotations
 
 import contextlib
-from typing import Iterator, List, Optional, Sequence, Tuple
+from typing import Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-
-from config import Settings
-from domains.image_sets import ImageSet
-from network.inputs import batches, normalise
-from repvgg import RepVGGBlock
 
 Parts = List[torch.Tensor]  # batches
 LARGEST_RATIO = 100.0  # of variances: more is a channel that one of the networks hardly uses
@@ -31,8 +26,8 @@ def layers_of(model: nn.Module) -> List[nn.BatchNorm2d]:
     return [bn for block in (model.stage0, *model.blocks) for bn in layers_of_block(block)]
 
 
-def layers_of_block(block: RepVGGBlock) -> List[nn.BatchNorm2d]:
-    """The BatchNorms of one block's branches."""
+def layers_of_block(block: nn.Module) -> List[nn.BatchNorm2d]:
+    """The BatchNorms of the branches of one `RepVGGBlock`."""
     return [branch if isinstance(branch, nn.BatchNorm2d) else branch.bn for branch in block.branches()]
 
 
@@ -68,36 +63,36 @@ def using(model: nn.Module, statistics: Optional[np.ndarray]) -> Iterator[None]:
         model.set_batchnorm(own)
 
 
-def recalibrated_for(model: nn.Module, alpha: np.ndarray, unpruned: np.ndarray, data: ImageSet, settings: Settings,
-                     seed: int) -> Tuple[np.ndarray, int]:
-    """(the statistics re-estimated for alpha [N, 3], forward passes of one block on one image). The model, which must
-    have its own statistics, keeps them."""
+def recalibrated_for(model: nn.Module, alpha: np.ndarray, unpruned: np.ndarray, images: Iterable[torch.Tensor],
+                     ) -> Tuple[np.ndarray, int]:
+    """(the statistics re-estimated for alpha [N, 3], forward passes of one block on one image). `images`: as for
+    `recalibrate`. The model, which must have its own statistics, keeps them."""
     own = model.batchnorm()
     model.set_alpha_array(alpha)
-    work = recalibrate(model, unpruned, data, settings, seed)
+    work = recalibrate(model, unpruned, images)
     found = model.batchnorm()
     model.set_batchnorm(own)
     return found, work
 
 
-def recalibrate(model: nn.Module, unpruned: np.ndarray, data: ImageSet, settings: Settings, seed: int) -> int:
-    """Re-estimate the statistics for the model's present α, from those that it has with the α `unpruned` [N, 3], on up
-    to RECALIBRATION_IMAGES images drawn with `seed`; labels are not used. In place: `HyperRepVGG.set_batchnorm` folds
-    anew. Returns forward passes of one block on one image."""
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
-    images = data.images[order[:settings.RECALIBRATION_IMAGES]]
+def recalibrate(model: nn.Module, unpruned: np.ndarray, images: Iterable[torch.Tensor]) -> int:
+    """Re-estimate the statistics for the model's present α, from those that it has with the α `unpruned` [N, 3].
+
+    `images`: normalised batches [B, 3, S, S], each taken once; labels are not used. In place: what was folded with the
+    old statistics stays, so call `HyperRepVGG.set_batchnorm` afterwards. Returns forward passes of one block on one
+    image.
+    """
     with torch.inference_mode(False), torch.no_grad():
-        whole = [model.stage0(normalise(images[part], settings.NORM_MEAN, settings.NORM_STD))
-                 for part in batches(len(images), settings.BATCH_SIZE)]
+        whole = [model.stage0(batch) for batch in images]
         pruned = list(whole)
         for block, row in zip(model.blocks, unpruned):
             whole, pruned = _through(block, row, whole, block.alpha.tolist(), pruned)
-    return 2 * len(images) * len(model.blocks)
+    return 2 * sum(len(x) for x in whole) * len(model.blocks)
 
 
-def _through(block: RepVGGBlock, unpruned: Sequence[float], whole: Parts, alpha: Sequence[float], pruned: Parts,
+def _through(block: nn.Module, unpruned: Sequence[float], whole: Parts, alpha: Sequence[float], pruned: Parts,
              ) -> Tuple[Parts, Parts]:
-    """A block's inputs in both networks -> its outputs; the pruned network's statistics are left in it."""
+    """The inputs of a `RepVGGBlock` in both networks -> its outputs; the pruned network's statistics are left in it."""
     sums_whole, sums_pruned = [0.0] * len(whole), [0.0] * len(pruned)
     for branch, factor_whole, factor in zip(block.branches(), unpruned, alpha):
         bn = branch if isinstance(branch, nn.BatchNorm2d) else branch.bn
