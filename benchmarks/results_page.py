@@ -23,7 +23,6 @@ from statistics import mean
 from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 import numpy as np
-from search.joint_result import JointResult
 
 import cli
 import config
@@ -32,7 +31,8 @@ from benchmarks.links import LINKS_MBPS, on_link
 from costs.cost_model import TIERS, Configuration, HardwareTable, Solution, Times, split_times
 from network.alpha import surviving_branches, unpruned_alpha
 from pipeline import fingerprints, kinds
-from search import domain_search, joint_result
+from search import domain_inputs, domain_search, result_assembly, result_file
+from search.result import JointResult
 from throughput_optimizer import baselines, solve_exact, solve_unfused, split_range
 from wire.formats import is_lossless
 
@@ -77,7 +77,7 @@ def prune_as_before(pruned_in: str, overrides: Sequence[str]) -> None:
         inputs = fingerprints.inputs_of('sequential_accuracy', settings, domain, lut=path)
         if fingerprints.is_current([kinds.path_of('sequential_accuracy', settings, domain)], inputs):
             continue
-        pruned = joint_result.load(domain, other, before, 'sequential_accuracy')
+        pruned = result_file.load(domain, other, before, 'sequential_accuracy')
         alpha = pruned.configuration.alpha
         best = solve_exact(table, surviving_branches(alpha), settings, splits=[ends['step2'].split])
         pruned = replace(pruned, curve=[], baselines={name: replace(baseline, times=ends[name].times)
@@ -85,7 +85,7 @@ def prune_as_before(pruned_in: str, overrides: Sequence[str]) -> None:
         result = result_assembly.as_chosen(pruned, Configuration(alpha, best.gamma, best.split, best.wire),
                                          pruned.accuracy.val_final, model,
                                          domain_inputs.images_of(settings, domain, 'test'), table, settings)
-        joint_result.save('sequential_accuracy', result, settings, inputs)
+        result_file.save('sequential_accuracy', result, settings, inputs)
 
 
 def run(page: Page) -> None:
@@ -142,7 +142,7 @@ def show(page: Page) -> None:
     for head, mbps, overrides in page.cases():
         settings = config.load(overrides)
         table = lut_manager.load(kinds.path_of('lut', settings), settings)
-        joint, sequential = ([joint_result.load(domain, table, settings, kind) for domain in range(10)]
+        joint, sequential = ([result_file.load(domain, table, settings, kind) for domain in range(10)]
                              for kind in ('joint', 'sequential'))
         print(f'\n**Head on the {head}, {mbps} Mbit/s**\n\n'
               '| method | test accuracy % | latency ms | throughput fps | T_eff ms | |\n|---|---|---|---|---|---|')

@@ -3,11 +3,11 @@
     python -m benchmarks.same_results --old 59dbf52                  # steps 2 to 4 and tasks 1 and 2, all domains
     python -m benchmarks.same_results --old HEAD~1 --domains 0,3 --joint    # step 3 of these domains, too
 
-Needs a finished step 1 in RESULTS_DIR. The old commit is checked out into a temporary folder; both commits read a copy of
-that table and write into folders of their own. Left out of the comparison: dates, seconds, versions, fingerprints and
-the names of settings, and `block_evaluations`, which counts work, not results. A field that differs is named with both
-values. Step 3's result is listed by J and accuracy as well, for commits that search differently on purpose. Exit status 1
-when a file differs.
+Needs a finished step 1 in RESULTS_DIR. The old commit is checked out into a temporary folder; both commits read a copy
+of that table and write into folders of their own. Left out of the comparison: dates, seconds, versions, fingerprints
+and the names of settings, and `block_evaluations`, which counts work, not results. A field that differs is named with
+both values. Step 3's result is listed by J and accuracy as well, for commits that search differently on purpose. Exit
+status 1 when a file differs.
 """
 from __future__ import annotations
 

@@ -18,10 +18,10 @@ import numpy as np
 from search.acquisition import cumulative
 from search.evaluator import accuracy_of
 
-# Variances of a margin's change, in units of what one dropped branch does; of pairs and of noise the measured networks
+# Variances of a margin's change, in units of what one dropped branch does; of noise and of pairs the measured networks
 # choose the most likely (section 5.4.1).
 COMMON_VARIANCE = 0.3  # what dropped branches have in common
-PAIR_VARIANCES, NOISE_VARIANCES = (0.15, 0.5), (0.03, 0.1, 0.3)
+NOISE_VARIANCES = (0.03, 0.1, 0.3)
 ACCURACY_SD = 0.6  # of ε: how uncertain a predicted accuracy is where the margins' variance is 1, to begin with
 PRIOR_COUNT = 40  # of measured networks that this belief counts for: those left out are easier than what is asked for
 MODELLED_IMAGES = 1000  # at most: those of the smallest margins; the others are right
@@ -29,6 +29,7 @@ MODELLED_IMAGES = 1000  # at most: those of the smallest margins; the others are
 
 class Surrogate:
     """Margins and accuracy of pruned networks, fitted to measured ones."""
+    pair_variances: Tuple[float, ...] = (0.15, 0.5)  # of what a pair of dropped branches adds
 
     def __init__(self, dropped: np.ndarray, margins: np.ndarray, accuracy_scale: float) -> None:
         """`dropped`: bool [n, F], which branches each measured network lacks, none in the first; `margins`: [n,
@@ -37,7 +38,7 @@ class Surrogate:
         change = self.margins - self.margins[0]
         gram = (change @ change.T).astype(float)  # (n, n): all that the likelihood needs of the images
         highest = -math.inf
-        for pair, noise in itertools.product(PAIR_VARIANCES, NOISE_VARIANCES):
+        for pair, noise in itertools.product(self.pair_variances, NOISE_VARIANCES):
             inverse = np.linalg.inv(self._kernel(self.dropped, self.dropped, pair) + noise * np.eye(len(dropped)))
             variance = max((inverse * gram).sum() / change.size, 1e-12)  # the most likely one of this kernel
             # twice the logarithm of the likelihood over the number of images, but for a constant
