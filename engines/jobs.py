@@ -1,4 +1,4 @@
-"""A job is the work on one domain, an outcome how it ended."""
+"""The work on one domain as data, so that any engine can run it: a job, and the outcome of one."""
 from __future__ import annotations
 
 import contextlib

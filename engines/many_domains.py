@@ -1,4 +1,4 @@
-"""Many domains at once: one after another here, in worker processes of this machine, or on a Ray cluster."""
+"""Runs many domains: one after another here, in worker processes of this machine, or on a Ray cluster."""
 from __future__ import annotations
 
 import argparse
@@ -50,7 +50,7 @@ def run(work: Callable[..., None], kind: str, args: argparse.Namespace, settings
     """Make the files of this kind for the domains that `args` names; the exit status.
 
     One domain without --engine runs in this process and raises what it raises. `options(domain)`: what else
-    `work` is told (engines/jobs.py).
+    `work` is told (`Job.options`).
     """
     check_flags(args)
     domains = cli.domains(str(args.domain_id) if args.domains is None else args.domains, settings)
@@ -89,7 +89,7 @@ def run_jobs(jobs: Sequence[Job], engine: str, at_once: Optional[int] = None) ->
             failures.append(outcome)
 
     if engine == 'ray':
-        from engines import ray_cluster
+        from engines import ray_cluster  # loads Ray, which is optional
         ray_cluster.run_on_ray(jobs, at_once, report)
     elif engine == 'processes' and jobs:
         settings, devices = jobs[0].settings, train_devices(jobs[0].settings)

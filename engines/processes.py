@@ -1,4 +1,4 @@
-"""Jobs in worker processes of this machine."""
+"""Runs jobs in worker processes of this machine."""
 from __future__ import annotations
 
 import contextlib
@@ -25,7 +25,7 @@ def train_devices(settings: Settings) -> List[str]:
     name = settings.TRAIN_DEVICE
     if name not in ('auto', 'cuda'):
         return [name]
-    import torch
+    import torch  # slow, and not needed for most devices or for --help
     count = torch.cuda.device_count()
     return [f'cuda:{index}' for index in range(count)] or ['cpu' if name == 'auto' else name]
 

@@ -20,9 +20,9 @@ import lut_manager
 import step_3_joint
 from config import UserError
 from engines import jobs as engines_jobs
-from engines import many_domains, processes, ray_cluster
+from engines import many_domains, parcel, processes
 from pipeline import fingerprints, kinds, writing
-from search import domain_jobs
+from steps import joint
 from tier import devices
 
 DOMAINS = [2, 3]
@@ -115,7 +115,7 @@ def test_a_domain_that_fails_is_one_line_and_the_other_finishes(workspace):
     run = finished(workspace.step3(results, '--jobs', '2'))
     assert run.returncode == 2
     errors = [line for line in run.stderr.splitlines() if 'error' in line]
-    assert errors[0].startswith('domain 2: error: ') and "domain_2_state.json: field 'alpha" in errors[0]
+    assert errors[0].startswith('domain 2: error: ') and "domain_2_state.json: field '" in errors[0]
     assert errors[1].startswith('step_3_joint.py: error: domain 2 failed, 1 of 2 done') and len(errors) == 2
     assert 'domain 3 (' in run.stdout and 'Traceback' not in run.stderr
     os.unlink(state)
@@ -203,21 +203,19 @@ def test_a_job_needs_nothing_but_its_parcel_and_hands_back_what_it_wrote(workspa
     results = workspace.results('parcel')
     settings = config.load((*workspace.overrides, f'RESULTS_DIR={results}'), {})
     lut_file = kinds.path_of('lut', settings)
-    job = engines_jobs.Job(domain_jobs.joint, 3, settings, fingerprints.inputs_of('joint', settings, 3), lut_file, {
+    job = engines_jobs.Job(joint.joint, 3, settings, fingerprints.inputs_of('joint', settings, 3), lut_file, {
         'search_inputs': fingerprints.inputs_of('joint_state', settings, 3), 'search_again': True})
-    parcel, common = ray_cluster.packed(job)
-    (tmp_path / 'sent').write_bytes(pickle.dumps((parcel, common)))
-    for name, content in ray_cluster.code().items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(content)
+    (tmp_path / 'sent').write_bytes(pickle.dumps(parcel.packed(job)))
+    ignored = shutil.ignore_patterns(*(pattern.lstrip('/').replace('\\', '') for pattern in parcel.not_code()))
+    shutil.copytree(config.ROOT, str(tmp_path / 'code'), ignore=ignored)
     os.rename(results, results + '_elsewhere')
     os.rename(f'{workspace.folder}/partition.json', f'{workspace.folder}/partition_elsewhere.json')
     script = ('import os, pickle, sys\n'
-              'sys.path[0] = os.getcwd()\n'
-              'from engines import ray_cluster\n'
-              'parcel, common = pickle.load(open("sent", "rb"))\n'
+              'sys.path[0] = os.path.join(os.getcwd(), "code")\n'
+              'from engines import parcel\n'
+              'sent, common = pickle.load(open("sent", "rb"))\n'
               'messages = []\n'
-              'end = ray_cluster.work(pickle.loads(parcel), common, messages.append)\n'
+              'end = parcel.work(sent, common, messages.append)\n'
               'pickle.dump((messages, end), open("received", "wb"))\n')
     try:
         subprocess.run([sys.executable, '-c', script], cwd=str(tmp_path), check=True)
@@ -238,6 +236,44 @@ def test_a_job_needs_nothing_but_its_parcel_and_hands_back_what_it_wrote(workspa
     assert fingerprints.is_current([kinds.path_of('joint', settings, 3)], job.inputs)
 
 
+def test_what_travels_as_code_is_neither_data_nor_results():
+    excluded = parcel.not_code()
+    for name in ('data', 'results', 'docs', 'tests', 'benchmarks', 'README.md'):
+        assert f'/{name}' in excluded
+    for name in ('engines', 'search', 'config.py', 'step_3_joint.py'):
+        assert f'/{name}' not in excluded
+
+
+def write_result(domain, settings, inputs, lut_file):
+    """A job that writes what step 3 writes with RECALIBRATE_BN."""
+    path = kinds.path_of('joint', settings, domain)
+    with writing.replacing(os.path.splitext(path)[0] + '_batchnorm.npz') as temporary:
+        with open(temporary, 'wb') as stream:
+            stream.write(b'statistics')
+    writing.write(path, {'batchnorm': {'file': f'domain_{domain}_joint_batchnorm.npz'}}, {})
+
+
+def test_batchnorm_statistics_come_back_with_the_result_that_names_them_and_before_it(workspace):
+    results = workspace.results('batchnorm')
+    settings = config.load((*workspace.overrides, f'RESULTS_DIR={results}'), {})
+    job = engines_jobs.Job(write_result, 3, settings, '', kinds.path_of('lut', settings))
+    sent, common = parcel.packed(job)
+    handed_back: List[Any] = []
+    outcome, changes = parcel.work(sent, common, handed_back.append)
+    assert outcome.error == ''
+    files = [name for message in [*handed_back, changes] if isinstance(message, dict) for name in message]
+    assert files == [f'results/joint_optimization/domain_3_joint{end}' for end in ('_batchnorm.npz', '.json')]
+    for message in [*handed_back, changes]:
+        parcel.write_here(message, sent.there)
+    path = kinds.path_of('joint', settings, 3)
+    with open(path, encoding='utf-8') as stream:
+        named = json.load(stream)['batchnorm']['file']
+    with open(os.path.join(os.path.dirname(path), named), 'rb') as stream:
+        assert stream.read() == b'statistics'
+    again, _ = parcel.packed(job)  # a run that only picks again needs them there
+    assert {os.path.basename(name) for name in again.files} == {'domain_3_joint.json', named}
+
+
 def test_without_ray_its_engine_is_refused_in_one_line(workspace, monkeypatch):
     monkeypatch.setattr(many_domains.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(UserError, match='pip install ray'):
@@ -250,7 +286,7 @@ def test_ray_writes_the_same_file_as_one_after_another_whatever_becomes_of_the_o
     state = damaged_state(workspace, results)
     run = finished(workspace.step3(results, '--engine', 'ray'))
     assert run.returncode == 2, run.stderr
-    assert f"domain 2: error: {state}: field 'alpha" in run.stderr  # by its name here, not on the node
+    assert f"domain 2: error: {state}: field '" in run.stderr  # by its name here, not on the node
     os.unlink(state)
     assert joint_files(results) == {'domain_3_joint.json': workspace.serial['domain_3_joint.json']}
 
