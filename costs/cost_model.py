@@ -184,13 +184,6 @@ def roofline_loss_ms(flops: Value, n_bytes: Value, roofline: Roofline, scale: fl
     return scale * (relu(roofline.i_knee - flops / n_bytes) + rho * ideal_ms)
 
 
-def goal(T_eff_ms: float, T_eff_ref_ms: float, accuracy: float, reference: float, epsilon: float, kappa: float,
-         mu: float) -> Tuple[float, float]:
-    """Goal programming: (J, ξ_A) with ξ_A = max(0, A_ref - ε - A), its optimum. Accuracies as fractions."""
-    xi = max(0.0, reference - epsilon - accuracy)
-    return T_eff_ms / T_eff_ref_ms + kappa * xi - mu * accuracy, xi
-
-
 @dataclass(frozen=True)
 class Solution:
     """A choice of γ and λ (and the wire format) with its times."""

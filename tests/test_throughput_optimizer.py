@@ -15,7 +15,8 @@ from random_cases import OBJECTIVES, WIRE_SIZES, surviving_arrays, tables, whole
 
 import throughput_optimizer as optimizer
 from config import Settings, UserError
-from costs.cost_model import Configuration, Link, Roofline, goal, roofline_loss_ms, times
+from costs.cost_model import Configuration, Link, Roofline, roofline_loss_ms, times
+from costs.goal import Goal
 from throughput_optimizer import solve_exact, solve_gradient
 
 
@@ -338,7 +339,8 @@ fractions = st.floats(0, 1)
 @given(st.floats(0.01, 1e4), st.floats(0.01, 1e4), fractions, fractions, fractions, st.floats(1.5, 1000),
        st.floats(0, 1))
 def test_the_goal_is_its_smallest_value_over_all_allowed_slacks(T_eff, T_ref, accuracy, reference, epsilon, kappa, mu):
-    J, xi = goal(T_eff, T_ref, accuracy, reference, epsilon, kappa, mu)
+    goal = Goal(T_ref, reference, epsilon, kappa, mu)
+    J, xi = goal.J(T_eff, accuracy), goal.violation(accuracy)
     needed = reference - epsilon - accuracy
     assert xi >= 0 and accuracy >= reference - epsilon - xi - 1e-12  # it is allowed
     for slack in itertools.chain(np.linspace(0, 1, 101), [max(0.0, needed), xi]):

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import weakref
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -32,8 +31,8 @@ from hyper_repvgg import HyperRepVGGBlock, create_hyper_repvgg, deploy
 from network.alpha import surviving_branches, unpruned_alpha
 from network.gammas import GAMMAS
 from network.shapes import IDENTITY, BlockShape, architecture, block_shapes
-from progressive_pruning import JointSearch
-from report import step2_result
+from report import cost_figures
+from search.pruned_times import PrunedTimes
 from throughput_optimizer import solve_exact
 from throughput_optimizer_limit import check_possible, solve_limited, solve_or_nearest, solve_within_limits
 
@@ -340,7 +339,7 @@ def test_limits_that_only_a_pruned_network_meets_are_no_error_where_pruning_foll
     assert not limited['fits'] and limited['T_eff_ms'] == nearest.times.T_eff_ms and limited['certificate'] is None
     assert limited['used']['MAX_CLIENT_MEMORY_MB'] == pytest.approx(1 + excess) and 'memory' in limited['exceeded'][0]
     assert limited['exceeded'][0] in capsys.readouterr().out
-    assert step2_result.load(table, settings).split == solve_exact(table, surviving, settings).split
+    assert cost_figures.load_splits(table, settings).split == solve_exact(table, surviving, settings).split
     step2_initial_throughput_opt.main(['--pruning_follows', '--if_changed', '--set', *overrides])
     assert 'is up to date' in capsys.readouterr().err
     with pytest.raises(NothingFits):  # the file is current, but alone it is no answer
@@ -360,9 +359,7 @@ def test_a_joint_search_can_prune_until_the_limits_are_met(results):
     settings = dataclasses.replace(unlimited, MAX_CLIENT_MEMORY_MB=enough / MB, LAMBDA_MIN=table.n_blocks - 1)
 
     def T_eff_ms(branches: np.ndarray, settings: Settings) -> float:
-        search = SimpleNamespace(table=table, settings=settings, settings_with=lambda formats: settings,
-                                 T_eff_ref_ms=free.times.T_eff_ms)
-        return JointSearch.T_eff_ms(search, branches)
+        return PrunedTimes(table, free.times.T_eff_ms, settings).T_eff_ms(branches)
 
     nearest, excess = solve_or_nearest(table, surviving, settings)
     assert excess > 0
@@ -371,6 +368,6 @@ def test_a_joint_search_can_prune_until_the_limits_are_met(results):
     assert T_eff_ms(light, settings) == solve_within_limits(table, light, settings).times.T_eff_ms
     check_possible(table, settings)
     with pytest.raises(NothingFits):
-        JointSearch.final(SimpleNamespace(table=table, settings=settings), unpruned_alpha(table.has_identity))
+        PrunedTimes(table, free.times.T_eff_ms, settings).solve_within_limits(unpruned_alpha(table.has_identity))
     with pytest.raises(NothingFits, match='whatever is pruned'):
         check_possible(table, dataclasses.replace(settings, MAX_CLIENT_MEMORY_MB=1e-4))

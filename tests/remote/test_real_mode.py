@@ -132,6 +132,7 @@ def test_step_3_in_real_mode_finds_what_it_finds_alone_and_measures_it(served, t
     import step_3_joint
     from pipeline import kinds
     from remote import session
+    from steps import joint
     monkeypatch.chdir(tmp_path)
     os.symlink(os.path.join(REPOSITORY, 'data'), tmp_path / 'data')
     overrides = ['NUM_DOMAINS=1', 'IMAGES_PER_SPLIT=100', 'ALPHA_EPOCHS=1', 'LUT_ROUNDS=1', 'MAX_PRUNING_ROUNDS=2',
@@ -145,7 +146,7 @@ def test_step_3_in_real_mode_finds_what_it_finds_alone_and_measures_it(served, t
         with open(kinds.path_of('joint', settings, 0), encoding='utf-8') as stream:
             return json.load(stream)
 
-    step_3_joint.optimise_real(0, session.Session(served[0], settings), settings)
+    joint.joint_through_client(0, session.Session(served[0], settings), settings)
     real = result()
     step_3_joint.main(['--domain_id', '0', '--mode', 'pseudo', '--set', *overrides])
     alone = result()
