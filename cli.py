@@ -1,13 +1,21 @@
-"""What every script's command line shares: settings overrides, one-line errors, progress.
+"""What all command lines share: flags and settings, one-line errors, progress.
 
-A script keeps its heavy imports inside `main`, so that `--help` answers at once:
+`--help` answers at once, without loading PyTorch. A script imports what is slow inside `main`, behind the flags:
 
     def main(argv):
         args, settings = cli.parse(parser, argv)
+        from steps import joint  # loads PyTorch
         ...
 
     if __name__ == '__main__':
         cli.run(main)
+
+A benchmark, where most functions need PyTorch, answers before its imports:
+
+    PARSER = cli.parser(__doc__)
+    if __name__ == '__main__':
+        cli.answer_help(PARSER)  # before the imports below, which load PyTorch
+    import torch
 """
 from __future__ import annotations
 
@@ -37,9 +45,14 @@ class _Parser(argparse.ArgumentParser):
         self.exit(EXIT_BAD_INPUT, f'{self.prog}: error: {message}; see --help\n')
 
 
+def plain_parser(docstring: str) -> argparse.ArgumentParser:
+    """An argument parser whose help is the script's docstring, for commands that no setting changes."""
+    return _Parser(description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
 def parser(docstring: str) -> argparse.ArgumentParser:
-    """An argument parser whose help is the script's docstring, with the flags all scripts have."""
-    made = _Parser(description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """An argument parser whose help is the script's docstring, with the flags that all scripts with settings have."""
+    made = plain_parser(docstring)
     made.add_argument('--set', dest='overrides', metavar='NAME=VALUE', nargs='+', action='append', default=[],
                       help='override settings of config.py; may be repeated')
     return made
@@ -88,6 +101,11 @@ def parse(with_parser: argparse.ArgumentParser, argv: Optional[Sequence[str]],
     flags = [f'{name.upper()}={getattr(args, name)}' for name in LIMIT_FLAGS + PICK_FLAGS
              if getattr(args, name, None) is not None]
     return args, config.load((*(item for group in args.overrides for item in group), *flags))
+
+
+def answer_help(with_parser: argparse.ArgumentParser) -> None:
+    """End here when the command line asks for help or is wrong; for scripts whose imports are slow."""
+    with_parser.parse_args()
 
 
 def run(main: Callable[[Optional[Sequence[str]]], Optional[int]]) -> None:
