@@ -15,7 +15,7 @@ from typing import Callable, Dict, Iterator, NamedTuple, Optional, Tuple
 
 from config import UserError
 from wire.connection import Connection, Refused
-from wire.frames import ConnectionLost, NetworkError, VersionMismatch
+from wire.frames import ConnectionLost, Kind, NetworkError, VersionMismatch
 
 CONNECT_S = 5.0
 BACK_OFF_S = (1, 2, 4, 8, 15, 30)  # between attempts to connect; the last one repeats
@@ -45,6 +45,21 @@ def connect(address: Address, token: bytes, role: str, peer_role: str) -> Connec
     connection = Connection(sock, str(address))
     connection.handshake(role, (peer_role,), token, starts=True)
     return connection
+
+
+def ask_client(control_port: int, action: str) -> str:
+    """What the client on this control port answers to status, cancel or shutdown. Raises `UserError`."""
+    address = Address('127.0.0.1', control_port)
+    try:
+        connection = connect(address, token_from_environment(), 'control', 'worker')
+        connection.send(Kind.REQUEST, {'id': 1, 'op': action})
+        reply = connection.receive()
+        connection.close()
+        done, total, requests = (reply.integer(name, 0, 2 ** 62) for name in ('done', 'total', 'requests'))
+        return (f"{reply.text('state')} {reply.text('op')}".strip() + (f', {done} of {total}' if total else '') +
+                f'; {requests} requests so far')
+    except NetworkError as error:
+        raise UserError(f'{error}; is a client running, with its control port on {address}?') from None
 
 
 def connect_with_retries(address: Address, token: bytes, role: str, peer_role: str, say: Callable[[str], None],

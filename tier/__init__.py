@@ -1,5 +1,5 @@
 """What a tier runs, on the server or on the device.
 
 devices: the device that computes. part: a contiguous part of the network. block_timing: the time of every block under
-every γ. roofline: peak rate and bandwidth. tasks: what the client does when the server asks.
+every γ. roofline: peak rate and bandwidth. tasks: what the client does when the server asks. worker: its main loop.
 """

@@ -14,7 +14,6 @@ import torch
 from client_process import SETTINGS, Client, N, free_port, stream_case
 from relay import Relay
 
-import client_control
 import config
 import network_utils
 from remote import client as split_server
@@ -125,7 +124,7 @@ def test_a_busy_client_tells_its_state_cancels_and_shuts_down(tmp_path):
     port = free_port()
     process = Client(port, tmp_path)
     client = wait_for_client(SETTINGS, '127.0.0.1', port, say=lambda text: None, return_s=60)
-    assert client_control.ask(process.control_port, 'status').startswith('idle')
+    assert network_utils.ask_client(process.control_port, 'status').startswith('idle')
     failures = []
 
     def work() -> None:
@@ -137,13 +136,13 @@ def test_a_busy_client_tells_its_state_cancels_and_shuts_down(tmp_path):
 
     thread = threading.Thread(target=work)
     thread.start()
-    while not client_control.ask(process.control_port, 'status').startswith('working time_round'):
+    while not network_utils.ask_client(process.control_port, 'status').startswith('working time_round'):
         pass
-    client_control.ask(process.control_port, 'cancel')
+    network_utils.ask_client(process.control_port, 'cancel')
     thread.join(30)
     assert failures == ['the client could not do it: cancelled by the operator']
     assert client.facts()['threads'] >= 1
-    client_control.ask(process.control_port, 'shutdown')
+    network_utils.ask_client(process.control_port, 'shutdown')
     assert process.process.wait(20) == 0
     client.close('done')
 

@@ -1,0 +1,149 @@
+"""The client's main loop: answers one connection after the other, and what the operator asks on the control port."""
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import Any, Dict
+
+import torch
+
+import cli
+from config import Settings, UserError
+from hyper_repvgg import create_hyper_repvgg
+from network_utils import Address, Listener, connect_with_retries, token_from_environment
+from tier import devices
+from tier.part import pack_unit, units_of
+from tier.tasks import Tasks
+from wire.blobs import BlobStore
+from wire.connection import Connection
+from wire.frames import ConnectionLost, Kind, Message, NetworkError, PeerError, ProtocolError
+
+PROGRESS_S = 0.5  # at most this often
+
+
+class Worker:
+    """Serves one connection after the other; `state` is what the control port tells."""
+
+    def __init__(self, tasks: Tasks) -> None:
+        self.tasks = tasks
+        self.stopping = threading.Event()
+        self.state: Dict[str, Any] = {'state': 'connecting', 'op': '', 'done': 0, 'total': 0, 'requests': 0}
+        self._last_progress_s = 0.0
+
+    def serve(self, connection: Connection) -> None:
+        """Answer requests until the connection ends. Raises `NetworkError`."""
+        self.tasks.connection = connection
+        while not self.stopping.is_set():
+            self.state.update(state='idle', op='', done=0, total=0)
+            message = connection.receive()
+            if message.kind in (Kind.GOODBYE, Kind.ERROR):
+                cli.say(f'the server says: {message.text("text")}')
+                return
+            if message.kind != Kind.REQUEST:
+                connection.fail('protocol', f'expected a request, got {message.kind.name}')
+                raise ProtocolError(f'expected a request, got {message.kind.name}')
+            self.answer(connection, message)
+
+    def answer(self, connection: Connection, message: Message) -> None:
+        """One request, one reply or error."""
+        number = message.integer('id', 0, 2 ** 62)
+        self.state.update(state='working', op=message.text('op'), requests=self.state['requests'] + 1)
+
+        def progress(done: int, total: int) -> None:
+            self.state.update(done=done, total=total)
+            now = time.monotonic()
+            if now - self._last_progress_s < PROGRESS_S:
+                return
+            self._last_progress_s = now
+            cli.say(f"{self.state['op']}: {done} of {total}")
+            if self.state['op'] != 'stream':  # its results are progress enough
+                connection.send(Kind.PROGRESS, {'id': number, 'done': done, 'total': total})
+
+        self.tasks.progress = progress
+        try:
+            fields, tensors = self.tasks.run(message)
+        except PeerError as error:
+            cli.say(f'{self.state["op"]} not done: {error}')
+            if connection.is_closed:
+                return
+            connection.send(Kind.ERROR, {'id': number, 'code': error.code, 'text': str(error)[:1000]})
+            return
+        connection.send(Kind.REPLY, {'id': number, **fields}, tensors)
+
+    def control(self, connection: Connection) -> None:
+        """One operator's questions, on the control port."""
+        try:
+            while True:
+                message = connection.receive()
+                op = message.text('op', ('status', 'cancel', 'shutdown'))
+                if op in ('cancel', 'shutdown'):
+                    self.tasks.cancelled.set()
+                if op == 'shutdown':
+                    self.stopping.set()
+                connection.send(Kind.REPLY, {'id': message.integer('id', 0, 2 ** 62), **self.state})
+                if op == 'shutdown' and self.tasks.connection is not None:
+                    self.tasks.connection.close()
+        except NetworkError:
+            connection.close()
+
+    def listen_for_control(self, port: int, token: bytes) -> None:
+        """Open the control port; everything works without it."""
+        try:
+            listener = Listener(Address('127.0.0.1', port), token, 'worker', ('control',), cli.say)
+        except UserError as error:
+            cli.say(f'no control port: {error}')
+            return
+
+        def accept() -> None:
+            for connection in listener:
+                threading.Thread(target=self.control, args=(connection,), daemon=True).start()
+
+        threading.Thread(target=accept, name='control', daemon=True).start()
+
+
+def preload(path: str, settings: Settings, tasks: Tasks) -> None:
+    """Put the weights of a local checkpoint into the cache: the server then need not send them."""
+    for unit in units_of(create_hyper_repvgg(path, settings.MODEL_NAME, settings.NUM_CLASSES)):
+        tasks.store.add(pack_unit(unit))
+    cli.say(f'weights of {path} are ready')
+
+
+def make_tasks(settings: Settings, cache_dir: str, cache_gib: float) -> Tasks:
+    """The handlers on this device."""
+    threads = settings.threads(settings.CLIENT_THREADS)
+    torch.set_num_threads(threads)
+    try:
+        store = BlobStore(cache_dir, int(cache_gib * (1 << 30)))
+    except OSError as error:
+        raise UserError(f'cannot use --cache_dir {cache_dir}: {error.strerror}') from None
+    return Tasks(devices.device_of(settings.CLIENT_DEVICE), threads, store)
+
+
+def run(settings: Settings, server_ip: str, port: int, control_port: int, cache_dir: str, cache_gib: float, once: bool,
+        ) -> None:
+    """Work for the server until told to stop, over as many connections as it takes; with `once` over one.
+    `control_port` 0: there is none. Ends the process after a shutdown."""
+    tasks = make_tasks(settings, cache_dir, cache_gib)
+    if settings.WEIGHT_PATH_CLIENT:
+        preload(settings.WEIGHT_PATH_CLIENT, settings, tasks)
+    worker, token, server = Worker(tasks), token_from_environment(), Address(server_ip, port)
+    if control_port:
+        worker.listen_for_control(control_port, token)
+    while not worker.stopping.is_set():
+        worker.state.update(state='connecting', op='')
+        connection = connect_with_retries(server, token, 'worker', 'server', cli.say, worker.stopping.wait)
+        if connection is None:
+            break
+        cli.say(f'connected to {server}')
+        try:
+            worker.serve(connection)
+            if once:
+                break
+        except (ConnectionLost, NetworkError) as error:
+            if not worker.stopping.is_set():
+                cli.say(f'connection lost ({error}); connecting again')
+        connection.close()
+        worker.stopping.wait(1.0)
+    cli.say('client stopped')
+    os._exit(0) if worker.stopping.is_set() else None  # a computation under way would hold the process
