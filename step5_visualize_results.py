@@ -4,14 +4,18 @@
     python step5_visualize_results.py --set RESULTS_DIR=results_b3 PROFILE=imagenet
 
 Reads the table (step 1), step 2's and every domain's result. Writes to results/visualization/, each as PDF and PNG:
-accuracy_throughput_curve, accuracy_teff_curve, domain_comparison, domain_D_configuration, split_times, lut_heatmap;
+
+    accuracy_throughput_curve, accuracy_teff_curve                 two domains, large
+    accuracy_throughput_all_domains, accuracy_teff_all_domains     all domains, small
+    domain_comparison, split_times, lut_heatmap, domain_D_configuration
+
 and summary.txt (also printed) and summary.json. Everything is read and checked before anything is written.
 """
 from __future__ import annotations
 
 import hashlib
 import os
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import List, Optional, Sequence
 
 import cli
 from config import Settings, UserError
@@ -36,81 +40,13 @@ def inputs_of(domains: Sequence[int], lut_file: str, settings: Settings) -> str:
     return hashlib.sha256('\n'.join([settings.MODEL_NAME, settings.HEAD_TIER, *content]).encode()).hexdigest()
 
 
-def pictures_of(path: str) -> List[str]:
+def earlier_pictures(path: str) -> List[str]:
     """The picture files that an earlier run's summary.json names; none when it cannot be read."""
     try:
         names = documents.read(path, '').get('pictures', list)
     except UserError:
         return []
     return [os.path.join(os.path.dirname(path), f'{name}.{suffix}') for name in names for suffix in ('pdf', 'png')]
-
-
-def pictures(table: Any, step2: Any, results: Sequence[Any], sequential: Dict[int, Any], settings: Settings,
-             ) -> Dict[str, Callable[[], Any]]:
-    """What to draw: {file name without suffix: function that makes the figure}."""
-    from report import cost_figures
-    from report import result_figures as drawn
-    from report.summary import fits
-    note = cost_figures.simulated_note(table)
-    made: Dict[str, Callable[[], Any]] = {
-        'accuracy_throughput_curve': lambda: drawn.accuracy_curves(results, drawn.THROUGHPUT, sequential, note),
-        'accuracy_teff_curve': lambda: drawn.accuracy_curves(results, drawn.T_EFF, sequential, note),
-        'domain_comparison': lambda: drawn.domain_comparison(results, note),
-        'lut_heatmap': lambda: cost_figures.lut_heatmap(table)}
-    if step2 is not None:
-        made['split_times'] = lambda: cost_figures.split_times(step2, note)
-    for result in results:
-        if fits(result, table, settings.HEAD_TIER):
-            made[f'domain_{result.domain_id}_configuration'] = (
-                lambda result=result: drawn.configuration(result, table, settings.HEAD_TIER, note))
-    return made
-
-
-def load_step2(table: Any, settings: Settings) -> Optional[Any]:
-    """Step 2's result; None, with a line that says so, when step 2 has not been run (step 3 does not need it)."""
-    from report import step2_result
-    path = kinds.path_of('step2', settings)
-    if not os.path.exists(path):
-        cli.say(f"no {path}, so no split_times; make it with `{kinds.command_for('step2', settings)}`")
-        return None
-    return step2_result.load(table, settings)
-
-
-def load_sequential(results: Sequence[Any], table: Any, settings: Settings) -> Dict[int, Any]:
-    """The sequential baseline's own results (step 4) of the domains whose joint result names just that baseline."""
-    from search import joint_result
-    found = {}
-    for result in results:
-        if 'sequential' in result.baselines and os.path.exists(
-                kinds.path_of('sequential', settings, result.domain_id)):
-            sequential = joint_result.load(result.domain_id, table, settings, 'sequential')
-            if sequential.times == result.baselines['sequential'].times:
-                found[result.domain_id] = sequential
-    return found
-
-
-def notes_on(table: Any, lut_file: str, results: Sequence[Any], settings: Settings) -> List[str]:
-    """What a reader of the numbers must know."""
-    from report import summary
-    simulated = [tier for tier in ('client', 'server') if table.tier_info[tier].get('simulated')]
-    notes = [f"the {tier}'s times are simulated (profile {table.tier_info[tier].get('profile', 'unknown')})"
-             for tier in simulated]
-    strangers = [str(result.domain_id) for result in results
-                 if not summary.fits(result, table, settings.HEAD_TIER)]
-    warnings = summary.disagreements(results)
-    if strangers:
-        warnings.append(f"times of domain {', '.join(strangers)} do not follow from {lut_file} with HEAD_TIER="
-                        f'{settings.HEAD_TIER}: made from another table or setting, so no picture of the configuration')
-    return notes + [f'warning: {line}' for line in warnings]
-
-
-def write_all(folder: str, made: Dict[str, Callable[[], Any]]) -> None:
-    """Draw and save every picture, with progress."""
-    from tqdm import tqdm
-
-    from report import style
-    for name, draw in tqdm(made.items(), desc='pictures', leave=False):
-        style.save(draw(), os.path.join(folder, f'{name}.pdf'), os.path.join(folder, f'{name}.png'))
 
 
 def main(argv: Optional[Sequence[str]]) -> None:
@@ -124,26 +60,18 @@ def main(argv: Optional[Sequence[str]]) -> None:
     path, inputs = kinds.path_of('summary', settings), inputs_of(domains, lut_file, settings)
     folder = os.path.dirname(path)
     text_path = os.path.join(folder, 'summary.txt')
-    if args.if_changed and fingerprints.is_current([path, text_path, *pictures_of(path)], inputs):
+    if args.if_changed and fingerprints.is_current([path, text_path, *earlier_pictures(path)], inputs):
         cli.say(f'{folder} is up to date')
         return
-    import lut_manager
-    from report import summary
-    from search import joint_result
-    table = lut_manager.load(lut_file, settings)
-    step2 = load_step2(table, settings)
-    results = [joint_result.load(domain, table, settings) for domain in domains]
-    for result in results:
-        summary.check(result, kinds.path_of('joint', settings, result.domain_id))
-    sequential = load_sequential(results, table, settings)
+    from report import pictures, summary  # loads PyTorch and matplotlib, which --help does not need
+    found = pictures.load(domains, lut_file, settings)
+    text, made = pictures.text_of(found), pictures.pictures_of(found)
     writing.check_writable(path)
-    text = summary.text(results, notes_on(table, lut_file, results, settings))
-    made = pictures(table, step2, results, sequential, settings)
-    write_all(folder, made)
+    pictures.write_all(folder, made)
     with writing.replacing(text_path) as temporary:
         with open(temporary, 'w', encoding='utf-8') as stream:
             stream.write(text + '\n')
-    content = {**summary.as_dict(results), 'pictures': sorted(made)}
+    content = {**summary.as_dict(found.results), 'pictures': sorted(made)}
     writing.write(path, content, writing.make_metadata(settings, 'summary', inputs))
     print(text)
     print(f'-> {folder}: {len(made)} pictures as PDF and PNG, summary.txt, summary.json')

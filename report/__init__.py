@@ -1,5 +1,6 @@
 """Results as pictures, tables and text.
 
-style: what all pictures share. step2_result: what step 2 found, read back. cost_figures: pictures of the table and of
-the splits. summary: all domains in numbers. result_figures: pictures of what step 3 found.
+style: what all pictures share. preparation_figures: partition, trained α, importance. cost_figures: the hardware table,
+and the unpruned network at every split. summary: all domains in numbers. frontier_figures: accuracy over speed.
+result_figures: all domains side by side, one domain block by block. pictures: everything that step 5 makes.
 """

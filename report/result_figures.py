@@ -1,174 +1,66 @@
-"""Pictures of what step 3 found: the frontier, the comparison of domains, one configuration."""
+"""Pictures of what step 3 chose: all domains side by side, and one domain block by block."""
 from __future__ import annotations
 
-import math
-from typing import Any, Callable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
 
 from costs.cost_model import HardwareTable, Times, gathered, other_tier
 from network.gammas import GAMMAS
-from report.cost_figures import TIER_COLOURS
+from report.cost_figures import gamma_words
+from report.frontier_figures import BASELINE_LABEL, BASELINE_LOOK
 from report.style import (
     BLACK,
-    BLUE,
-    ORANGE,
+    BRANCH_WORDS,
+    CROSSED_GREY,
+    LINK_COLOUR,
     PURPLE,
     RED,
     SKY,
+    TIER_COLOURS,
+    absent_key,
     add_colour_bar,
+    cross_out,
     draw_heatmap,
     headline,
+    numbers,
     plain,
+    short,
     styled,
     subplots,
 )
-from report.summary import change, mean_change, percent, points
-from search.frontier import FrontierPoint, lowest_explored
-from search.joint_result import JointResult
+from report.summary import change, mean_change, percent
+from search.result import JointResult
 
-BASELINE_LOOK = {'all_client': (ORANGE, 'v'), 'all_server': (BLUE, '^'), 'step2': (BLACK, 's'),
-                 'sequential': (PURPLE, 'D')}  # (colour, marker), in all pictures
-BASELINE_LABEL = {'all_client': 'everything on the client (unpruned)',
-                  'all_server': 'everything on the server (unpruned)',
-                  'step2': 'best split (unpruned, step 2)', 'sequential': 'sequential: prune, then split'}
-
-
-PICK_LABEL = {'constraint': 'picked: lowest J within ε', 'knee': 'picked: knee of the frontier',
-              'budget': 'picked: most accurate within the budget'}
-
-
-# --- the frontier of accuracy and speed ------------------------------------------------------------------
-
-class Speed(NamedTuple):
-    """The horizontal axis of a curve."""
-    field: str  # of CurvePoint and of Times
-    frontier: str  # whose points are drawn
-    label: str
-    word: str  # for titles
-
-
-THROUGHPUT = Speed('throughput_fps', 'throughput', 'throughput (frames/s), further right is faster', 'throughput')
-T_EFF = Speed('T_eff_ms', 'T_eff', 'T_eff (ms per image), further left is faster', 'T_eff')
-
-
-@styled
-def accuracy_curves(results: Sequence[JointResult], speed: Speed, sequential: Mapping[int, JointResult],
-                    note: str = '') -> Any:
-    """One panel a domain: the highest validation accuracy at every speed; returns the figure.
-    `sequential`: the sequential baseline's results by domain, as far as they exist. `note` is added to the title."""
-    columns = {1: 1, 2: 2, 4: 2, 7: 4, 8: 4, 10: 5}.get(len(results), 3)
-    rows = math.ceil(len(results) / columns)
-    width, height = (max(8.5, 3.5 * columns), 3.2 * rows + 2.2) if len(results) > 1 else (9.5, 6.5)
-    figure, grid = subplots(rows + 1, columns, size=(width, height), sharex=True, squeeze=False,
-                            gridspec_kw={'height_ratios': [1] * rows + [0.01]})
-    spans = [value_range(result, sequential.get(result.domain_id)) for result in results]
-    widest = max(high - low for low, high in spans)
-    panels = grid[:-1].ravel()
-    for axes, result, (low, high) in zip(panels, results, spans):
-        draw_curve(axes, result, speed, sequential.get(result.domain_id))
-        middle = (low + high) / 2
-        axes.set_ylim(middle - 0.62 * widest, middle + 0.62 * widest)  # same scale everywhere: slopes compare
-        axes.tick_params(labelbottom=False)
-    for index in range(len(results)):
-        if index + columns >= len(results):
-            panels[index].tick_params(labelbottom=True)
-            panels[index].set_xlabel(speed.label if columns < 3 else speed.label.split(',')[0])
-        if index % columns == 0:
-            panels[index].set_ylabel('validation accuracy (%)')
-    handles = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels())}
-    legend_axes(figure, grid, len(results)).legend(handles.values(), handles.keys(), loc='upper center',
-                                                   ncol=2 if width < 13 else 3 if width < 17 else 4)
-    headline(figure, curve_message(results, speed) + note)
-    return figure
-
-
-def legend_axes(figure: Any, grid: Any, used: int) -> Any:
-    """Remove the empty panels and the last row; in its place one frameless axes for the legend."""
-    spec = grid[-1, 0].get_gridspec()
-    for axes in [*grid[:-1].ravel()[used:], *grid[-1]]:
-        axes.remove()
-    bottom = figure.add_subplot(spec[-1, :])
-    bottom.axis('off')
-    return bottom
-
-
-def value_range(result: JointResult, sequential: Optional[JointResult]) -> Tuple[float, float]:
-    """Lowest and highest accuracy (%) that a panel must show."""
-    reference = result.accuracy.val_reference
-    shown = [point.accuracy for points in result.frontier.values() for point in shown_points(result, points)]
-    shown += [result.accuracy.val_final, result.curve[0].accuracy, reference, reference - result.epsilon]
-    shown += [sequential.accuracy.val_final] if sequential else []
-    return 100 * min(shown), 100 * max(max(shown), min(shown) + 1e-3)
-
-
-def shown_points(result: JointResult, points: Sequence[FrontierPoint]) -> List[FrontierPoint]:
-    """The part of a frontier that was explored; networks that lost more say nothing and would flatten the rest."""
-    lowest = min(lowest_explored(result.accuracy.val_reference, result.epsilon), result.accuracy.val_final)
-    return [point for point in points if point.accuracy >= lowest]
-
-
-def draw_curve(axes: Any, result: JointResult, speed: Speed, sequential: Optional[JointResult]) -> None:
-    """One domain's panel."""
-    reference = 100 * result.accuracy.val_reference
-    points, start = shown_points(result, result.frontier[speed.frontier]), result.curve[0]
-    x = [getattr(point.times, speed.field) for point in points]
-    y = [100 * point.accuracy for point in points]
-    axes.axhspan(reference - 100 * result.epsilon, reference, color='0.91', linewidth=0, zorder=0,
-                 label='allowed: up to ε below the reference accuracy')
-    axes.plot(x, y, 'o-', color=RED, drawstyle='steps-post', markersize=4, zorder=3,  # fastest first on both axes
-              label='frontier: nothing found beats it')
-    axes.plot(getattr(start, speed.field), 100 * start.accuracy, 's', color=BLACK, markersize=8, zorder=4,
-              label=BASELINE_LABEL['step2'])
-    axes.plot(getattr(result.times, speed.field), 100 * result.accuracy.val_final, '*', color=RED, markersize=17,
-              markeredgecolor=BLACK, zorder=5, label=PICK_LABEL[result.pick.rule])
-    for name in ('all_client', 'all_server'):  # these compute what the unpruned network computes
-        colour, marker = BASELINE_LOOK[name]
-        axes.plot(getattr(result.baselines[name].times, speed.field), reference, marker, color=colour, markersize=9,
-                  zorder=4, label=BASELINE_LABEL[name])
-    if sequential:
-        axes.plot(getattr(sequential.times, speed.field), 100 * sequential.accuracy.val_final, 'D', color=PURPLE,
-                  markeredgecolor=BLACK, markersize=9, zorder=4, label=BASELINE_LABEL['sequential'])
-    elif 'sequential' in result.baselines:  # its validation accuracy is not known
-        axes.axvline(getattr(result.baselines['sequential'].times, speed.field), color=PURPLE, linestyle='--', zorder=2,
-                     label=f'sequential: prune, then split (its {speed.word})')
-    moved = change(result)
-    gain = moved.throughput_change if speed is THROUGHPUT else moved.T_eff_change
-    axes.set_title(f'{result.domain_id}  {plain(result.domain_name, 26)}\n{percent(gain)} {speed.word}, '
-                   f'{100 * (result.accuracy.val_final - result.accuracy.val_reference):+.1f} points', fontsize=11)
-    axes.margins(x=0.08)
-    axes.grid(color='0.85', linewidth=0.6)
-
-
-def curve_message(results: Sequence[JointResult], speed: Speed) -> str:
-    """What the curves say."""
-    mean = mean_change(results)
-    gain = mean.throughput_change if speed is THROUGHPUT else mean.T_eff_change
-    lost = [result.accuracy.val_reference - result.accuracy.val_final for result in results]
-    over = f'on average over {len(results)} domains' if len(results) > 1 else 'for one domain'
-    return (f'Joint pruning and splitting: {speed.word} {percent(gain)} {over}, '
-            f'validation accuracy at most {points(max(0.0, *lost, 0.0))} points below the reference')
+ALPHA_LIMITS = (0.0, 2.0)  # colours of α, in every domain of every model; 1 is the original network
+LONGEST_TRANSFER = 3.5  # times the longest other bar: a longer one is cut off, or the others could not be read
+CHARACTER_WIDTH = 0.0145  # of the words beside a bar, in widths of their axes
 
 
 # --- the domains side by side ----------------------------------------------------------------------------
 
 @styled
-def domain_comparison(results: Sequence[JointResult], note: str = '') -> Any:
+def domain_comparison(results: Sequence[JointResult], note: str = '') -> Figure:
     """Test accuracy, T_eff and throughput of every domain; returns the figure. `note` is added to the title."""
-    figure, (top, middle, bottom) = subplots(3, 1, size=(max(10.0, 6.0 + 1.05 * len(results)), 11), sharex=True)
+    figure, (top, middle, bottom) = subplots(3, 1, size=(max(12.0, 6.5 + 1.05 * len(results)), 11), sharex=True)
     draw_accuracies(top, results)
     draw_times(middle, results, lambda times: times.T_eff_ms, 'T_eff (ms per image)\nlower is better')
     draw_times(bottom, results, lambda times: times.throughput_fps, 'throughput (frames/s)\nhigher is better')
+    margin = 0.6 + max(0, 3 - len(results)) / 2  # one domain's bars are not as wide as the picture
     for axes in (top, middle, bottom):
-        axes.set_xlim(-0.6, len(results) - 0.4)
+        axes.set_xlim(-margin, len(results) - 1 + margin)
         if axes is not bottom:
             axes.legend(loc='center left', bbox_to_anchor=(1.0, 0.5))  # that of the middle serves the bottom too
     bottom.set_xticks(range(len(results)), [domain_label(result) for result in results])
     bottom.set_xlabel('domain')
     mean = mean_change(results)
     over = f'Mean of {len(results)} domains' if len(results) > 1 else 'One domain'
-    headline(figure, f'{over} against the unpruned best split: test accuracy {-100 * mean.accuracy_loss:+.1f} points, '
-                     f'T_eff {percent(mean.T_eff_change)}, throughput {percent(mean.throughput_change)}{note}')
+    headline(figure, f'{over}, chosen network against the best unpruned split: test accuracy '
+                     f'{-100 * mean.accuracy_loss:+.1f} points, T_eff {percent(mean.T_eff_change)}, throughput '
+                     f'{percent(mean.throughput_change)}{note}')
     return figure
 
 
@@ -179,47 +71,48 @@ def domain_label(result: JointResult) -> str:
     return '\n'.join([str(result.domain_id), ' '.join(words[:half]), ' '.join(words[half:])])
 
 
-def draw_accuracies(axes: Any, results: Sequence[JointResult]) -> None:
+def draw_accuracies(axes: Axes, results: Sequence[JointResult]) -> None:
     """Original, reference and final test accuracy (the last with its 95 % interval), and the sequential baseline's."""
     x = np.arange(len(results))
     reports = [result.accuracy for result in results]
     final = np.array([report.final for report in reports])
     low, high = np.array([report.ci95 for report in reports]).T
     axes.plot(x - 0.3, [100 * report.original for report in reports], 'o', color=SKY, markersize=8,
-              label='original (α = 1)')
+              label='original network (α = 1)')
     axes.plot(x - 0.1, [100 * report.reference for report in reports], 's', color=BLACK, markersize=7,
-              label='reference (α trained,\nunpruned)')
+              label='unpruned, α trained for\nthe domain')
     axes.errorbar(x + 0.1, 100 * final, 100 * np.array([np.maximum(final - low, 0), np.maximum(high - final, 0)]),
-                  fmt='*', color=RED, markersize=13, capsize=4, label='final (pruned),\n95 % interval')
+                  fmt='*', color=RED, markersize=13, capsize=4, label='chosen (pruned),\nwith 95 % interval')
     known = [(k, result.baselines['sequential'].accuracy) for k, result in enumerate(results)
              if 'sequential' in result.baselines]
     if known:
         at, accuracies = np.array(known).T
-        axes.plot(at + 0.3, 100 * accuracies, 'D', color=PURPLE, markersize=7, label='sequential')
-    axes.set_ylabel('test accuracy (%)')
+        axes.plot(at + 0.3, 100 * accuracies, 'D', color=PURPLE, markersize=7,
+                  label=BASELINE_LABEL['sequential'].replace(': ', ':\n'))
+    axes.set_ylabel('test accuracy (%)\nhigher is better')
     axes.grid(axis='y', color='0.88', linewidth=0.6)
 
 
-def draw_times(axes: Any, results: Sequence[JointResult], value: Callable[[Times], float], label: str) -> None:
+def draw_times(axes: Axes, results: Sequence[JointResult], value: Callable[[Times], float], label: str) -> None:
     """Bars for what was optimised, lines across each domain for the unpruned baselines."""
     x = np.arange(len(results))
-    bars = [('joint (final)', RED, [value(result.times) for result in results])]
+    bars = [('chosen (pruned)', RED, [value(result.times) for result in results])]
     if any('sequential' in result.baselines for result in results):
-        bars.append(('sequential', PURPLE, [value(result.baselines['sequential'].times)
-                                            if 'sequential' in result.baselines else np.nan for result in results]))
+        bars.append((BASELINE_LABEL['sequential'].replace(': ', ':\n'), PURPLE,
+                     [value(result.baselines['sequential'].times)
+                      if 'sequential' in result.baselines else np.nan for result in results]))
     width = 0.66 / len(bars)
     for index, (name, colour, heights) in enumerate(bars):
         drawn = axes.bar(x + (index - (len(bars) - 1) / 2) * width, heights, 0.92 * width, color=colour, label=name,
                          zorder=2)
         for bar, height in zip(drawn, heights):
-            if len(bars) * len(results) <= 12 and not np.isnan(height):
-                axes.annotate(f'{height:.3g}' if height < 1000 else f'{height:.0f}',
-                              (bar.get_x() + bar.get_width() / 2, 0), (0, 4), textcoords='offset points',
-                              ha='center', color='white', weight='bold', zorder=5)
+            if len(bars) * len(results) <= 20 and not np.isnan(height):
+                axes.annotate(short(height), (bar.get_x() + bar.get_width() / 2, 0), (0, 4), fontsize=10,
+                              textcoords='offset points', ha='center', color='white', weight='bold', zorder=5)
     for name, style in (('step2', '-'), ('all_client', ':'), ('all_server', '--')):
         axes.hlines([value(result.baselines[name].times) for result in results], x - 0.45, x + 0.45, linestyles=style,
                     color=BASELINE_LOOK[name][0], linewidth=2.4, zorder=3,
-                    label=BASELINE_LABEL[name].replace(' (', '\n('))
+                    label=BASELINE_LABEL[name].replace(', ', ',\n'))
     axes.set_ylim(bottom=0)
     axes.set_ylabel(label)
     axes.grid(axis='y', color='0.88', linewidth=0.6)
@@ -227,25 +120,57 @@ def draw_times(axes: Any, results: Sequence[JointResult], value: Callable[[Times
 
 # --- one domain's configuration ------------------------------------------------------------------------
 
+class Stage(NamedTuple):
+    """One thing that is done to an image: a row of the picture."""
+    label: str
+    where: str  # 'client', 'server' or 'link'
+    ms: float
+    words: str  # how it is done
+    block: Optional[int] = None  # its index; None: not a block
+
+
+def stages(result: JointResult, table: HardwareTable, head_tier: str) -> List[Stage]:
+    """Everything that is done to an image, in order: their times sum to T_client, T_server and T_com."""
+    choice, n, tail_tier = result.configuration, table.n_blocks, other_tier(head_tier)
+    tiers = [head_tier if k < choice.split else tail_tier for k in range(n)]
+    first, last = tiers[0], tiers[-1]
+    block_ms = {tier: gathered(table.T_ms[tier], choice.gamma) for tier in set(tiers)}
+    blocks = [Stage(name, tier, float(block_ms[tier][k]), gamma_words(GAMMAS[choice.gamma[k]]), k)
+              for k, (name, tier) in enumerate(zip(table.block_names, tiers))]
+    computing = [Stage('stem', first, table.stem.T_ms[first], ''), *blocks,
+                 Stage('classifier', last, table.classifier.T_ms[last], '')]
+    what = {0: 'image', n: 'logits'}.get(choice.split, f'feature map, {choice.wire}')
+    encode, decode = (values[choice.split] for values in table.cut_codec_ms(choice.wire, head_tier, tail_tier))
+    sending = [Stage('encode', head_tier, float(encode), what), Stage('send', 'link', result.times.T_com_ms, what),
+               Stage('decode', tail_tier, float(decode), what)]
+    before = {0: 0, n: n + 2}.get(choice.split, choice.split + 1)  # stages in front of the cut
+    return computing[:before] + [stage for stage in sending if stage.ms or stage.label == 'send'] + computing[before:]
+
+
 @styled
-def configuration(result: JointResult, table: HardwareTable, head_tier: str, note: str = '') -> Any:
+def configuration(result: JointResult, table: HardwareTable, head_tier: str, note: str = '') -> Figure:
     """α and γ of every block, where the network is cut, and what each block costs there; returns the figure.
     `note` is added below the times."""
-    choice, n = result.configuration, table.n_blocks
-    figure, (left, right) = subplots(1, 2, size=(11.5, 3.0 + 0.33 * n), sharey=True,
-                                     gridspec_kw={'width_ratios': [1.15, 1]})
-    tiers = [head_tier if k < choice.split else other_tier(head_tier) for k in range(n)]
-    draw_alpha(left, choice.alpha, result.block_names)
-    draw_block_times(right, table, choice.gamma, tiers)
+    rows, n = stages(result, table, head_tier), table.n_blocks
+    alpha = np.full((len(rows), len(BRANCH_WORDS)), np.nan)
+    for row, stage in enumerate(rows):
+        if stage.block is not None:
+            alpha[row] = result.configuration.alpha[stage.block]
+    figure, (left, right) = subplots(1, 2, size=(14, 4.0 + 0.36 * len(rows)), sharey=True,
+                                     gridspec_kw={'width_ratios': [1, 1.5]})
+    draw_alpha(left, alpha, rows)
+    draw_stage_times(right, rows)
+    right.set_xlabel(f'ms per image{note}')
+    label_parts(right, rows, result)
     for axes in (left, right):
-        axes.axhline(choice.split - 0.5, color=RED, linewidth=2.5, clip_on=False, zorder=6)
-        axes.set_ylim(n - 0.5, -0.5)
-    right.set_xlabel(f'time of the block (ms per image){note}')
-    label_tiers(right, choice.split, n, head_tier, result)
-    kept = surviving_counts(choice.alpha)
-    headline(figure, f'Domain {result.domain_id}, {plain(result.domain_name, 30)}: {len(result.pruned)} of {kept[1]} '
-                     f'branches pruned, {choice.split} of {n} blocks on the {head_tier}; T_eff '
-                     f'{result.times.T_eff_ms:.2f} ms, {percent(change(result).T_eff_change)} against unpruned')
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+    surviving, present = surviving_counts(result.configuration.alpha)
+    split = result.configuration.split
+    head = (f'everything runs on the {head_tier if split else other_tier(head_tier)}' if split in (0, n) else
+            f'the first {split} of {n} blocks run on the {head_tier}')
+    headline(figure, f'Domain {result.domain_id}, {plain(result.domain_name, 30)}: {present - surviving} of {present} '
+                     f'branches pruned, {head}; T_eff {result.times.T_eff_ms:.2f} ms, '
+                     f'{percent(change(result).T_eff_change)} against the best unpruned split')
     return figure
 
 
@@ -255,38 +180,58 @@ def surviving_counts(alpha: np.ndarray) -> Tuple[int, int]:
     return int((present & (alpha != 0)).sum()), int(present.sum())
 
 
-def draw_alpha(axes: Any, alpha: np.ndarray, names: Sequence[str]) -> None:
-    """α as colour and number; pruned branches are white, branches that a block does not have hatched."""
+def draw_alpha(axes: Axes, alpha: np.ndarray, rows: Sequence[Stage]) -> None:
+    """α as colour and number, a row per stage; pruned branches are crossed out, those that a block lacks hatched."""
     alive = np.where(alpha == 0, np.nan, alpha)
-    spread = max(0.1, float(np.nanmax(np.abs(alive - 1))))
-    texts: List[List[str]] = [['' if np.isnan(a) else 'pruned' if a == 0 else f'{a:.2f}' for a in row] for row in alpha]
-    for k, b in np.argwhere(alpha == 0):
-        axes.fill_between([b - 0.5, b + 0.5], k - 0.5, k + 0.5, color='white', zorder=0.5, linewidth=0)
-    image = draw_heatmap(axes, alive, names, ('3x3', '1x1', 'identity'), colormap='PuOr',
-                         limits=(1 - spread, 1 + spread), texts=texts, colour_bar=False)
-    axes.set_xticks(range(3), ('3x3', '1x1', 'identity'), rotation=0)
-    add_colour_bar(image, axes, 'α (1: as in the original network)', location='left', pad=0.02, shrink=0.7)
-    axes.set_title('scale α of each branch\n(white: pruned, hatched: no such branch)', fontsize=11)
+    image = draw_heatmap(axes, alive, [stage.label for stage in rows], BRANCH_WORDS, colormap='PuOr',
+                         limits=ALPHA_LIMITS, texts=numbers(alive, 2), colour_bar=False)
+    for row, column in np.argwhere(alpha == 0):
+        cross_out(axes, row, column)
+    for row, stage in enumerate(rows):
+        if stage.block is None:
+            axes.add_patch(Rectangle((-0.5, row - 0.5), len(BRANCH_WORDS), 1, facecolor='white', edgecolor='none'))
+    axes.set_xticks(range(len(BRANCH_WORDS)), BRANCH_WORDS, rotation=0)
+    axes.tick_params(labeltop=True, labelbottom=False)
+    add_colour_bar(image, axes, 'α (1: as in the original network)', location='left', pad=0.02, shrink=0.7,
+                   extend='both')
+    axes.set_title('scale α of each branch')
+    keys = [Patch(facecolor=CROSSED_GREY, label='× pruned')] if (alpha == 0).any() else []
+    blocks = [row for row, stage in enumerate(rows) if stage.block is not None]
+    keys += [absent_key('no such branch')] if np.isnan(alpha[blocks]).any() else []
+    if keys:
+        axes.legend(handles=keys, loc='upper center', bbox_to_anchor=(0.5, -0.01), ncol=2)
 
 
-def draw_block_times(axes: Any, table: HardwareTable, gamma: Sequence[int], tiers: Sequence[str]) -> None:
-    """What each block costs on the tier that it runs on, with its γ."""
-    block_ms = {tier: gathered(table.T_ms[tier], gamma) for tier in set(tiers)}
-    times = np.array([block_ms[tier][k] for k, tier in enumerate(tiers)])
-    axes.barh(range(len(tiers)), times, 0.72, color=[TIER_COLOURS[tier] for tier in tiers])
-    for k, value in enumerate(times):
-        axes.annotate(f'γ {gamma[k]}  {GAMMAS[gamma[k]].name}', (value, k), (5, 0), textcoords='offset points',
-                      va='center', fontsize=9.5)
-    axes.set_xlim(0, 1.55 * times.max())
-    axes.set_title('how each block runs (γ), and what it costs\non its tier', fontsize=11)
+def draw_stage_times(axes: Axes, rows: Sequence[Stage]) -> None:
+    """How long each stage takes where it runs, in numbers and words."""
+    computing = max(stage.ms for stage in rows if stage.where != 'link')
+    longest = LONGEST_TRANSFER * computing if computing > 0 else np.inf
+    colours = {**TIER_COLOURS, 'link': LINK_COLOUR}
+    width = 0.0  # of the axes, ms: room for every bar with its words
+    for row, stage in enumerate(rows):
+        cut_off = stage.ms > longest
+        shown = min(stage.ms, longest)
+        axes.barh(row, shown, 0.72, color=colours[stage.where], edgecolor='white' if cut_off else 'none',
+                  hatch='//' if cut_off else None, linewidth=0)
+        words = '   '.join(filter(None, [short(stage.ms) + ' ms' + (' (bar cut off)' if cut_off else ''), stage.words]))
+        axes.annotate(words, (shown, row), (5, 0), textcoords='offset points', va='center', fontsize=11)
+        width = max(width, shown / max(0.2, 1 - CHARACTER_WIDTH * (len(words) + 2)))
+    axes.set_xlim(0, width or 1)
+    axes.set_title('how long each stage takes, and how each block runs (γ)')
 
 
-def label_tiers(axes: Any, split: int, n: int, head_tier: str, result: JointResult) -> None:
-    """At the right edge: the cut, and which tier is on either side of it."""
-    beside = axes.get_yaxis_transform()  # x in axes' widths, y in blocks
-    axes.text(1.01, split - 0.5, f'λ = {split}\nlink {result.times.T_com_ms:.2f} ms', color=RED, transform=beside,
-              ha='left', va={0: 'top', n: 'bottom'}.get(split, 'center'), fontsize=10)
-    for tier, first, last, part in ((head_tier, 0, split, 'head'), (other_tier(head_tier), split, n, 'tail')):
-        if last > first:
-            axes.text(1.28, (first + last) / 2 - 0.5, f'{part}: {tier}', rotation=270, va='center', ha='left',
-                      transform=beside, bbox={'facecolor': TIER_COLOURS[tier], 'alpha': 0.35, 'edgecolor': 'none'})
+def label_parts(axes: Axes, rows: Sequence[Stage], result: JointResult) -> None:
+    """At the right edge: what runs on which tier, with the sums of the bars; lines where the image changes hands."""
+    beside = axes.get_yaxis_transform()  # x in axes' widths, y in rows
+    colours = {**TIER_COLOURS, 'link': LINK_COLOUR}
+    sums = {'client': f'client\nsum {result.times.T_client_ms:.2f} ms', 'link': f'link\n{result.times.T_com_ms:.2f} ms',
+            'server': f'server\nsum {result.times.T_server_ms:.2f} ms'}
+    first = 0
+    for row, stage in enumerate(rows):
+        if row + 1 < len(rows) and rows[row + 1].where == stage.where:
+            continue
+        axes.text(1.02, (first + row) / 2, sums[stage.where], va='center', ha='left', transform=beside,
+                  weight='bold', bbox={'facecolor': colours[stage.where], 'alpha': 0.35, 'edgecolor': 'none'})
+        if row + 1 < len(rows):
+            axes.axhline(row + 0.5, color='0.4', linewidth=1, linestyle='--', zorder=0)
+        first = row + 1

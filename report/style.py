@@ -1,16 +1,20 @@
-"""What all pictures share: fonts, colour-blind-safe colours, saving, and the heatmap."""
+"""Fonts, colour-blind-safe colours, heatmaps and saving: what all pictures share."""
 from __future__ import annotations
 
 import functools
 import textwrap
-from typing import Callable, Optional, Sequence, Tuple
+from typing import Callable, List, Optional, Sequence, Tuple, Union
 
 import matplotlib
 
 matplotlib.use('Agg')  # pictures go to files; no screen is needed
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.colors import LogNorm, Normalize  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.image import AxesImage  # noqa: E402
+from matplotlib.patches import Patch, Rectangle  # noqa: E402
 from matplotlib.ticker import LogLocator, NullFormatter  # noqa: E402
 
 from pipeline import writing
@@ -18,13 +22,18 @@ from pipeline import writing
 # Okabe and Ito's palette: distinguishable with every common form of colour blindness.
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, BLACK = (
     '#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7', '#56B4E9', '#F0E442', '#000000')
+TIER_COLOURS = {'client': ORANGE, 'server': BLUE}
+LINK_COLOUR = GREEN
+BRANCH_WORDS = ('3x3', '1x1', 'identity')  # in the order of network.shapes.BRANCHES
 DPI = 150
-STYLE = {'font.size': 11, 'axes.titlesize': 12, 'axes.spines.top': False, 'axes.spines.right': False,
+STYLE = {'font.size': 12, 'axes.titlesize': 13, 'axes.spines.top': False, 'axes.spines.right': False,
          'legend.frameon': False, 'figure.constrained_layout.use': True, 'pdf.fonttype': 42,
          'image.cmap': 'viridis', 'axes.grid': False}
+ABSENT = {'facecolor': '0.97', 'edgecolor': '0.75', 'hatch': '////', 'linewidth': 0}  # cells without a value
+CROSSED_GREY = '0.45'
 
 
-def styled(draw: Callable) -> Callable:
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     """A drawing function that uses the project's style throughout."""
     @functools.wraps(draw)
     def in_style(*args, **options):
@@ -39,7 +48,7 @@ def subplots(rows: int = 1, columns: int = 1, size: Tuple[float, float] = (8, 5)
         return plt.subplots(rows, columns, figsize=size, **options)
 
 
-def save(figure, *paths: str) -> None:
+def save(figure: Figure, *paths: str) -> None:
     """Write a figure to each path (the suffix says how), each replaced in one step, and close it."""
     with plt.rc_context(STYLE):
         for path in paths:
@@ -50,29 +59,30 @@ def save(figure, *paths: str) -> None:
     plt.close(figure)
 
 
-def headline(figure, text: str) -> None:
+def headline(figure: Figure, text: str) -> None:
     """The figure's title: its message, wrapped to the figure's width in lines of about the same length."""
-    widest = int(9.5 * figure.get_figwidth())  # characters
+    widest = int(8.8 * figure.get_figwidth())  # characters
     n_lines = len(textwrap.wrap(text, widest))
     width = next(width for width in range(len(text) // n_lines, widest + 1)
                  if len(textwrap.wrap(text, width)) <= n_lines)
     with plt.rc_context(STYLE):
-        figure.suptitle(textwrap.fill(text, width), fontsize=14)
+        figure.suptitle(textwrap.fill(text, width), fontsize=15)
 
 
 def plain(text: str, longest: int = 48) -> str:
-    """Text from a file, safe to draw: one line, not too long, no formulas."""
-    text = ' '.join(str(text).split())
+    """Text from a file, safe to draw: one line, not too long, no formulas, nothing that has no code in UTF-8."""
+    text = ' '.join(str(text).encode('utf-8', 'replace').decode('utf-8').split())
     return (text if len(text) <= longest else text[:longest - 1] + '…').replace('$', r'\$')
 
 
-def draw_heatmap(axes, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], colour_label: str = '',
+def draw_heatmap(axes: Axes, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], colour_label: str = '',
                  colormap: str = 'viridis', limits: Tuple[Optional[float], Optional[float]] = (None, None),
-                 texts: Optional[Sequence[Sequence[str]]] = None, log: bool = False, colour_bar: bool = True):
+                 texts: Optional[Sequence[Sequence[str]]] = None, log: bool = False,
+                 colour_bar: bool = True) -> AxesImage:
     """values [rows, columns]; NaN is hatched. `texts` are written into the cells; returns the image.
     `colour_bar=False` leaves it to the caller, who may want one for several heatmaps."""
     with plt.rc_context(STYLE):
-        axes.patch.set(facecolor='0.97', edgecolor='0.75', hatch='////', linewidth=0)
+        axes.patch.set(**ABSENT)
         norm = (LogNorm if log else Normalize)(*limits)
         image = axes.imshow(np.ma.masked_invalid(values), aspect='auto', cmap=colormap, norm=norm,
                             interpolation='nearest')
@@ -85,35 +95,42 @@ def draw_heatmap(axes, values: np.ndarray, rows: Sequence[str], columns: Sequenc
         for i, line in enumerate(texts if texts is not None else ()):
             for j, text in enumerate(line):
                 dark = not np.isnan(values[i, j]) and luminance(image.to_rgba(values[i, j])) < 0.5
-                axes.text(j, i, text, ha='center', va='center', fontsize=9, color='white' if dark else 'black')
+                axes.text(j, i, text, ha='center', va='center', fontsize=10, color='white' if dark else 'black')
         return image
 
 
-BRANCH_TITLES = ('3x3', '1x1', 'identity')  # in the order of repvgg.BRANCHES
+def cross_out(axes: Axes, row: float, column: float) -> None:
+    """Turn one cell of a heatmap dark grey with a white cross."""
+    axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=CROSSED_GREY, edgecolor='white', linewidth=1))
+    axes.plot([column - 0.42, column + 0.42], [row - 0.36, row + 0.36], color='white', linewidth=1.6)
+    axes.plot([column - 0.42, column + 0.42], [row + 0.36, row - 0.36], color='white', linewidth=1.6)
 
 
-@styled
-def branch_heatmaps(values: np.ndarray, rows: Sequence[str], blocks: Sequence[str], title: str, colour_label: str,
-                    colormap: str, limits: Tuple[float, float], digits: int):
-    """A heatmap a branch, one below the other, of values [rows, N, 3] with `digits` decimals; returns the figure."""
-    size = (4.2 + 0.5 * len(blocks), 2.4 + 3 * (0.4 + 0.27 * len(rows)))
-    figure, panels = subplots(3, 1, size=size, sharex=True)
-    for axes, branch, name in zip(panels, np.moveaxis(values, 2, 0), BRANCH_TITLES):
-        texts = [['' if np.isnan(value) else f'{value:.{digits}f}' for value in row]
-                 for row in np.round(branch, digits) + 0.0]  # no '-0.0'
-        image = draw_heatmap(axes, branch, rows, blocks, colormap=colormap, limits=limits, texts=texts,
-                             colour_bar=False)
-        axes.set_title(name)
-    panels[-1].set_xlabel('block')
-    add_colour_bar(image, panels, colour_label)
-    headline(figure, title)
-    return figure
+def absent_key(label: str) -> Patch:
+    """The legend's entry of a hatched cell."""
+    return Patch(facecolor=ABSENT['facecolor'], edgecolor='0.6', hatch=ABSENT['hatch'], linewidth=0, label=label)
 
 
-def add_colour_bar(image, axes, label: str, **options) -> None:
+def numbers(values: np.ndarray, digits: int) -> List[List[str]]:
+    """The texts of a heatmap's cells, '' for NaN."""
+    return [['' if np.isnan(value) else f'{value:.{digits}f}' for value in row]
+            for row in np.round(values, digits) + 0.0]  # no '-0.0'
+
+
+def short(value: float) -> str:
+    """Three digits or so: '0.026', '4.31', '27.5', '312', '45k'; '' for NaN."""
+    if np.isnan(value):
+        return ''
+    if abs(value) >= 9999.5:
+        return f'{value / 1000:.3g}k' if abs(value) < 999500 else f'{value / 1e6:.3g}M'
+    digits = 3 if value == 0 else int(np.clip(2 - np.floor(np.log10(abs(value))), 0, 3))
+    return f'{value:.{digits}f}'
+
+
+def add_colour_bar(image: AxesImage, axes: Union[Axes, np.ndarray], label: str, **options) -> None:
     """A colour bar for one axes or several, with plain numbers (0.2, not 2 x 10^-1) on a logarithmic one."""
     log = isinstance(image.norm, LogNorm)
-    one = axes if hasattr(axes, 'figure') else np.ravel(axes)[0]
+    one = axes if isinstance(axes, Axes) else np.ravel(axes)[0]
     with plt.rc_context(STYLE):
         bar = one.figure.colorbar(image, ax=axes, label=label, ticks=LogLocator(subs=(1, 2, 5)) if log else None,
                                   format='%g' if log else None, **options)

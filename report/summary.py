@@ -1,4 +1,4 @@
-"""All domains' results in numbers: what pruning cost and won against the unpruned network at its best split."""
+"""All domains in numbers: what pruning cost and won against the unpruned network at its best split."""
 from __future__ import annotations
 
 import math
@@ -9,9 +9,11 @@ import numpy as np
 
 from config import PICKS, UserError
 from costs.cost_model import HardwareTable, times
-from search.joint_result import JointResult
+from search.result import JointResult
 
 REQUIRED = ('step2', 'all_client', 'all_server')
+PICK_WORDS = {'constraint': 'best trade of T_eff for accuracy (lowest J)',
+              'knee': 'the knee of the T_eff frontier', 'budget': 'the most accurate within the budget'}
 
 
 @dataclass(frozen=True)
@@ -99,41 +101,61 @@ def disagreements(results: Sequence[JointResult]) -> List[str]:
     return found
 
 
+# --- as text ------------------------------------------------------------------------------------------------
+
+HEADER = ['domain', 'unpruned', 'chosen', '95 % interval', 'loss', 'unpruned', 'chosen', 'change',
+          'unpruned', 'chosen', 'change', 'λ', 'pruned']
+GROUPS = (('', 1), ('test accuracy (%)', 4), ('T_eff (ms per image)', 3), ('throughput (frames/s)', 3), ('', 2))
+GAP = '  '
+
+
 def text(results: Sequence[JointResult], notes: Sequence[str]) -> str:
-    """The table: a line a domain, the means, and what a reader must know besides."""
-    lines = [f"{'':30}{'test accuracy':^35}  {'T_eff (ms)':^24}  {'throughput (fps)':^23}",
-             f"{'domain':30}{'unpruned':>9}{'final':>7} {'[95 %]':^13}{'loss':>6}  {'unpruned':>9}{'final':>8}"
-             f"{'change':>7}  {'unpruned':>9}{'final':>7}{'change':>7}   λ pruned"]
-    lines += [domain_line(result) for result in results]
+    """A line per domain, the means, and what a reader must know besides, one line per fact."""
     mean = mean_change(results)
-    lines.append(f'{"mean of " + str(len(results)):30}{"":30}{points(mean.accuracy_loss):>6}'
-                 f'{"":19}{percent(mean.T_eff_change):>7}{"":18}{percent(mean.throughput_change):>7}')
-    rules = sorted({result.pick.rule for result in results})
-    lines.append(f'picked from the frontiers by: {", ".join(rules)}')
-    lines.append('(unpruned: the best split of step 2; loss in percentage points, below 0 is a gain)')
+    rows = [HEADER, *(domain_row(result) for result in results),
+            [f'mean of {len(results)}', '', '', '', points(mean.accuracy_loss), '', '', percent(mean.T_eff_change),
+             '', '', percent(mean.throughput_change), '', '']]
+    lines = aligned(rows)
+    lines += ['', 'unpruned: the whole network at the best allowed split (step 2)',
+              'loss: percentage points of test accuracy; below 0 is a gain',
+              'λ: blocks that run before the feature map is sent; pruned: branches taken out of the network']
+    lines += [f'chosen: {PICK_WORDS[rule]}' for rule in sorted({result.pick.rule for result in results})]
     sequential = [result for result in results if 'sequential' in result.baselines]
     if sequential:
         other = mean_change(sequential, 'sequential')
-        lines.append(f'sequential baseline, mean of {len(sequential)}: test accuracy loss '
-                     f'{points(other.accuracy_loss)} points, T_eff {percent(other.T_eff_change)}, '
-                     f'throughput {percent(other.throughput_change)}')
+        lines.append(f'sequential baseline (prune first, then split), mean of {len(sequential)}: test accuracy loss '
+                     f'{points(other.accuracy_loss)} points, T_eff {percent(other.T_eff_change)}, throughput '
+                     f'{percent(other.throughput_change)}')
     lines.append(splitting_verdict(results))
     return '\n'.join(lines + list(notes))
 
 
-def domain_line(result: JointResult) -> str:
-    """One domain's row of `text`."""
+def domain_row(result: JointResult) -> List[str]:
+    """One domain's cells."""
     a, step2, moved = result.accuracy, result.baselines['step2'].times, change(result)
-    name = f'{result.domain_id}  {" ".join(result.domain_name.split())}'[:29]
-    return (f'{name:30}{a.reference:9.3f}{a.final:7.3f} [{a.ci95[0]:.3f},{a.ci95[1]:.3f}]'
-            f'{points(moved.accuracy_loss):>6}  '
-            f'{step2.T_eff_ms:9.3f}{result.times.T_eff_ms:8.3f}{percent(moved.T_eff_change):>7}  '
-            f'{step2.throughput_fps:9.1f}{result.times.throughput_fps:7.1f}{percent(moved.throughput_change):>7} '
-            f'{result.configuration.split:3d} {len(result.pruned):6d}')
+    return [f'{result.domain_id}  {" ".join(result.domain_name.split())}'[:29], points(a.reference), points(a.final),
+            f'{points(a.ci95[0])} to {points(a.ci95[1])}', points(moved.accuracy_loss),
+            f'{step2.T_eff_ms:.3f}', f'{result.times.T_eff_ms:.3f}', percent(moved.T_eff_change),
+            f'{step2.throughput_fps:.1f}', f'{result.times.throughput_fps:.1f}', percent(moved.throughput_change),
+            str(result.configuration.split), str(len(result.pruned))]
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> List[str]:
+    """Columns as wide as their widest cell or their share of the group's title, the first one to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    first, title = 0, ''
+    for name, count in GROUPS:
+        group = slice(first, first + count)
+        missing = len(name) - sum(widths[group]) - len(GAP) * (count - 1)
+        widths[first] += max(0, missing)
+        title += f'{name:^{sum(widths[group]) + len(GAP) * (count - 1)}}{GAP}'
+        first += count
+    return [title.rstrip(), *(GAP.join([f'{row[0]:{widths[0]}}', *(f'{cell:>{width}}' for cell, width in
+                                                                zip(row[1:], widths[1:]))]).rstrip() for row in rows)]
 
 
 def points(fraction: float) -> str:
-    """An accuracy difference in percentage points."""
+    """An accuracy, or a difference of two, in percentage points."""
     return f'{100 * fraction:.1f}'
 
 
@@ -142,8 +164,10 @@ def percent(fraction: float) -> str:
     return f'{100 * fraction:+.1f}%'
 
 
+# --- for programs ---------------------------------------------------------------------------------------------
+
 def as_dict(results: Sequence[JointResult]) -> Dict[str, Any]:
-    """summary.json's content: the same numbers for programs; fractions of 1."""
+    """summary.json's content: these numbers for programs; fractions of 1."""
     with_sequential = [result for result in results if 'sequential' in result.baselines]
     return {'domains': {str(result.domain_id): {'domain_name': result.domain_name, **vars(change(result))}
                         for result in results},

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import json
 import os
@@ -14,66 +13,18 @@ from unittest import mock
 import numpy as np
 import pytest
 
+from made_results import make_table, save_domain
+
 import config
 import lut_manager
 import step2_initial_throughput_opt
 import step5_visualize_results as step5
 from config import UserError
-from costs.cost_model import TIERS, Configuration, Roofline, times
-from gamma_mask_builder import runnable_gammas
-from lut_manager import TierCosts
-from network.alpha import surviving_branches, unpruned_alpha
+from costs.cost_model import times
 from pipeline import kinds, writing
+from report import pictures
 from report import summary as result_summary
-from search import joint_result
-from search.frontier import OBJECTIVES, Candidate, PickRule, measured_frontier
-from search.joint_result import AccuracyReport, Baseline, JointResult
-from search.pruning_search import CurvePoint
-from search.wire_loss import WireLoss
-from throughput_optimizer import baselines, solve_exact
-
-
-def make_table(settings, seed=0):
-    """A random table of the built-in model: a slow client, a fast server."""
-    rng = np.random.default_rng(seed)
-    _, has_identity = lut_manager.blocks_of(settings)
-    runnable = runnable_gammas(np.array(has_identity))
-    tiers = {}
-    for tier, scale in zip(TIERS, (0.5, 0.1)):
-        block_ms = np.where(runnable, scale * rng.uniform(0.2, 1, runnable.shape), np.nan)
-        tiers[tier] = TierCosts(tier, {'name': f'a {tier} for $5', 'simulated': tier == 'client', 'profile': 'made up'},
-                                block_ms, 0 * block_ms, scale, scale, Roofline(10.0, 5.0))
-    return lut_manager.merge(tiers['server'], tiers['client'], settings)
-
-
-def save_domain(table, settings, domain, sequential=False):
-    """A result of one domain with two pruned blocks; returns its path."""
-    ones = unpruned_alpha(table.has_identity)
-    unpruned = solve_exact(table, surviving_branches(ones), settings)
-    curve = [CurvePoint(0, 0.9, unpruned.times.T_eff_ms, unpruned.times.throughput_fps)]
-    networks = [(ones, 0.9)]
-    alpha = ones.copy()
-    for block in (1, 5):
-        alpha[block, 0] = 0.0
-        found = solve_exact(table, surviving_branches(alpha), settings)
-        curve.append(CurvePoint(int((alpha == 0).sum()), curve[-1].accuracy - 0.004, found.times.T_eff_ms,
-                                found.times.throughput_fps))
-        networks.append((alpha.copy(), curve[-1].accuracy))
-    frontiers = {name: measured_frontier([
-        Candidate(network, accuracy, True, solve_exact(table, surviving_branches(network), settings, None, objective))
-        for network, accuracy in networks], objective, WireLoss(None, None, settings))
-        for name, objective in OBJECTIVES.items()}
-    compared = {**baselines(table, surviving_branches(ones), settings), 'step2': unpruned}
-    del compared['unfused']
-    others = {name: Baseline(0.89, solution.times) for name, solution in compared.items()}
-    if sequential:
-        others['sequential'] = Baseline(0.88, unpruned.times)
-    result = JointResult(
-        domain, f'domain\n{domain} at $1', 'pseudo', table.block_names,
-        Configuration(alpha, found.gamma, found.split, found.wire),
-        AccuracyReport(0.88, 0.89, 0.885, 200, (0.83, 0.92), 0.9, curve[-1].accuracy), 0.02, 0.0, -0.1, found.times,
-        others, curve, None, 0, 1.0, 100, frontiers, PickRule('constraint'))
-    return joint_result.save('joint', result, settings, 'made for a test')
+from search import result_file
 
 
 @pytest.fixture(scope='module')
@@ -88,7 +39,7 @@ def finished(tmp_path_factory):
     save_domain(table, settings, 0)
     save_domain(table, settings, 3, sequential=True)
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), mock.patch('figures.DPI', 30):
+    with contextlib.redirect_stdout(printed), mock.patch('report.style.DPI', 30):
         step5.main(['--set', f'RESULTS_DIR={folder}'])
     return folder, settings, table, printed.getvalue()
 
@@ -137,7 +88,7 @@ def test_a_subset_of_domains_gives_every_picture_twice_and_no_leftovers(finished
 
 def test_the_summary_holds_the_means_of_the_domains(finished):
     folder, settings, table, printed = finished
-    results = [joint_result.load(domain, table, settings) for domain in (0, 3)]
+    results = [result_file.load(domain, table, settings) for domain in (0, 3)]
     expected = np.mean([r.times.T_eff_ms / r.baselines['step2'].times.T_eff_ms - 1 for r in results])
     with open(os.path.join(folder, 'visualization', 'summary.json'), encoding='utf-8') as stream:
         summary = json.load(stream)
@@ -151,7 +102,7 @@ def test_the_summary_holds_the_means_of_the_domains(finished):
 
 def test_it_says_when_one_tier_alone_is_better(finished):
     _, settings, table, printed = finished
-    results = [joint_result.load(domain, table, settings) for domain in (0, 3)]
+    results = [result_file.load(domain, table, settings) for domain in (0, 3)]
     pays = all(min(r.baselines[name].times.T_eff_ms for name in ('all_client', 'all_server')) >= r.times.T_eff_ms
                for r in results)
     assert ('splitting pays' in printed) == pays
@@ -167,7 +118,7 @@ def test_if_changed_draws_again_only_for_other_content_or_a_lost_picture(folder,
             for suffix in ('pdf', 'png'):
                 open(os.path.join(folder, f'{name}.{suffix}'), 'w').close()
 
-    monkeypatch.setattr(step5, 'write_all', write_all)
+    monkeypatch.setattr(pictures, 'write_all', write_all)
     arguments = ['--if_changed', '--set', f'RESULTS_DIR={folder}']
     step5.main(arguments)
     step5.main(arguments)
@@ -215,8 +166,8 @@ def test_a_damaged_file_ends_the_script_with_one_line_and_status_2(folder):
     path = os.path.join(folder, 'joint_optimization', 'domain_3_joint.json')
     with open(path, 'r+', encoding='utf-8') as stream:
         stream.truncate(200)
-    done = subprocess.run([sys.executable, 'step5_visualize_results.py', '--set', f'RESULTS_DIR={folder}'], cwd=config.ROOT,
-                          capture_output=True, text=True)
+    done = subprocess.run([sys.executable, 'step5_visualize_results.py', '--set', f'RESULTS_DIR={folder}'],
+                          cwd=config.ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ''
     assert done.stderr.count('\n') == 1 and 'domain_3_joint.json' in done.stderr and 'Traceback' not in done.stderr
     assert not os.path.exists(os.path.join(folder, 'visualization'))
@@ -224,7 +175,7 @@ def test_a_damaged_file_ends_the_script_with_one_line_and_status_2(folder):
 
 def test_results_of_another_table_are_named_and_not_drawn_on_this_one(folder, finished, capsys, monkeypatch):
     drawn = []
-    monkeypatch.setattr(step5, 'write_all', lambda folder, made: drawn.extend(made))
+    monkeypatch.setattr(pictures, 'write_all', lambda folder, made: drawn.extend(made))
     settings = config.load((f'RESULTS_DIR={folder}',), {})
     save_domain(make_table(settings, seed=1), settings, 3)
     step5.main(['--set', f'RESULTS_DIR={folder}'])
@@ -233,29 +184,27 @@ def test_results_of_another_table_are_named_and_not_drawn_on_this_one(folder, fi
     assert 'times of domain 3 do not follow' in printed and 'different tables or settings' in printed
 
 
+def test_more_than_two_domains_get_a_large_and_a_small_picture_of_each_axis(folder, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pictures, 'write_all', lambda folder, made: drawn.extend(made))
+    settings = config.load((f'RESULTS_DIR={folder}',), {})
+    save_domain(lut_manager.load(kinds.path_of('lut', settings), settings), settings, 7)
+    step5.main(['--set', f'RESULTS_DIR={folder}'])
+    assert {f'accuracy_{axis}_{kind}' for axis in ('throughput', 'teff') for kind in ('curve', 'all_domains')} <= set(drawn)
+
+
 def test_without_step_2_only_its_picture_is_left_out(folder, capsys, monkeypatch):
     drawn = []
-    monkeypatch.setattr(step5, 'write_all', lambda folder, made: drawn.extend(made))
+    monkeypatch.setattr(pictures, 'write_all', lambda folder, made: drawn.extend(made))
     os.unlink(os.path.join(folder, 'initial_throughput_config.json'))
     step5.main(['--set', f'RESULTS_DIR={folder}'])
     assert 'split_times' not in drawn and 'accuracy_throughput_curve' in drawn
     assert 'step2_initial_throughput_opt.py' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('n', (1, 5, 10))
-def test_every_number_of_domains_can_be_drawn(finished, n):
-    from report import result_figures, style
-    _, settings, table, _ = finished
-    one = joint_result.load(3, table, settings)
-    results = [dataclasses.replace(one, domain_id=domain) for domain in range(n)]
-    figure = result_figures.accuracy_curves(results, result_figures.T_EFF, {})
-    assert len([axes for axes in figure.axes if axes.axison]) == n
-    style.plt.close(figure)
-
-
 def test_change_is_zero_for_the_unpruned_network(finished):
     _, settings, table, _ = finished
-    result = joint_result.load(0, table, settings)
+    result = result_file.load(0, table, settings)
     same = result_summary.change(result, 'step2')
     assert same.T_eff_change == 0 and same.throughput_change == 0
     assert result_summary.fits(result, table, 'client') and not result_summary.fits(result, table, 'server')

@@ -1,0 +1,114 @@
+"""Everything that step 5 makes: all files read and checked, then the pictures, the text and the numbers."""
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import partial
+from typing import Callable, Dict, List, Optional, Sequence
+
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+import cli
+import lut_manager
+from config import Settings
+from costs.cost_model import HardwareTable
+from pipeline import kinds
+from report import cost_figures, frontier_figures, result_figures, style, summary
+from report.cost_figures import UnprunedSplits
+from report.frontier_figures import T_EFF, THROUGHPUT
+from search import result_file
+from search.result import JointResult
+
+Pictures = Dict[str, Callable[[], Figure]]  # by file name without suffix
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the pictures show."""
+    table: HardwareTable
+    lut_file: str  # where the table was read
+    unpruned: Optional[UnprunedSplits]  # None: step 2 has not been run
+    results: Sequence[JointResult]
+    sequential: Dict[int, JointResult]  # by domain, as far as the baseline has been run
+    settings: Settings
+
+    def fits(self, result: JointResult) -> bool:
+        """Do a domain's times follow from this table?"""
+        return summary.fits(result, self.table, self.settings.HEAD_TIER)
+
+
+def load(domains: Sequence[int], lut_file: str, settings: Settings) -> Inputs:
+    """Read and check everything. Raises `UserError` that names the file that does not fit."""
+    table = lut_manager.load(lut_file, settings)
+    unpruned = load_unpruned(table, settings)
+    results = [result_file.load(domain, table, settings) for domain in domains]
+    for result in results:
+        summary.check(result, kinds.path_of('joint', settings, result.domain_id))
+    return Inputs(table, lut_file, unpruned, results, load_sequential(results, table, settings), settings)
+
+
+def load_unpruned(table: HardwareTable, settings: Settings) -> Optional[UnprunedSplits]:
+    """Step 2's result; None, with a line that says so, when step 2 has not been run (step 3 does not need it)."""
+    path = kinds.path_of('step2', settings)
+    if not os.path.exists(path):
+        cli.say(f"no {path}, so no split_times; make it with `{kinds.command_for('step2', settings)}`")
+        return None
+    return cost_figures.load_splits(table, settings)
+
+
+def load_sequential(results: Sequence[JointResult], table: HardwareTable, settings: Settings) -> Dict[int, JointResult]:
+    """The sequential baseline's own results (step 4) of the domains whose joint result names just that baseline."""
+    found = {}
+    for result in results:
+        if 'sequential' in result.baselines and os.path.exists(
+                kinds.path_of('sequential', settings, result.domain_id)):
+            sequential = result_file.load(result.domain_id, table, settings, 'sequential')
+            if sequential.times == result.baselines['sequential'].times:
+                found[result.domain_id] = sequential
+    return found
+
+
+def pictures_of(inputs: Inputs) -> Pictures:
+    """What to draw: the functions that make the figures."""
+    results, table = inputs.results, inputs.table
+    note = cost_figures.simulated_note(table)
+    made: Pictures = {}
+    for name, speed in (('throughput', THROUGHPUT), ('teff', T_EFF)):
+        made[f'accuracy_{name}_curve'] = partial(frontier_figures.two_domains, results, speed, inputs.sequential, note)
+        if len(results) > 2:
+            made[f'accuracy_{name}_all_domains'] = partial(frontier_figures.all_domains, results, speed,
+                                                           inputs.sequential, note)
+    made['domain_comparison'] = partial(result_figures.domain_comparison, results, note)
+    made['lut_heatmap'] = partial(cost_figures.lut_heatmap, table)
+    if inputs.unpruned is not None:
+        made['split_times'] = partial(cost_figures.split_times, inputs.unpruned, note)
+    for result in filter(inputs.fits, results):
+        made[f'domain_{result.domain_id}_configuration'] = partial(
+            result_figures.configuration, result, table, inputs.settings.HEAD_TIER, note)
+    return made
+
+
+def write_all(folder: str, made: Pictures) -> None:
+    """Draw and save every picture, with progress."""
+    for name, draw in tqdm(made.items(), desc='pictures', leave=False):
+        style.save(draw(), os.path.join(folder, f'{name}.pdf'), os.path.join(folder, f'{name}.png'))
+
+
+def text_of(inputs: Inputs) -> str:
+    """The summary as text, with what a reader of the numbers must know."""
+    return summary.text(inputs.results, notes_on(inputs))
+
+
+def notes_on(inputs: Inputs) -> List[str]:
+    """Which times are simulated, and which results should not be compared."""
+    info = inputs.table.tier_info
+    notes = [f"the {tier}'s times are simulated (profile {info[tier].get('profile', 'unknown')})"
+             for tier in ('client', 'server') if info[tier].get('simulated')]
+    strangers = [str(result.domain_id) for result in inputs.results if not inputs.fits(result)]
+    warnings = summary.disagreements(inputs.results)
+    if strangers:
+        warnings.append(f"times of domain {', '.join(strangers)} do not follow from {inputs.lut_file} with HEAD_TIER="
+                        f'{inputs.settings.HEAD_TIER}: made from another table or setting, so no picture of the '
+                        'configuration')
+    return notes + [f'warning: {line}' for line in warnings]
