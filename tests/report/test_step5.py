@@ -190,7 +190,8 @@ def test_more_than_two_domains_get_a_large_and_a_small_picture_of_each_axis(fold
     settings = config.load((f'RESULTS_DIR={folder}',), {})
     save_domain(lut_manager.load(kinds.path_of('lut', settings), settings), settings, 7)
     step5.main(['--set', f'RESULTS_DIR={folder}'])
-    assert {f'accuracy_{axis}_{kind}' for axis in ('throughput', 'teff') for kind in ('curve', 'all_domains')} <= set(drawn)
+    expected = {f'accuracy_{axis}_{kind}' for axis in ('throughput', 'teff') for kind in ('curve', 'all_domains')}
+    assert expected <= set(drawn)
 
 
 def test_without_step_2_only_its_picture_is_left_out(folder, capsys, monkeypatch):
