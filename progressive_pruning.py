@@ -6,9 +6,10 @@ phases:
 
     start       measure masks that change one block, in turn by the time that they save and by importance
     explore     fit a surrogate to all measurements and measure the mask with the highest expected improvement of J;
-                then recover (train the α of) the measured mask that promises most, and accept it if it lowers J within
-                the constraint on all validation images, otherwise undo it; until neither is worth it any more
+                then recover (train the α of) the measured mask that promises most; until neither is worth it any more
 
+A mask is measured with the α of the best network so far, so that what recoveries have won serves all later ones. It
+becomes the best network if it lowers J within the constraint on all validation images, otherwise it is undone.
 The parts are objects of their own in search/: candidates, evaluator, surrogate, acquisition, recovery, stopping rule.
 """
 from __future__ import annotations
@@ -19,16 +20,14 @@ import numpy as np
 
 from network.alpha import PruningMask, pruned
 from search import alpha_training
-from search.acquisition import Acquisition, RecoveryGain
+from search.acquisition import Acquisition
 from search.candidates import Candidates
-from search.evaluator import Evaluator, accuracy_of
+from search.evaluator import Evaluator
 from search.problem import PruningProblem
 from search.recovery import Recovery
-from search.state import EvaluatedNetwork, Phase, SearchState
+from search.state import EvaluatedNetwork, Measurement, Phase, SearchState
 from search.stopping import StoppingRule
 from search.surrogate import Surrogate
-
-LEAST_IMPROVEMENT = 1e-6  # of J: less is rounding
 
 
 class ProgressivePruning:
@@ -79,71 +78,74 @@ class ProgressivePruning:
     # --- measuring ---
 
     def measure(self, state: SearchState, masks: List[PruningMask]) -> None:
-        """Margins of these masks with the unpruned network's α."""
-        before = self.evaluator.block_evaluations
+        """Measure masks with the α of the best network, which becomes that of a mask that is better as it is."""
         for mask in masks:
-            state.margins[mask] = self.evaluator.margins(mask)
-        state.work.block_evaluations += self.evaluator.block_evaluations - before
+            alpha, before = self.start_alpha(state), self.evaluator.block_evaluations
+            self.evaluator.use(alpha)
+            found = Measurement(pruned(alpha, mask), self.evaluator.margins(mask))
+            state.work.block_evaluations += self.evaluator.block_evaluations - before
+            state.measured[mask] = found
+            self.accept_if_better(state, EvaluatedNetwork(found.alpha, found.accuracy, found.accuracy))
+
+    def start_alpha(self, state: SearchState) -> np.ndarray:
+        """α [N, 3] of the best network, and of the unpruned one for branches that it lacks."""
+        return np.where(state.best.alpha != 0, state.best.alpha, self.problem.unpruned)
 
     def most_promising(self, state: SearchState) -> Optional[PruningMask]:
         """The mask to measure next; None when measuring is no longer worth it."""
-        if len(state.margins) >= self.stopping.max_evaluations:
+        if len(state.measured) >= self.stopping.max_evaluations:
             return None
-        pool = [mask for mask in self.candidates.pool(self.lowest_J_first(state)) if mask not in state.margins]
+        pool = [mask for mask in self.candidates.pool(self.lowest_J_first(state)) if mask not in state.measured]
         if not pool:
             return None
-        surrogate = self.surrogate(self.candidates.dropped(list(state.margins)), np.stack(list(state.margins.values())),
+        surrogate = self.surrogate(self.candidates.dropped(list(state.measured)),
+                                   np.stack([found.margins for found in state.measured.values()]),
                                    self.problem.goal.accuracy_scale)
         accuracy, sd = surrogate.predict(self.candidates.dropped(pool))
         mask, improvement = self.best_of(state, pool, accuracy, sd)
-        return mask if self.stopping.worth_evaluating(len(state.margins), improvement) else None
+        return mask if self.stopping.worth_evaluating(len(state.measured), improvement) else None
 
     def lowest_J_first(self, state: SearchState) -> List[PruningMask]:
-        """The measured masks, by the J to expect of them once they are recovered."""
-        masks, goal = list(state.margins), self.problem.goal
-        accuracy, _ = self.recovery_gain(state).after(accuracies(state, masks), np.zeros(len(masks)))
-        J = [goal.J(T * goal.T_eff_ref_ms, A) for T, A in zip(self.problem.times.relative(masks), accuracy)]
+        """The measured masks, by their J."""
+        masks, goal = list(state.measured), self.problem.goal
+        J = [goal.J(relative * goal.T_eff_ref_ms, accuracy)
+             for relative, accuracy in zip(self.problem.times.relative(masks), accuracies(state, masks))]
         return [masks[i] for i in np.argsort(J, kind='stable')]
 
     def best_of(self, state: SearchState, masks: List[PruningMask], accuracy: np.ndarray, sd: np.ndarray,
                 ) -> Tuple[PruningMask, float]:
         """The mask with the highest expected improvement of J, and that improvement."""
-        improvements = self.acquisition.improvements(masks, accuracy, sd, self.recovery_gain(state),
+        improvements = self.acquisition.improvements(masks, accuracy, sd, self.recovery.gain(state),
                                                      self.problem.J_of(state.best))
         best = int(np.argmax(improvements))
         return masks[best], float(improvements[best])
 
     # --- recovering and accepting ---
 
-    def recovery_gain(self, state: SearchState) -> RecoveryGain:
-        """What the recoveries so far have taught."""
-        gain = self.recovery.gain()
-        for mask, network in state.recovered.items():
-            gain.learn(accuracy_of(state.margins[mask]), network.lossless_accuracy)
-        return gain
-
     def most_recoverable(self, state: SearchState, exploring: bool) -> Optional[PruningMask]:
         """The measured mask to recover next; None when none is worth it."""
-        pool = [mask for mask in state.margins if mask not in state.recovered]
+        pool = [mask for mask in state.measured if mask not in state.recovered]
         if not pool:
             return None
         mask, improvement = self.best_of(state, pool, accuracies(state, pool), np.zeros(len(pool)))
         return mask if self.stopping.worth_recovering(improvement, exploring) else None
 
     def recover(self, state: SearchState, mask: PruningMask) -> None:
-        """Train α from the best network's, and for branches that it lacks from the unpruned network's; keep what was
-        measured before, where that is more accurate. Make it the best if it lowers J within the constraint."""
-        problem, accuracy = self.problem, accuracy_of(state.margins[mask])
-        measured = EvaluatedNetwork(pruned(problem.unpruned, mask), accuracy, accuracy)
-        start = np.where(state.best.alpha != 0, state.best.alpha, problem.unpruned)
-        seed = alpha_training.seed_of(problem.settings.SEED, problem.domain_id, *(int(v) for row in mask for v in row))
-        network = self.recovery.on_the_wire(self.recovery.train(pruned(start, mask), seed, measured))
-        state.recovered[mask] = network
-        if (network.accuracy >= problem.goal.min_accuracy and
-                problem.J_of(network) < problem.J_of(state.best) - LEAST_IMPROVEMENT):
-            problem.accept(state, network)
+        """Train α from the best network's; what was measured before stays where that is more accurate."""
+        found, settings = state.measured[mask], self.problem.settings
+        seed = alpha_training.seed_of(settings.SEED, self.problem.domain_id, *(int(v) for row in mask for v in row))
+        state.recovered[mask] = self.recovery.train(
+            pruned(self.start_alpha(state), mask), seed, EvaluatedNetwork(found.alpha, found.accuracy, found.accuracy))
+        self.accept_if_better(state, state.recovered[mask])
+
+    def accept_if_better(self, state: SearchState, network: EvaluatedNetwork) -> None:
+        """Make it the best network if it lowers J within the constraint, with what the wire format loses."""
+        if self.stopping.may_accept(len(state.curve) - 1) and self.problem.improves(network, state.best):
+            network = self.recovery.on_the_wire(network)  # measured only where it could matter
+            if self.problem.improves(network, state.best):
+                self.problem.accept(state, network)
 
 
 def accuracies(state: SearchState, masks: List[PruningMask]) -> np.ndarray:
     """Measured accuracies of these masks, [m]."""
-    return np.array([accuracy_of(state.margins[mask]) for mask in masks])
+    return np.array([state.measured[mask].accuracy for mask in masks])

@@ -25,7 +25,7 @@ from search.acquisition import RecoveryGain
 from search.evaluator import Evaluator, accuracy_of, margins_of
 from search.frontier import non_dominated
 from search.pick import lowest_explored
-from search.state import EvaluatedNetwork, Work
+from search.state import EvaluatedNetwork, SearchState, Work
 from throughput_optimizer import solve_exact
 
 SLOWEST = 1.0  # T_eff / T_eff_ref: what is slower than the unpruned network adds nothing to a frontier
@@ -114,6 +114,9 @@ class KnownEvaluator:
     def __init__(self, known: KnownNetworks) -> None:
         self.known = known
 
+    def use(self, alpha: np.ndarray) -> None:
+        """All networks have the unpruned one's α."""
+
     def margins(self, mask: PruningMask) -> np.ndarray:
         """Read, and counted."""
         self.known.J(mask)
@@ -127,7 +130,7 @@ class NoRecovery:
     def __init__(self, known: KnownNetworks) -> None:
         self.known, self.work = known, Work()
 
-    def gain(self) -> RecoveryGain:
+    def gain(self, state: SearchState) -> RecoveryGain:
         """Nothing is won back."""
         return RecoveryGain(self.known.goal, prior_share=0.0, sd=0.0)
 

@@ -41,10 +41,10 @@ from costs.cost_model import HardwareTable
 from network.alpha import PruningMask, mask_of, pruned
 from network.shapes import BRANCHES
 from pipeline import kinds
-from progressive_pruning import LEAST_IMPROVEMENT, ProgressivePruning
+from progressive_pruning import ProgressivePruning
 from search import alpha_training, surrogate
 from search.domain_search import problem_of
-from search.problem import PruningProblem
+from search.problem import LEAST_IMPROVEMENT, PruningProblem
 from search.recovery import Recovery
 from search.state import SearchState
 from steps.joint import search_of

@@ -49,14 +49,22 @@ def network_margins(network: DeployedNetwork, images: ImageSet, settings: Settin
 
 
 class Evaluator:
-    """Margins of networks that are pruned from one, all with the α of that one."""
+    """Margins of networks that are pruned from one, with the α of that one."""
 
     def __init__(self, model: HyperRepVGG, alpha: np.ndarray, images: ImageSet, settings: Settings) -> None:
-        model.set_alpha_array(alpha)
-        self.model, self.alpha, self.images, self.settings = model, alpha, images, settings
-        self.network, self.unpruned = deploy(model), mask_of(alpha)
-        self.cache = PrefixCache(settings.ACTIVATION_CACHE_MB * 2 ** 20)
+        self.model, self.images, self.settings = model, images, settings
         self.block_evaluations = 0  # forward passes of one block on one image
+        self._prune_from(alpha)
+
+    def _prune_from(self, alpha: np.ndarray) -> None:
+        self.model.set_alpha_array(alpha)
+        self.alpha, self.network, self.unpruned = alpha, deploy(self.model), mask_of(alpha)
+        self.cache = PrefixCache(self.settings.ACTIVATION_CACHE_MB * 2 ** 20)
+
+    def use(self, alpha: np.ndarray) -> None:
+        """Prune from the network with this α [N, 3] from now on."""
+        if not np.array_equal(alpha, self.alpha, equal_nan=True):
+            self._prune_from(alpha)
 
     def margins(self, mask: PruningMask) -> np.ndarray:
         """Margins [n] of the network that keeps these branches."""

@@ -12,8 +12,6 @@ import numpy as np
 
 from costs.cost_model import Configuration, Solution, Times
 from costs.limits import NothingFits
-from network.alpha import mask_of, pruned
-from search.evaluator import accuracy_of
 from search.problem import PruningProblem
 from search.state import EvaluatedNetwork, SearchState
 from search.wire_loss import WireLoss
@@ -82,31 +80,29 @@ def measured_frontier(candidates: Sequence[Candidate], objective: str, measured:
         unknown -= to_measure
 
 
-def networks_of(problem: PruningProblem, state: SearchState) -> List[EvaluatedNetwork]:
-    """Every network of a search, the best first; those that were only measured have the unpruned network's α."""
+def networks_of(state: SearchState) -> List[EvaluatedNetwork]:
+    """Every network of a search, the best first."""
     recovered = [network for network in state.recovered.values() if network is not state.best]
-    measured = [EvaluatedNetwork(pruned(problem.unpruned, mask), accuracy_of(margins), accuracy_of(margins))
-                for mask, margins in state.margins.items()]
+    measured = [EvaluatedNetwork(found.alpha, found.accuracy, found.accuracy) for found in state.measured.values()]
     return [state.best, *recovered, *measured]
 
 
 def candidates(problem: PruningProblem, network: EvaluatedNetwork, objective: str) -> Iterable[Candidate]:
     """A network at its best γ and λ for a field of `Times`, once for the wire formats of each loss; none where nothing
     is within the limits."""
-    untrained = pruned(problem.unpruned, mask_of(network.alpha))
-    recovered = not np.array_equal(network.alpha, untrained, equal_nan=True)
     for formats in problem.times.formats:
         try:
             solution = problem.times.solve_within_limits(network.alpha, formats, objective)
         except NothingFits:
             continue
-        yield Candidate(network.alpha, network.lossless_accuracy, recovered, solution, network.recalibrated)
+        yield Candidate(network.alpha, network.lossless_accuracy, network.recovered, solution,
+                        network.recalibrated)
 
 
 def frontiers_of(problem: PruningProblem, state: SearchState) -> Dict[str, List[FrontierPoint]]:
     """Each objective's frontier of all networks of the search, with the accuracies that the wire leaves."""
     measured = WireLoss(problem.model, problem.val, problem.settings, lambda alpha: problem.statistics_for(alpha)[0])
-    networks = networks_of(problem, state)
+    networks = networks_of(state)
     return {name: measured_frontier([candidate for network in networks
                                      for candidate in candidates(problem, network, objective)], objective, measured)
             for name, objective in OBJECTIVES.items()}

@@ -17,6 +17,8 @@ from search.pruned_times import PrunedTimes
 from search.state import CurvePoint, EvaluatedNetwork, SearchState
 from throughput_optimizer_limit import check_possible
 
+LEAST_IMPROVEMENT = 1e-6  # of J: less is rounding
+
 
 @dataclass(frozen=True)
 class PruningProblem:
@@ -39,6 +41,11 @@ class PruningProblem:
     def J_of(self, network: EvaluatedNetwork) -> float:
         """J of a network at its best γ, λ and wire format."""
         return self.goal.J(self.times.T_eff_ms(surviving_branches(network.alpha), network.formats), network.accuracy)
+
+    def improves(self, network: EvaluatedNetwork, best: EvaluatedNetwork) -> bool:
+        """Does it meet the accuracy constraint, and lower J?"""
+        return (network.accuracy >= self.goal.min_accuracy and
+                self.J_of(network) < self.J_of(best) - LEAST_IMPROVEMENT)
 
     def start(self) -> SearchState:
         """The state before anything is pruned. Raises `limits.NothingFits` when no pruning can meet the limits."""

@@ -12,7 +12,7 @@ from search import alpha_training
 from search.acquisition import RecoveryGain
 from search.evaluator import accuracy_of, network_margins
 from search.problem import PruningProblem
-from search.state import EvaluatedNetwork, Work
+from search.state import EvaluatedNetwork, SearchState, Work
 from search.wire_loss import WireLoss
 from wire.formats import is_lossless
 
@@ -26,9 +26,12 @@ class Recovery:
     def __init__(self, problem: PruningProblem) -> None:
         self.problem, self.work = problem, Work()
 
-    def gain(self) -> RecoveryGain:
-        """What recoveries win back, nothing learnt yet."""
-        return RecoveryGain(self.problem.goal)
+    def gain(self, state: SearchState) -> RecoveryGain:
+        """What recoveries win back, learnt from those so far."""
+        gain = RecoveryGain(self.problem.goal)
+        for mask, network in state.recovered.items():
+            gain.learn(state.measured[mask].accuracy, network.lossless_accuracy)
+        return gain
 
     def measure(self, alpha: np.ndarray) -> EvaluatedNetwork:
         """The network with this α [N, 3] on all validation images; the model keeps the α."""
@@ -49,7 +52,7 @@ class Recovery:
             self.work.trained_block_images += len(alpha) * images
             if done % every and done < settings.RECOVERY_STEPS:
                 return False
-            results.append(self.measure(self.problem.model.alpha_array()))
+            results.append(replace(self.measure(self.problem.model.alpha_array()), recovered=True))
             return len(results) - 1 - best_index(results) >= PATIENCE
 
         self.problem.model.set_alpha_array(alpha)
@@ -66,7 +69,7 @@ class Recovery:
         statistics, work = self.problem.statistics_for(alpha)
         self.work.block_evaluations += work
         with batchnorm.using(self.problem.model, statistics):
-            return replace(self.measure(alpha), recalibrated=True)
+            return replace(self.measure(alpha), recovered=True, recalibrated=True)
 
     def on_the_wire(self, network: EvaluatedNetwork) -> EvaluatedNetwork:
         """The network with the wire formats that give the lowest J, each with the accuracy that it leaves. Formats

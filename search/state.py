@@ -19,12 +19,25 @@ class Phase(Enum):
 
 
 @dataclass(frozen=True)
+class Measurement:
+    """A mask measured with the α that the best network had then."""
+    alpha: np.ndarray  # [N, 3], 0 where the mask drops a branch
+    margins: np.ndarray  # float16 [n], on the validation images (evaluator.margins_of)
+
+    @property
+    def accuracy(self) -> float:
+        """The share of images that are classified correctly."""
+        return int((self.margins > 0).sum()) / len(self.margins)
+
+
+@dataclass(frozen=True)
 class EvaluatedNetwork:
     """A pruned network and its validation accuracy on all images."""
     alpha: np.ndarray  # [N, 3]
     accuracy: float  # with the loss of the wire format where `formats` is given
     lossless_accuracy: float  # of the network itself
     formats: Formats = None  # wire formats for which `accuracy` holds, at the split that is best with them
+    recovered: bool = False  # was α trained for this network?
     recalibrated: bool = False  # measured with BatchNorm statistics re-estimated for this α
 
 
@@ -51,7 +64,7 @@ class SearchState:
     curve: List[CurvePoint]
     phase: Phase = Phase.START
     rounds: int = 0
-    margins: Dict[PruningMask, np.ndarray] = field(default_factory=dict)  # measured without recovery, float16 [n] each
+    measured: Dict[PruningMask, Measurement] = field(default_factory=dict)  # without recovery
     recovered: Dict[PruningMask, EvaluatedNetwork] = field(default_factory=dict)
     rejected: Set[Tuple[int, BlockMask]] = field(default_factory=set)  # single changes undone (search by importance)
     work: Work = field(default_factory=Work)

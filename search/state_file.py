@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import base64
 import os
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from costs.cost_model import HardwareTable
 from network.alpha import PruningMask
 from pipeline import documents, fingerprints, kinds, writing
 from search.result_file import curve_from_json
-from search.state import EvaluatedNetwork, Phase, SearchState, Work
+from search.state import EvaluatedNetwork, Measurement, Phase, SearchState, Work
 
 
 def save(kind: str, state: SearchState, domain: int, table: HardwareTable, settings: Settings, inputs: str,
@@ -21,7 +21,8 @@ def save(kind: str, state: SearchState, domain: int, table: HardwareTable, setti
     writing.write(kinds.path_of(kind, settings, domain), {
         'best': network_to_json(state.best), 'curve': [vars(point) for point in state.curve],
         'phase': state.phase.value, 'rounds': state.rounds,
-        'margins': {mask_to_text(mask): margins_to_text(margins) for mask, margins in state.margins.items()},
+        'measured': {mask_to_text(mask): {'alpha': rows_to_json(found.alpha), 'margins': margins_to_text(found.margins)}
+                     for mask, found in state.measured.items()},
         'recovered': {mask_to_text(mask): network_to_json(network) for mask, network in state.recovered.items()},
         'rejected': [[block, list(kept)] for block, kept in sorted(state.rejected)],
         **vars(state.work), 'wall_s': wall_s}, writing.make_metadata(settings, kind, inputs))
@@ -39,14 +40,16 @@ def load(kind: str, domain: int, table: HardwareTable, settings: Settings, input
         state = SearchState(
             network_from_json(document.get('best'), table), curve_from_json(document),
             Phase(document.get('phase', str)), document.get('rounds', int),
-            {mask_from_text(text): margins_from_text(margins) for text, margins in document.get('margins').items()},
+            {mask_from_text(text): Measurement(rows_from_json(found['alpha'], table),
+                                               margins_from_text(found['margins']))
+             for text, found in document.get('measured').items()},
             {mask_from_text(text): network_from_json(network, table)
              for text, network in document.get('recovered').items()},
             {(int(block), tuple(bool(b) for b in kept)) for block, kept in document.get('rejected', list)},
             Work(document.get('block_evaluations', int), document.get('trained_block_images', int)))
-        if len({len(margins) for margins in state.margins.values()}) > 1:
+        if len({len(found.margins) for found in state.measured.values()}) > 1:
             raise ValueError('margins of different images')
-    except (TypeError, ValueError, KeyError):
+    except (TypeError, ValueError, KeyError, OverflowError):
         raise UserError(f'{path}: is damaged; delete it to start the search again') from None
     return state, document.number('wall_s', 0)
 
@@ -59,19 +62,30 @@ def drop(kind: str, domain: int, settings: Settings) -> None:
 
 
 def network_to_json(network: EvaluatedNetwork) -> Dict[str, Any]:
-    """A network as the file holds it: α as rows, None where there is no branch."""
-    return {**vars(network), 'alpha': [writing.numbers_or_none(row) for row in network.alpha]}
+    """A network as the file holds it."""
+    return {**vars(network), 'alpha': rows_to_json(network.alpha)}
 
 
 def network_from_json(content: Dict[str, Any], table: HardwareTable) -> EvaluatedNetwork:
-    """The inverse; `ValueError`, `TypeError` or `KeyError` where it is damaged."""
-    alpha = np.array(content['alpha'], dtype=float)
+    """The inverse; `ValueError`, `TypeError`, `KeyError` or `OverflowError` where it is damaged."""
+    formats = content['formats']
+    return EvaluatedNetwork(rows_from_json(content['alpha'], table), float(content['accuracy']),
+                            float(content['lossless_accuracy']),
+                            None if formats is None else tuple(str(name) for name in formats),
+                            bool(content['recovered']), bool(content['recalibrated']))
+
+
+def rows_to_json(alpha: np.ndarray) -> List[List[Optional[float]]]:
+    """α as rows, None where there is no branch."""
+    return [writing.numbers_or_none(row) for row in alpha]
+
+
+def rows_from_json(rows: List[List[Optional[float]]], table: HardwareTable) -> np.ndarray:
+    """The inverse; `ValueError` where it is damaged."""
+    alpha = np.array(rows, dtype=float)
     if alpha.shape != (table.n_blocks, 3):
         raise ValueError('damaged α')
-    formats = content['formats']
-    return EvaluatedNetwork(alpha, float(content['accuracy']), float(content['lossless_accuracy']),
-                            None if formats is None else tuple(str(name) for name in formats),
-                            bool(content['recalibrated']))
+    return alpha
 
 
 def margins_to_text(margins: np.ndarray) -> str:
