@@ -22,18 +22,29 @@ Fit: least squares of log(predicted / published) over 8 parameters (Levenberg-Ma
 """
 from __future__ import annotations
 
-import argparse
+import os
+
+import cli
+from config import ROOT, UserError
+
+FIGURES = os.path.normpath(os.path.join(ROOT, '..', 'shared', 'data', 'jetson_tx2_repvgg_b3_latency.json'))
+
+PARSER = cli.plain_parser(__doc__)
+PARSER.add_argument('--figures', default=FIGURES, help=f'the published latencies (default: {FIGURES})')
+EITHER = PARSER.add_mutually_exclusive_group()
+EITHER.add_argument('--check', action='store_true', help='judge the committed profile, fit nothing')
+EITHER.add_argument('--write', action='store_true', help='write the fitted profile into data/device_profiles')
+
+if __name__ == '__main__':
+    cli.answer_help(PARSER)  # before the imports below, which are slow
+
 import dataclasses
 import json
 import math
-import os
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-import cli
-from config import UserError
 from costs.device_profiles import (
     JETSON_TX2,
     PROFILE_DIR,
@@ -46,7 +57,6 @@ from costs.device_profiles import (
 from network.shapes import BlockShape, architecture, block_names, block_shapes
 from pipeline import writing
 
-FIGURES = os.path.normpath(os.path.join(ROOT, '..', 'shared', 'data', 'jetson_tx2_repvgg_b3_latency.json'))
 SOURCE = 'fitted to the TX2 latencies of RepVGG-B3 in github.com/word-ky/codesign, full_gamma_analysis.md (MIT licence)'
 MEDIAN_BAR, LARGEST_BAR = 0.10, 0.30
 
@@ -192,12 +202,7 @@ def show(rows: Sequence[Row]) -> None:
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Status 0 when the held-out figures are predicted within the bars."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--figures', default=FIGURES, help=f'the published latencies (default: {FIGURES})')
-    either = parser.add_mutually_exclusive_group()
-    either.add_argument('--check', action='store_true', help='judge the committed profile, fit nothing')
-    either.add_argument('--write', action='store_true', help='write the fitted profile into data/device_profiles')
-    args = parser.parse_args(argv)
+    args = PARSER.parse_args(argv)
     figures = read_figures(args.figures)
     fitted = [figure for figure in figures if not figure.held_out]
     held_out = [figure for figure in figures if figure.held_out]

@@ -11,7 +11,15 @@ anything else, more than a second for one frame, or 64 MB more memory at the end
 """
 from __future__ import annotations
 
-import argparse
+import cli
+
+PARSER = cli.plain_parser(__doc__)
+PARSER.add_argument('--frames', type=int, default=1000000)
+PARSER.add_argument('--seed', type=int, default=0)
+
+if __name__ == '__main__':
+    cli.answer_help(PARSER)  # before the imports below, which load PyTorch
+
 import gc
 import json
 import os
@@ -21,7 +29,7 @@ import struct
 import tempfile
 import time
 import zlib
-from typing import Any, Dict
+from typing import Any, Dict, Iterable, Sequence
 
 import torch
 
@@ -45,7 +53,7 @@ class Bytes:
         self.at += count
         return count
 
-    def sendmsg(self, views: Any, *more: object) -> int:
+    def sendmsg(self, views: Iterable[memoryview], *more: object) -> int:
         return sum(len(view) for view in views)
 
     def settimeout(self, seconds: float) -> None:
@@ -53,7 +61,7 @@ class Bytes:
 
     shutdown = settimeout
 
-    def setsockopt(self, *arguments: Any) -> None:
+    def setsockopt(self, *arguments: object) -> None:
         pass
 
     def close(self) -> None:
@@ -138,10 +146,7 @@ def memory_mb() -> float:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--frames', type=int, default=1000000)
-    parser.add_argument('--seed', type=int, default=0)
-    args = parser.parse_args()
+    args = PARSER.parse_args()
     torch.set_num_threads(1)
     rng, outcomes, slowest = random.Random(args.seed), {}, 0.0  # type: random.Random, Dict[str, int], float
     corpus = [frame_bytes(request(rng)) for _ in range(300)]
@@ -186,7 +191,7 @@ def main() -> None:
     against_a_listener(rng, corpus)
 
 
-def against_a_listener(rng: random.Random, corpus: Any, connections: int = 2000) -> None:
+def against_a_listener(rng: random.Random, corpus: Sequence[bytes], connections: int = 2000) -> None:
     """Damaged frames over real connections; the server must close each and still take a proper client."""
     listener = Listener(Address('127.0.0.1', 0), b'', 'server', ('worker',), lambda text: None)
     before, slowest = memory_mb(), 0.0

@@ -8,7 +8,6 @@ there were enough kills. Every finished result must equal the undisturbed one, t
 """
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -18,7 +17,9 @@ import sys
 import time
 from typing import Any, Dict, List, Optional
 
-REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+import cli
+from config import ROOT
+
 SETTINGS = ['IMAGES_PER_SPLIT=200', 'MAX_PRUNING_ROUNDS=6', 'LUT_ROUNDS=2', 'NUM_DOMAINS=4', 'ALPHA_EPOCHS=1']
 TIMED = {'wall_s', 'metadata', 'predicted'}  # of the result; of `measured`, only what does not depend on time is kept
 KEPT_OF_MEASURED = ('accuracy', 'ci95', 'n_test', 'stream_agrees_with_evaluation', 'n_frames_total', 'lambda', 'wire')
@@ -37,7 +38,7 @@ class Run:
                    'server': ['step_3_joint.py', '--mode', 'real', '--domain_id', '3']}[end]
         with open(os.path.join(self.folder, f'{end}.log'), 'ab') as log:
             self.ends[end] = subprocess.Popen(
-                [sys.executable, os.path.join(REPOSITORY, command[0]), *command[1:], '--port', str(self.port), '--set',
+                [sys.executable, os.path.join(ROOT, command[0]), *command[1:], '--port', str(self.port), '--set',
                  *SETTINGS], cwd=self.folder, stdout=log, stderr=log)
 
     def kill(self, end: str) -> None:
@@ -66,10 +67,10 @@ def result_of(folder: str) -> Dict[str, Any]:
 def prepare(folder: str) -> None:
     """The built-in example in a folder of its own, up to α and importance."""
     os.makedirs(folder)
-    shutil.copytree(os.path.join(REPOSITORY, 'data'), os.path.join(folder, 'data'))
+    shutil.copytree(os.path.join(ROOT, 'data'), os.path.join(folder, 'data'))
     for script in ('create_noniid_partition.py', 'code1_train_and_record_weights.py',
                    'code2_calculate_flops_importance.py'):
-        subprocess.run([sys.executable, os.path.join(REPOSITORY, script), '--set', *SETTINGS], cwd=folder, check=True,
+        subprocess.run([sys.executable, os.path.join(ROOT, script), '--set', *SETTINGS], cwd=folder, check=True,
                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -84,7 +85,7 @@ def undisturbed(run: Run) -> Dict[str, Any]:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.plain_parser(__doc__)
     parser.add_argument('--kills', type=int, default=50)
     parser.add_argument('--folder', required=True, help='a new folder to work in')
     parser.add_argument('--port', type=int, default=7401)

@@ -9,6 +9,13 @@ longest and the median time of each kind, for requests that fit and for those th
 """
 from __future__ import annotations
 
+import cli
+
+PARSER = cli.plain_parser(__doc__)
+
+if __name__ == '__main__':
+    cli.answer_help(PARSER)  # before the imports below, which load PyTorch
+
 import dataclasses
 import sys
 import time

@@ -24,16 +24,29 @@ their sum, by up to 13 % (RepVGG-Micro with one or two 3x3 left, on a machine wi
 """
 from __future__ import annotations
 
-import argparse
-import os
+import cli
+
+PARSER = cli.plain_parser(__doc__)
+PARSER.add_argument('--models', default='RepVGG-Micro@32,RepVGG-A0@224', metavar='NAME@SIZE,...')
+PARSER.add_argument('--assignments', type=int, default=60, help='random (α mask, γ) assignments of each model')
+PARSER.add_argument('--by_mask', action='store_true', help='draw the α mask first, then γ: smaller networks')
+PARSER.add_argument('--rounds', type=int, default=0,
+                    help='visits of every entry and every network (default: 40 for small images, 8 for large)')
+PARSER.add_argument('--threads', type=int, default=1)
+PARSER.add_argument('--device', default='cpu')
+PARSER.add_argument('--seed', type=int, default=0, help='of the assignments and of the order')
+PARSER.add_argument('--isolated', action='store_true', help='also time each block in a loop of its own')
+
+if __name__ == '__main__':
+    cli.answer_help(PARSER)  # before the imports below, which load PyTorch
+
 import sys
-from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 import lut_manager
 from config import Settings
 from costs.cost_model import Configuration, HardwareTable, Roofline, times
@@ -176,19 +189,9 @@ def show(what: str, found: Agreement) -> None:
           flush=True)
 
 
-def main(argv: Sequence[str] = None) -> int:
+def main(argv: Optional[Sequence[str]] = None) -> int:
     """Status 0 when every model meets the bar."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--models', default='RepVGG-Micro@32,RepVGG-A0@224', metavar='NAME@SIZE,...')
-    parser.add_argument('--assignments', type=int, default=60, help='random (α mask, γ) assignments of each model')
-    parser.add_argument('--by_mask', action='store_true', help='draw the α mask first, then γ: smaller networks')
-    parser.add_argument('--rounds', type=int, default=0,
-                        help='visits of every entry and every network (default: 40 for small images, 8 for large)')
-    parser.add_argument('--threads', type=int, default=1)
-    parser.add_argument('--device', default='cpu')
-    parser.add_argument('--seed', type=int, default=0, help='of the assignments and of the order')
-    parser.add_argument('--isolated', action='store_true', help='also time each block in a loop of its own')
-    args = parser.parse_args(argv)
+    args = PARSER.parse_args(argv)
     device, met = devices.device_of(args.device), True
     print(f'{devices.device_name(device)}, {args.threads} threads, PyTorch {torch.__version__}')
     print(f'{"sum / whole network":<40}{"n":>5}{"within 5%":>10}{"median":>10}{"lowest":>9}{"highest":>9}')

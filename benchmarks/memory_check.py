@@ -1,4 +1,4 @@
-"""Memory from shapes (block_memory.py) against what PyTorch allocates while every kind of block runs.
+"""Memory from shapes (costs/memory.py) against what PyTorch allocates while every kind of block runs.
 
     python -m benchmarks.memory_check [--model RepVGG-B3] [--size 224] [--device cpu|cuda]
 
@@ -8,11 +8,21 @@ One line a distinct block shape, for γ fused and all branches in parallel; weig
 """
 from __future__ import annotations
 
-import argparse
+import cli
+
+PARSER = cli.plain_parser(__doc__)
+PARSER.add_argument('--model', default='RepVGG-Micro')
+PARSER.add_argument('--size', type=int, default=32)
+PARSER.add_argument('--device', default='cpu', choices=('cpu', 'cuda'))
+
+if __name__ == '__main__':
+    cli.answer_help(PARSER)  # before the imports below, which load PyTorch
+
 import sys
 from typing import Callable
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from costs.memory import activation_bytes, weight_bytes
 from gamma_configurator import build_plan
@@ -31,7 +41,6 @@ def allocated_peak(run: Callable[[], torch.Tensor], device: str) -> int:
         run()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    from torch.profiler import ProfilerActivity, profile
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     now = peak = 0
@@ -44,11 +53,7 @@ def allocated_peak(run: Callable[[], torch.Tensor], device: str) -> int:
 
 def main() -> None:
     """Print the comparison."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--model', default='RepVGG-Micro')
-    parser.add_argument('--size', type=int, default=32)
-    parser.add_argument('--device', default='cpu', choices=('cpu', 'cuda'))
-    args = parser.parse_args()
+    args = PARSER.parse_args()
     torch.set_num_threads(1)
     print(f"{'in':>5} {'out':>5} {'px':>4} {'γ':>3} " +
           ' '.join(f'{word:>11}' for word in ('weights', 'tensors', 'allocated', 'workspace')))

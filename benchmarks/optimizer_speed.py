@@ -13,9 +13,15 @@ in the middle, and 800 steps of Adam at lr 0.01 move λ by 8 at most.
 """
 from __future__ import annotations
 
-import argparse
+import cli
+
+PARSER = cli.plain_parser(__doc__)
+PARSER.add_argument('--repeats', type=int, default=51)
+
+if __name__ == '__main__':
+    cli.answer_help(PARSER)  # before the imports below, which load PyTorch
+
 import itertools
-import os
 import statistics
 import sys
 import time
@@ -24,7 +30,6 @@ from typing import Optional, Sequence
 import numpy as np
 import torch
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 from config import Settings
 from costs.cost_model import Configuration, EndCosts, HardwareTable, Link, Roofline, Solution, times
 from gamma_mask_builder import build_gamma_mask, runnable_gammas
@@ -80,9 +85,7 @@ def brute_force(table: HardwareTable, settings: Settings) -> float:
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Status 0 when both bars are met and brute force finds nothing better."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--repeats', type=int, default=51)
-    args = parser.parse_args(argv)
+    args = PARSER.parse_args(argv)
     torch.set_num_threads(1)  # the gradient method's tensors are far too small for more
     settings, met = Settings(), True
     print(f'{"blocks":>7}{"exact, median":>16}{"bar":>10}   brute force: evaluations')

@@ -7,6 +7,13 @@ two processes, as in use. Bar: 80 % of the bare socket's rate.
 """
 from __future__ import annotations
 
+import cli
+
+PARSER = cli.plain_parser(__doc__)
+
+if __name__ == '__main__':
+    cli.answer_help(PARSER)  # before the imports below, which load PyTorch
+
 import multiprocessing
 import socket
 import statistics

@@ -12,6 +12,15 @@ reported, nothing is chosen by it. Results and the machine stand in docs/search.
 """
 from __future__ import annotations
 
+import cli
+
+PARSER = cli.parser(__doc__)
+PARSER.add_argument('--domains', metavar='0,3,7', help='domain ids (default: all)')
+PARSER.add_argument('--lut_file', metavar='FILE', help='the complete table (default: the one in RESULTS_DIR)')
+
+if __name__ == '__main__':
+    cli.answer_help(PARSER)  # before the imports below, which load PyTorch
+
 import dataclasses
 import time
 from typing import Dict, List, Optional, Sequence, Tuple
@@ -19,7 +28,6 @@ from typing import Dict, List, Optional, Sequence, Tuple
 import numpy as np
 import torch
 
-import cli
 import lut_manager
 from config import Settings
 from costs.cost_model import HardwareTable
@@ -94,10 +102,7 @@ def recover(domain: int, table: HardwareTable, settings: Settings) -> List[Tuple
 
 def main(argv: Optional[Sequence[str]]) -> None:
     """The command line."""
-    parser = cli.parser(__doc__)
-    parser.add_argument('--domains', metavar='0,3,7', help='domain ids (default: all)')
-    parser.add_argument('--lut_file', metavar='FILE', help='the complete table (default: the one in RESULTS_DIR)')
-    args, settings = cli.parse(parser, argv)
+    args, settings = cli.parse(PARSER, argv)
     table = lut_manager.load(args.lut_file or kinds.path_of('lut', settings), settings)
     torch.set_num_threads(settings.threads(settings.TORCH_THREADS))
     print('validation accuracy in % (test in brackets)')

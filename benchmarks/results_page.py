@@ -13,18 +13,30 @@ table: it prunes once, in the first case (or in the folder `--pruned_in`), and c
 """
 from __future__ import annotations
 
-import argparse
+import cli
+
+PARSER = cli.plain_parser(__doc__)
+PARSER.add_argument('what', choices=('run', 'show', 'b3'))
+PARSER.add_argument('--profile', default='edge-cpu')
+PARSER.add_argument('--root', default='results/page')
+PARSER.add_argument('--links', default='10,100,1000', metavar='MBPS,...')
+PARSER.add_argument('--wire_formats', default='float32', metavar='FORMAT,...')
+PARSER.add_argument('--pruned_in', default='', metavar='FOLDER')
+PARSER.add_argument('--lut_file')
+
+if __name__ == '__main__':
+    cli.answer_help(PARSER)  # before the imports below, which load PyTorch
+
 import os
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, replace
 from statistics import mean
-from typing import Any, Dict, Iterator, List, Sequence, Tuple
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-import cli
 import config
 import lut_manager
 from benchmarks.links import LINKS_MBPS, on_link
@@ -36,7 +48,6 @@ from search.result import JointResult
 from throughput_optimizer import baselines, solve_exact, solve_unfused, split_range
 from wire.formats import is_lossless
 
-REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TABLES = ('roofline_server.json', 'roofline_client.json', 'lut_server.json', 'lut_client.json')
 
 
@@ -63,7 +74,7 @@ class Page:
 
 def script(overrides: Sequence[str], name: str, *arguments: str) -> None:
     """Run a step; stop when it fails."""
-    subprocess.run([sys.executable, name, *arguments, '--if_changed', '--set', *overrides], cwd=REPOSITORY, check=True)
+    subprocess.run([sys.executable, name, *arguments, '--if_changed', '--set', *overrides], cwd=config.ROOT, check=True)
 
 
 def prune_as_before(pruned_in: str, overrides: Sequence[str]) -> None:
@@ -200,17 +211,9 @@ def T_eff(solution: Solution) -> str:
     return f'{solution.times.T_eff_ms:.1f} ms'
 
 
-def main(argv: Any) -> None:
+def main(argv: Optional[Sequence[str]]) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('what', choices=('run', 'show', 'b3'))
-    parser.add_argument('--profile', default='edge-cpu')
-    parser.add_argument('--root', default='results/page')
-    parser.add_argument('--links', default=','.join(map(str, LINKS_MBPS)), metavar='MBPS,...')
-    parser.add_argument('--wire_formats', default='float32', metavar='FORMAT,...')
-    parser.add_argument('--pruned_in', default='', metavar='FOLDER')
-    parser.add_argument('--lut_file')
-    args = parser.parse_args(argv)
+    args = PARSER.parse_args(argv)
     np.seterr(all='raise')
     if args.what == 'b3':
         b3(args.lut_file, config.load())

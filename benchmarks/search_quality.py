@@ -26,6 +26,18 @@ cases, in the other 0.0028 above the best seed of evolutionary search; behind no
 """
 from __future__ import annotations
 
+import cli
+
+PARSER = cli.parser(__doc__)
+PARSER.add_argument('--domain_id', type=int, default=0)
+PARSER.add_argument('--options', type=int, choices=(2, 3), default=2,
+                    help='how many sets of branches a block may choose from')
+PARSER.add_argument('--images', type=int, help='validation images to use (default: all)')
+PARSER.add_argument('--all_links', action='store_true', help='both head tiers at 10, 100 and 1000 Mbit/s')
+
+if __name__ == '__main__':
+    cli.answer_help(PARSER)  # before the imports below, which load PyTorch
+
 import itertools
 from dataclasses import dataclass
 from typing import Dict, List, Optional, Sequence, Tuple
@@ -33,7 +45,6 @@ from typing import Dict, List, Optional, Sequence, Tuple
 import numpy as np
 import torch
 
-import cli
 import config
 import lut_manager
 from benchmarks.known_networks import KnownEvaluator, KnownNetworks, NoRecovery, OnDemand, Outcome, enumerate_margins
@@ -247,13 +258,7 @@ def print_links(task: Task, settings: config.Settings) -> None:
 
 def main(argv: Optional[Sequence[str]]) -> None:
     """The command line."""
-    parser = cli.parser(__doc__)
-    parser.add_argument('--domain_id', type=int, default=0)
-    parser.add_argument('--options', type=int, choices=(2, 3), default=2,
-                        help='how many sets of branches a block may choose from')
-    parser.add_argument('--images', type=int, help='validation images to use (default: all)')
-    parser.add_argument('--all_links', action='store_true', help='both head tiers at 10, 100 and 1000 Mbit/s')
-    args, settings = cli.parse(parser, argv)
+    args, settings = cli.parse(PARSER, argv)
     task = prepare(cli.domains(str(args.domain_id), settings)[0], args.options, args.images, settings)
     reference = task.known(settings).goal.A_ref
     number = f'{len(task.margins)} networks' if task.enumerated else 'networks on demand'

@@ -1,6 +1,9 @@
-"""What others do to stream frames through a split network, as they are usually written. Used by stream_throughput.py.
+"""Streams frames through a split network as others usually write it; stream_throughput.py compares our stream with it.
 
-Each has a client side (head, in the other process) and a server side (tail, here):
+    python -m benchmarks.stream_baselines server push 127.0.0.1 7500 RepVGG-A0 5 224 100 &
+    python -m benchmarks.stream_baselines client push 127.0.0.1 7500 RepVGG-A0 5 224 100
+
+The client runs the head, the server runs the tail and prints throughput and latency:
 reply   send a pickled feature map, wait for the pickled answer, start the next frame
 push    pickled feature maps sent as fast as the socket takes them, a receiving thread and an endless queue
 rpc     torch.distributed RPC, `rpc_async` with up to two calls in flight
@@ -8,24 +11,41 @@ Latency: from the start of a frame's head to the end of its tail, on one machine
 """
 from __future__ import annotations
 
+import cli
+
+PARSER = cli.plain_parser(__doc__)
+PARSER.add_argument('side', choices=('client', 'server'))
+PARSER.add_argument('kind', choices=('reply', 'push', 'rpc'))
+PARSER.add_argument('host')
+PARSER.add_argument('port', type=int)
+PARSER.add_argument('model', help='its name; RepVGG-A0, with random weights')
+PARSER.add_argument('split', type=int, help='λ: how many blocks the client runs')
+PARSER.add_argument('size', type=int, help='of the square images, pixels')
+PARSER.add_argument('frames', type=int, help='how many to stream')
+
+if __name__ == '__main__':
+    cli.answer_help(PARSER)  # before the imports below, which load PyTorch
+
 import json
 import pickle
 import queue
 import socket
 import struct
-import sys
 import threading
 import time
 from typing import Any, Callable, Dict, List, Tuple
 
 import torch
+from torch.distributed import rpc
+
+from benchmarks import stream_throughput
 
 LENGTH = struct.Struct('<Q')
 WARM_UP = 14  # frames that do not count, as many as in our own streams
 Network = Callable[[torch.Tensor], torch.Tensor]
 
 
-def send(sock: socket.socket, item: Any) -> None:
+def send(sock: socket.socket, item: object) -> None:
     """Length and pickle."""
     data = pickle.dumps(item)
     sock.sendall(LENGTH.pack(len(data)) + data)
@@ -82,7 +102,6 @@ def client(kind: str, head: Network, image: torch.Tensor, address: Tuple[str, in
 
 def rpc_client(head: Network, image: torch.Tensor, address: Tuple[str, int], n_frames: int) -> None:
     """The head calls the tail by RPC."""
-    import torch.distributed.rpc as rpc
     rpc.init_rpc('client', rank=1, world_size=2, rpc_backend_options=rpc_options(address))
     waiting: List[Any] = []
     with torch.inference_mode():
@@ -140,16 +159,14 @@ def rpc_tail(start: float, z: torch.Tensor) -> List[int]:
     return answer
 
 
-def rpc_options(address: Tuple[str, int]) -> Any:
+def rpc_options(address: Tuple[str, int]) -> rpc.TensorPipeRpcBackendOptions:
     """Both ends meet at this address. TCP only: on one machine it would pass the shaped link by in shared memory."""
-    import torch.distributed.rpc as rpc
     return rpc.TensorPipeRpcBackendOptions(init_method=f'tcp://{address[0]}:{address[1]}', num_worker_threads=4,
                                            _transports=['uv'], _channels=['basic'])
 
 
 def rpc_server(tail: Network, address: Tuple[str, int], n_frames: int) -> Dict[str, float]:
     """Serve until the client leaves."""
-    import torch.distributed.rpc as rpc
     _RPC.update(tail=tail, seen=[], lock=threading.Lock())
     rpc.init_rpc('server', rank=0, world_size=2, rpc_backend_options=rpc_options(address))
     rpc.shutdown()
@@ -157,18 +174,19 @@ def rpc_server(tail: Network, address: Tuple[str, int], n_frames: int) -> Dict[s
     return figures([start for start, _ in seen], [end for _, end in seen])
 
 
-if __name__ == '__main__':  # a process of its own for each end: side, kind, host, port, model, split, size, frames
-    import stream_baselines  # by its name: RPC looks functions up by module
-    import stream_throughput
-
-    import cli
-    side_, kind_, host_, port_, model_, split_, size_, frames_ = sys.argv[1:]
+def main() -> None:
+    """One end of one stream."""
+    args = PARSER.parse_args()
     cli.keep_freed_memory()  # as our own ends do
     torch.set_num_threads(1)
-    network, configuration = stream_throughput.network_of(model_, int(split_))
-    which, end = stream_throughput.part_for, (host_, int(port_))
-    if side_ == 'client':
-        stream_baselines.client(kind_, which(network, configuration, 'head'), torch.randn(1, 3, int(size_), int(size_)),
-                                end, int(frames_))
+    network, configuration = stream_throughput.network_of(args.model, args.split)
+    part = stream_throughput.part_for(network, configuration, 'head' if args.side == 'client' else 'tail')
+    address = (args.host, args.port)
+    if args.side == 'client':
+        client(args.kind, part, torch.randn(1, 3, args.size, args.size), address, args.frames)
     else:
-        print(json.dumps(stream_baselines.server(kind_, which(network, configuration, 'tail'), end, int(frames_))))
+        print(json.dumps(server(args.kind, part, address, args.frames)))
+
+
+if __name__ == '__main__':
+    main()

@@ -22,7 +22,19 @@ repeated, up to --tries times, and the least disturbed one is kept.
 """
 from __future__ import annotations
 
-import argparse
+import cli
+
+PARSER = cli.plain_parser(__doc__)
+PARSER.add_argument('--mbps', type=float, nargs='+', default=[50, 100, 1000])
+PARSER.add_argument('--splits', type=int, nargs='+', default=[2, 5, 12, 20])
+PARSER.add_argument('--frames', type=int, default=120)
+PARSER.add_argument('--only', default='ours,ours_uint8,reply,push,rpc')
+PARSER.add_argument('--tries', type=int, default=3)
+PARSER.add_argument('--json', help='write all figures here')
+
+if __name__ == '__main__':
+    cli.answer_help(PARSER)  # before the imports below, which load PyTorch
+
 import contextlib
 import json
 import os
@@ -33,7 +45,6 @@ from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import torch
 
-import cli
 import config
 from costs.cost_model import Configuration, combine
 from hyper_repvgg import HyperRepVGG, create_hyper_repvgg
@@ -42,11 +53,10 @@ from network.gammas import fused_gamma
 from remote.client import folded_specs, wait_for_client
 from remote.link import measure_link
 from remote.streaming import run_stream
-from tier.part import head_units, part_of, tail_units
+from tier.part import NetworkPart, head_units, part_of, tail_units
 from wire.formats import format_at
 
 SPACE, SERVER_IP, CLIENT_IP = 'splitbench', '10.77.0.1', '10.77.0.2'
-REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SETTINGS = config.load(('WEIGHT_PATH_SERVER=', 'DEVICE_PROFILE=', 'INPUT_SIZE=224', 'MODEL_NAME=RepVGG-A0'), {})
 
 
@@ -84,9 +94,9 @@ def shape(mbps: float) -> None:
 def in_namespace(*arguments: str) -> subprocess.Popen:
     """A Python process in the client's namespace, on the second core."""
     return subprocess.Popen(['ip', 'netns', 'exec', SPACE, 'taskset', '-c', '1', sys.executable, *arguments],
-                            cwd=REPOSITORY, stderr=subprocess.DEVNULL,
+                            cwd=config.ROOT, stderr=subprocess.DEVNULL,
                             env={**os.environ, 'TP_SOCKET_IFNAME': 'split1', 'GLOO_SOCKET_IFNAME': 'split1',
-                                 'PYTHONPATH': REPOSITORY})
+                                 'PYTHONPATH': config.ROOT})
 
 
 def network_of(model_name: str, split: int, wire: str = 'float32') -> Tuple[HyperRepVGG, Configuration]:
@@ -97,7 +107,7 @@ def network_of(model_name: str, split: int, wire: str = 'float32') -> Tuple[Hype
     return model, Configuration(alpha, tuple(fused_gamma(tuple(row)) for row in surviving_branches(alpha)), split, wire)
 
 
-def part_for(model: HyperRepVGG, configuration: Configuration, which: str) -> Any:
+def part_for(model: HyperRepVGG, configuration: Configuration, which: str) -> NetworkPart:
     """Head or tail of a configuration, folded."""
     units = {'head': head_units, 'tail': tail_units}[which](configuration.split, len(model.blocks))
     return part_of(model, folded_specs(configuration.alpha, configuration.gamma, units, SETTINGS), torch.device('cpu'))
@@ -129,12 +139,12 @@ def ours(split: int, wire: str, frames: int, port: int) -> Dict[str, Any]:
 def baseline(kind: str, split: int, frames: int, port: int) -> Dict[str, float]:
     """One of stream_baselines, float32, both ends in new processes: RPC starts only once in a process."""
     arguments = (kind, SERVER_IP, str(port), SETTINGS.MODEL_NAME, str(split), str(SETTINGS.INPUT_SIZE), str(frames))
-    script = os.path.join('benchmarks', 'stream_baselines.py')
-    process = in_namespace(script, 'client', *arguments)
+    command = ('-m', 'benchmarks.stream_baselines')
+    process = in_namespace(*command, 'client', *arguments)
     try:
-        done = subprocess.run([sys.executable, script, 'server', *arguments], cwd=REPOSITORY, check=True, timeout=240,
-                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={
-                                  **os.environ, 'PYTHONPATH': REPOSITORY, 'TP_SOCKET_IFNAME': 'split0',
+        done = subprocess.run([sys.executable, *command, 'server', *arguments], cwd=config.ROOT, check=True,
+                              timeout=240, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={
+                                  **os.environ, 'PYTHONPATH': config.ROOT, 'TP_SOCKET_IFNAME': 'split0',
                                   'GLOO_SOCKET_IFNAME': 'split0'})
     finally:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -179,14 +189,7 @@ def line(name: str, found: Dict[str, Any]) -> str:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--mbps', type=float, nargs='+', default=[50, 100, 1000])
-    parser.add_argument('--splits', type=int, nargs='+', default=[2, 5, 12, 20])
-    parser.add_argument('--frames', type=int, default=120)
-    parser.add_argument('--only', default='ours,ours_uint8,reply,push,rpc')
-    parser.add_argument('--tries', type=int, default=3)
-    parser.add_argument('--json', help='write all figures here')
-    args = parser.parse_args()
+    args = PARSER.parse_args()
     os.sched_setaffinity(0, {0})
     cli.keep_freed_memory()
     os.environ.setdefault('SPLIT_AUTH_TOKEN', 'benchmark')
