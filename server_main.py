@@ -42,7 +42,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
     import step5_visualize_results
     from domain_dataset import load_domain
     from remote.session import open_session
-    from split_trainer import optimise_through_client
+    from steps.joint import joint_through_client
     with open_session(settings, args.bind, args.port, args.allow_open) as session:
         session.table(load_domain(settings, domains[0], 'val').images, args.remeasure)
         step2_initial_throughput_opt.main(['--lut_file', lut_file, '--if_changed', '--pruning_follows', *overrides])
@@ -51,7 +51,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
             if fingerprints.is_current([path], fingerprints.inputs_of('joint', settings, domain)):
                 cli.say(f'{path} is up to date')
                 continue
-            optimise_through_client(domain, session, settings, search_again=False)
+            joint_through_client(domain, session, settings, search_again=False)
     step5_visualize_results.main(['--if_changed', *overrides])
 
 

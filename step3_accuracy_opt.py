@@ -18,8 +18,8 @@ from engines import many_domains
 def main(argv: Optional[Sequence[str]]) -> int:
     """The command line."""
     args, settings = cli.parse(many_domains.parser(__doc__), argv)
-    from search import domain_jobs  # loads PyTorch, which --help does not need
-    return many_domains.run(domain_jobs.sequential_pruning, 'sequential_accuracy', args, settings)
+    from steps import sequential  # loads PyTorch, which --help does not need
+    return many_domains.run(sequential.prune, 'sequential_accuracy', args, settings)
 
 
 if __name__ == '__main__':

@@ -17,8 +17,8 @@ from engines import many_domains
 def main(argv: Optional[Sequence[str]]) -> int:
     """The command line."""
     args, settings = cli.parse(many_domains.parser(__doc__), argv)
-    from search import domain_jobs  # loads PyTorch, which --help does not need
-    return many_domains.run(domain_jobs.sequential_split, 'sequential', args, settings)
+    from steps import sequential  # loads PyTorch, which --help does not need
+    return many_domains.run(sequential.split, 'sequential', args, settings)
 
 
 if __name__ == '__main__':

@@ -32,12 +32,12 @@ def main(argv: Optional[Sequence[str]]) -> int:
     cli.add_pick(parser)
     cli.add_server(parser)
     args, settings = cli.parse(parser, argv)
-    from search import domain_jobs  # loads PyTorch, which --help does not need
+    from steps import joint  # loads PyTorch, which --help does not need
     search_again = not args.if_changed and args.pick is None
     if args.mode == 'pseudo':
         lut_file = args.lut_file or kinds.path_of('lut', settings)
-        return many_domains.run(domain_jobs.joint, 'joint', args, settings, lut_file, lambda domain: {
-            'search_inputs': domain_jobs.joint_inputs(domain, settings, lut_file).search, 'search_again': search_again})
+        return many_domains.run(joint.joint, 'joint', args, settings, lut_file, lambda domain: {
+            'search_inputs': joint.joint_inputs(domain, settings, lut_file).search, 'search_again': search_again})
     if args.domain_id is None or args.engine is not None:
         raise UserError('--mode real does one domain, without --engine; server_main.py does many with one client')
     settings = dataclasses.replace(settings, DEVICE_PROFILE='')  # a real device is meant
@@ -48,9 +48,8 @@ def main(argv: Optional[Sequence[str]]) -> int:
         return 0
     writing.check_writable(path)
     from remote.session import open_session
-    from split_trainer import optimise_through_client  # loads PyTorch
     with open_session(settings, args.bind, args.port, args.allow_open) as session:
-        optimise_through_client(domain, session, settings, args.remeasure, search_again)
+        joint.joint_through_client(domain, session, settings, args.remeasure, search_again)
     return 0
 
 
