@@ -17,6 +17,7 @@ import throughput_optimizer as optimizer
 from config import Settings, UserError
 from costs.cost_model import Configuration, Link, Roofline, roofline_loss_ms, times
 from costs.goal import Goal
+from steps import unpruned
 from throughput_optimizer import solve_exact, solve_gradient
 
 
@@ -310,10 +311,9 @@ def test_the_gradient_method_gives_the_same_answer_twice():
 
 @pytest.mark.parametrize('head_tier', ['client', 'server'])
 def test_step_2_reports_the_certificate_every_split_and_the_baselines(head_tier):
-    import step2_initial_throughput_opt as step2
     chosen = Settings(HEAD_TIER=head_tier, THROUGHPUT_OPTIM_STEPS=30, LAMBDA_MIN=2, LAMBDA_MAX=7)
     table = whole_table(chosen, seed=11)
-    result = step2.optimise(table, chosen)
+    result = unpruned.optimise(table, chosen)
     surviving = np.array([[True, True, has] for has in table.has_identity])
     exact = result['exact']
     assert result['optimality_gap'] == pytest.approx(result['gradient']['T_eff_ms'] / exact['T_eff_ms'] - 1)
@@ -328,7 +328,7 @@ def test_step_2_reports_the_certificate_every_split_and_the_baselines(head_tier)
         for name, value in expected._asdict().items():
             assert entry[name] == pytest.approx(value)
         assert all(g in oracles.valid_gammas(row) for g, row in zip(gamma, surviving))
-    assert step2.summary(result).count('\n') == 8 - 1
+    assert unpruned.summary(result).count('\n') == 8 - 1
 
 
 # --- goal programming -------------------------------------------------------------------------------------------
