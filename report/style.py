@@ -5,17 +5,14 @@ import functools
 import textwrap
 from typing import Callable, List, Optional, Sequence, Tuple, Union
 
-import matplotlib
-
-matplotlib.use('Agg')  # pictures go to files; no screen is needed
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.colors import LogNorm, Normalize  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.image import AxesImage  # noqa: E402
-from matplotlib.patches import Patch, Rectangle  # noqa: E402
-from matplotlib.ticker import LogLocator, NullFormatter  # noqa: E402
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from pipeline import writing
 
@@ -37,26 +34,27 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     """A drawing function that uses the project's style throughout."""
     @functools.wraps(draw)
     def in_style(*args, **options):
-        with plt.rc_context(STYLE):
+        with rc_context(STYLE):
             return draw(*args, **options)
     return in_style
 
 
 def subplots(rows: int = 1, columns: int = 1, size: Tuple[float, float] = (8, 5), **options):
-    """plt.subplots in the project's style; size in inches."""
-    with plt.rc_context(STYLE):
-        return plt.subplots(rows, columns, figsize=size, **options)
+    """(figure, its axes) as `pyplot.subplots` makes them, in the project's style; size in inches. Without pyplot, as no
+    screen is needed and nothing has to be closed."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=size)
+        return figure, figure.subplots(rows, columns, **options)
 
 
 def save(figure: Figure, *paths: str) -> None:
-    """Write a figure to each path (the suffix says how), each replaced in one step, and close it."""
-    with plt.rc_context(STYLE):
+    """Write a figure to each path (the suffix says how), each replaced in one step."""
+    with rc_context(STYLE):
         for path in paths:
             with writing.replacing(path) as temporary:
                 figure.savefig(temporary, dpi=DPI, metadata={'CreationDate': None} if path.endswith('.pdf') else None)
             if hasattr(figure, 'set_layout_engine'):
                 figure.set_layout_engine('none')  # laid out once; half of the time goes there
-    plt.close(figure)
 
 
 def headline(figure: Figure, text: str) -> None:
@@ -65,7 +63,7 @@ def headline(figure: Figure, text: str) -> None:
     n_lines = len(textwrap.wrap(text, widest))
     width = next(width for width in range(len(text) // n_lines, widest + 1)
                  if len(textwrap.wrap(text, width)) <= n_lines)
-    with plt.rc_context(STYLE):
+    with rc_context(STYLE):
         figure.suptitle(textwrap.fill(text, width), fontsize=15)
 
 
@@ -81,7 +79,7 @@ def draw_heatmap(axes: Axes, values: np.ndarray, rows: Sequence[str], columns: S
                  colour_bar: bool = True) -> AxesImage:
     """values [rows, columns]; NaN is hatched. `texts` are written into the cells; returns the image.
     `colour_bar=False` leaves it to the caller, who may want one for several heatmaps."""
-    with plt.rc_context(STYLE):
+    with rc_context(STYLE):
         axes.patch.set(**ABSENT)
         norm = (LogNorm if log else Normalize)(*limits)
         image = axes.imshow(np.ma.masked_invalid(values), aspect='auto', cmap=colormap, norm=norm,
@@ -131,7 +129,7 @@ def add_colour_bar(image: AxesImage, axes: Union[Axes, np.ndarray], label: str, 
     """A colour bar for one axes or several, with plain numbers (0.2, not 2 x 10^-1) on a logarithmic one."""
     log = isinstance(image.norm, LogNorm)
     one = axes if isinstance(axes, Axes) else np.ravel(axes)[0]
-    with plt.rc_context(STYLE):
+    with rc_context(STYLE):
         bar = one.figure.colorbar(image, ax=axes, label=label, ticks=LogLocator(subs=(1, 2, 5)) if log else None,
                                   format='%g' if log else None, **options)
         if log:

@@ -17,7 +17,6 @@ from made_results import make_table, save_domain
 
 import config
 import lut_manager
-import step2_initial_throughput_opt
 import step5_visualize_results as step5
 from config import UserError
 from costs.cost_model import times
@@ -25,6 +24,7 @@ from pipeline import kinds, writing
 from report import pictures
 from report import summary as result_summary
 from search import result_file
+from steps import unpruned
 
 
 @pytest.fixture(scope='module')
@@ -34,7 +34,7 @@ def finished(tmp_path_factory):
     settings = config.load((f'RESULTS_DIR={folder}', 'THROUGHPUT_OPTIM_STEPS=3'), {})
     table = make_table(settings)
     lut_manager.save(table, settings)
-    writing.write(kinds.path_of('step2', settings), step2_initial_throughput_opt.optimise(table, settings),
+    writing.write(kinds.path_of('step2', settings), unpruned.optimise(table, settings),
                      writing.make_metadata(settings, 'step2', ''))
     save_domain(table, settings, 0)
     save_domain(table, settings, 3, sequential=True)
