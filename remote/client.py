@@ -5,7 +5,7 @@
         part = ClientPart(client, model, spec)
         z = part.forward(x)
 
-Every request is a unit that can be repeated. When the connection breaks, the request that was not answered is sent
+Every request can be repeated. When the connection breaks, the request that was not answered is sent
 again to the client that comes back; what was answered is never asked again.
 """
 from __future__ import annotations
@@ -29,7 +29,7 @@ from wire.frames import Kind, Message, NetworkError, PeerError, ProtocolError
 
 RETURN_S = 600.0  # a client that broke off may take this long to come back
 BLOB_PIECE_BYTES = 4 << 20
-MAX_REPEATS = 20  # of one unit in a row: a client that dies of a request would come back for ever
+MAX_REPEATS = 20  # of one request in a row: a client that dies of a request would come back for ever
 MAX_PROVIDED = 3  # times that a client may say it lacks what it has just been sent
 Progress = Callable[[int, int], None]
 T = TypeVar('T')
@@ -81,7 +81,7 @@ class RemoteClient:
         self._say(f'client connected from {newer.peer}')
         return newer
 
-    def unit(self, work: Callable[[Connection], T]) -> T:
+    def retry_until_answered(self, work: Callable[[Connection], T]) -> T:
         """Do `work` on a connection, again from its beginning when the connection breaks."""
         for _ in range(MAX_REPEATS):
             connection = self.connected()
@@ -124,7 +124,7 @@ class RemoteClient:
                 tensors: Optional[Mapping[str, torch.Tensor]] = None, progress: Optional[Progress] = None) -> Message:
         """`ask`, repeated when the connection breaks. Raises `UserError` when the client refuses or fails."""
         try:
-            return self.unit(lambda connection: self.ask(connection, op, fields, tensors, progress))
+            return self.retry_until_answered(lambda connection: self.ask(connection, op, fields, tensors, progress))
         except PeerError as error:
             raise UserError(f'the client could not do it: {error}') from None
 
@@ -194,8 +194,8 @@ class ClientPart:
         self.client.ask(connection, 'part', fields, tensors)
         self.client.part_in_use = self
 
-    def unit(self, work: Callable[[Connection], T]) -> T:
-        """`RemoteClient.unit` with this part set up; what the client turns out to lack is sent."""
+    def retry_until_answered(self, work: Callable[[Connection], T]) -> T:
+        """`RemoteClient.retry_until_answered` with this part set up; what the client turns out to lack is sent."""
         def attempt(connection: Connection) -> T:
             for left in reversed(range(MAX_PROVIDED)):
                 self.set_up(connection)
@@ -208,7 +208,7 @@ class ClientPart:
             raise AssertionError('unreachable')
 
         try:
-            return self.client.unit(attempt)
+            return self.client.retry_until_answered(attempt)
         except PeerError as error:
             raise UserError(f'the client could not do it: {error}') from None
 
@@ -236,7 +236,8 @@ class ClientPart:
                 wire: str = formats.AS_COMPUTED, wire_back: str = formats.AS_COMPUTED,
                 alpha: Optional[torch.Tensor] = None) -> torch.Tensor:
         """Output of the part for `x`, or for these rows of its image set."""
-        return self.unit(lambda connection: self.ask_forward(connection, x, rows, wire, wire_back, alpha, False))[1]
+        return self.retry_until_answered(
+            lambda connection: self.ask_forward(connection, x, rows, wire, wire_back, alpha, False))[1]
 
 
 # --- finding the client ------------------------------------------------------------------------------

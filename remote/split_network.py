@@ -27,7 +27,8 @@ class RemoteFunction(torch.autograd.Function):
         raw = formats.AS_COMPUTED
         keep, input_grad = any(ctx.needs_input_grad), ctx.needs_input_grad[1]
         ctx.part, ctx.x, ctx.alpha, ctx.input_grad = part, x.detach(), alpha.detach(), input_grad
-        ctx.step, y = part.unit(lambda c: part.ask_forward(c, x, None, raw, raw, alpha, keep, input_grad))
+        ctx.step, y = part.retry_until_answered(
+            lambda connection: part.ask_forward(connection, x, None, raw, raw, alpha, keep, input_grad))
         ctx.generation = part.client.generation
         return y
 
@@ -47,7 +48,7 @@ class RemoteFunction(torch.autograd.Function):
                 ctx.generation = -1
                 raise
 
-        reply = part.unit(ask)
+        reply = part.retry_until_answered(ask)
         x_grad = reply.tensors.get('x_grad')
         return None, x_grad, reply.tensor('alpha_grad', rank=2).to(ctx.alpha.dtype)
 

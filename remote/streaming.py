@@ -32,7 +32,7 @@ def run_stream(client: RemoteClient, model: HyperRepVGG, configuration: Configur
     """
     stream = _Stream(client, model, configuration, images, n_frames, settings, on_frame)
     before = client.interruptions
-    figures = stream.remote.unit(stream.attempt)
+    figures = stream.remote.retry_until_answered(stream.attempt)
     return {**figures, 'interruptions': client.interruptions - before, 'wire': configuration.wire,
             'lambda': configuration.split, 'head_tier': settings.HEAD_TIER, 'bytes_total': stream.bytes_total,
             'n_frames_total': n_frames}, stream.predictions

@@ -17,7 +17,6 @@ from network.alpha import surviving_branches
 from network.gammas import fused_gamma
 from network.inputs import normalise
 
-REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SETTINGS = config.load(('WEIGHT_PATH_SERVER=', 'BATCH_SIZE=8', 'DEVICE_PROFILE='), {})
 N = 11
 
@@ -28,19 +27,19 @@ def free_port() -> int:
 
 
 class Client:
-    """A client process."""
+    """A client process of the code in `top`, which keeps its cache and its log in `folder`."""
 
-    def __init__(self, port: int, folder, *arguments: str) -> None:
+    def __init__(self, port: int, folder, *arguments: str, top: str = config.ROOT) -> None:
         python = os.environ.get('CLIENT_PYTHON', sys.executable)  # to test a client of another Python and PyTorch
-        self.port, self.control_port = port, free_port()
-        self.command = [python, os.path.join(REPOSITORY, 'client_worker.py'), '--server_ip', '127.0.0.1', '--port',
+        self.port, self.control_port, self.top = port, free_port(), top
+        self.command = [python, os.path.join(top, 'client_worker.py'), '--server_ip', '127.0.0.1', '--port',
                         str(port), '--control_port', str(self.control_port), '--cache_dir', str(folder), *arguments]
         self.log = open(os.path.join(folder, 'log'), 'ab+')
         self.process = None
         self.start()
 
     def start(self) -> None:
-        self.process = subprocess.Popen(self.command, stderr=self.log, stdout=self.log, cwd=REPOSITORY,
+        self.process = subprocess.Popen(self.command, stderr=self.log, stdout=self.log, cwd=self.top,
                                         env={**os.environ, 'OMP_NUM_THREADS': '1'})
 
     def kill(self) -> None:

@@ -10,13 +10,15 @@ settings.load_profile('repository')
 
 @pytest.fixture(scope='module')
 def served(tmp_path_factory):
-    """(RemoteClient, Client process, what the server said)."""
+    """(RemoteClient, Client process, what the server said). The client has the files that a device needs, no others."""
+    import device_files
     from client_process import SETTINGS, Client, free_port
 
     from remote.client import wait_for_client
     torch.set_num_threads(1)
     port, said = free_port(), []
-    process = Client(port, tmp_path_factory.mktemp('client'))
+    process = Client(port, tmp_path_factory.mktemp('client'),
+                     top=device_files.copied_to(tmp_path_factory.mktemp('device')))
     client = wait_for_client(SETTINGS, '127.0.0.1', port, say=said.append, return_s=60)
     yield client, process, said
     client.close('done')

@@ -12,6 +12,7 @@ import re
 from importlib import util
 from typing import Dict, Iterator, List, NamedTuple, Set, Tuple
 
+import device_files
 import pytest
 
 from config import ROOT
@@ -191,17 +192,9 @@ def test_library_files_do_not_run_scripts():
 
 # --- what the device needs --------------------------------------------------------------------------------
 
-def listed_for_the_device() -> List[str]:
-    """The entries of the block under 'What the device needs'."""
-    with open(os.path.join(ROOT, 'docs', 'real_mode.md'), encoding='utf-8') as stream:
-        block = re.search(r'^## What the device needs\n.*?^```\n(.*?)^```', stream.read(), re.DOTALL | re.MULTILINE)
-    assert block is not None
-    return block[1].split()
-
-
 def test_the_device_needs_exactly_what_is_listed():
     files: Set[str] = set()
-    for entry in listed_for_the_device():
+    for entry in device_files.listed():
         files |= {file for file in python_files() if file.startswith(entry)} if entry.endswith('/') else {entry}
     assert sorted(closure_of('client_worker.py')) == sorted(files)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from client_process import REPOSITORY, SETTINGS, N, batch, random_model, settings_of, stream_case
+from client_process import SETTINGS, N, batch, random_model, settings_of, stream_case
 
 import config
 from domains.image_sets import ImageSet
@@ -134,7 +134,7 @@ def test_step_3_in_real_mode_finds_what_it_finds_alone_and_measures_it(served, t
     from remote import session
     from steps import joint
     monkeypatch.chdir(tmp_path)
-    os.symlink(os.path.join(REPOSITORY, 'data'), tmp_path / 'data')
+    os.symlink(os.path.join(config.ROOT, 'data'), tmp_path / 'data')
     overrides = ['NUM_DOMAINS=1', 'IMAGES_PER_SPLIT=100', 'ALPHA_EPOCHS=1', 'LUT_ROUNDS=1', 'MAX_PRUNING_ROUNDS=2',
                  'RECOVERY_STEPS=3', 'DEVICE_PROFILE=', 'TORCH_THREADS=1', 'PARTITION_FILE=partition.json',
                  'WIRE_FORMATS=float32,uint8', 'BANDWIDTH_MBPS=100']

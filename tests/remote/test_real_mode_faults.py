@@ -16,9 +16,8 @@ from relay import Relay
 
 import config
 import network_utils
-from remote import client as split_server
-from remote import link as link_measurement
-from remote.client import wait_for_client
+from remote.client import RemoteClient, wait_for_client
+from remote.link import fit_line, measure_link
 from split_trainer import predict
 from wire import connection
 from wire.blobs import BlobStore, hash_of
@@ -33,7 +32,7 @@ def over_a_relay(tmp_path, monkeypatch):
                                       said.append)
     relay = Relay(('127.0.0.1', port))
     process = Client(relay.port, tmp_path)
-    client = split_server.RemoteClient(listener, said.append, return_s=60)
+    client = RemoteClient(listener, said.append, return_s=60)
     client.facts()
     yield client, process, relay, said
     client.close('done')
@@ -44,7 +43,7 @@ def over_a_relay(tmp_path, monkeypatch):
 def test_a_slow_link_is_measured_a_damaged_byte_noticed_and_a_cut_cable_survived(over_a_relay):
     client, process, relay, said = over_a_relay
     relay.mbps = 50
-    link = link_measurement.measure_link(client)
+    link = measure_link(client)
     assert link.up_mbps == pytest.approx(50, rel=0.15) and link.down_mbps == pytest.approx(50, rel=0.15)
     relay.mbps = 0
     model, configuration, images, classes = stream_case(9, 4)
@@ -178,6 +177,6 @@ def test_the_cache_makes_room(tmp_path):
 
 def test_a_robust_line_ignores_disturbed_points():
     x = [0, 1, 2, 3, 4, 5]
-    assert link_measurement.fit_line(x, [2 * v + 1 for v in x[:-1]] + [1000]) == pytest.approx((2, 1), rel=0.35)
+    assert fit_line(x, [2 * v + 1 for v in x[:-1]] + [1000]) == pytest.approx((2, 1), rel=0.35)
     with pytest.raises(ValueError):
-        link_measurement.fit_line([1, 1], [0, 1])
+        fit_line([1, 1], [0, 1])
