@@ -1,8 +1,7 @@
 """Choose α, γ and λ of one domain together, by pruning progressively.
 
 A candidate is a mask: the branches that every block keeps. Its time is exact and nearly free, since γ and λ are solved
-anew; its accuracy costs forward passes. So the search is Bayesian optimisation (Mockus, 1975) of J over masks, in two
-phases:
+anew; its accuracy costs forward passes. So the search is Bayesian optimisation (Mockus, 1975) of J over masks:
 
     start       measure masks that change one block, in turn by the time that they save and by importance
     explore     fit a surrogate to all measurements and measure the mask with the highest expected improvement of J;
