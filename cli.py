@@ -26,7 +26,7 @@ import re
 import sys
 import time
 from contextlib import contextmanager
-from typing import Callable, Iterator, List, NoReturn, Optional, Sequence, Tuple
+from typing import Callable, Iterator, List, NamedTuple, NoReturn, Optional, Sequence, Tuple
 
 import config
 from config import UserError
@@ -92,6 +92,19 @@ def add_server(to: argparse.ArgumentParser) -> None:
     to.add_argument('--allow_open', action='store_true',
                     help='listen beyond this machine even though SPLIT_AUTH_TOKEN is not set')
     to.add_argument('--remeasure', action='store_true', help='measure the client and the link again')
+
+
+class ServerFlags(NamedTuple):
+    """What the flags of `add_server` say."""
+    bind: Optional[str]
+    port: Optional[int]
+    allow_open: bool
+    remeasure: bool
+
+
+def server_flags(args: argparse.Namespace) -> ServerFlags:
+    """The flags of `add_server` as they were given."""
+    return ServerFlags(args.bind, args.port, args.allow_open, args.remeasure)
 
 
 def parse(with_parser: argparse.ArgumentParser, argv: Optional[Sequence[str]],

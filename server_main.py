@@ -1,4 +1,4 @@
-"""One process on the server: wait for a client, measure, and run every step for the chosen domains.
+"""Real mode in one process on the server: wait for a client, measure, and run every step for the chosen domains.
 
     python server_main.py                              # all domains; then start client_worker.py on the device
     python server_main.py --domains 0,3 --set WIRE_FORMATS=float32,uint8
@@ -12,14 +12,16 @@ import dataclasses
 from typing import List, Optional, Sequence
 
 import cli
+import code1_train_and_record_weights
+import code2_calculate_flops_importance
+import create_noniid_partition
+import step2_initial_throughput_opt
+import step5_visualize_results
 from pipeline import fingerprints, kinds
 
 
 def prepare(overrides: List[str], domains: Optional[str]) -> None:
     """What needs no client: partition, α of every domain, importance; each only if something changed."""
-    import code1_train_and_record_weights
-    import code2_calculate_flops_importance
-    import create_noniid_partition
     chosen = ['--domains', domains] if domains else []
     create_noniid_partition.main(['--if_changed', *overrides])
     code1_train_and_record_weights.main(['--if_changed', *chosen, *overrides])
@@ -37,21 +39,15 @@ def main(argv: Optional[Sequence[str]]) -> None:
     lut_file = kinds.path_of('lut', settings)
     overrides = ['--set', *(item for group in args.overrides for item in group), 'DEVICE_PROFILE=']
     prepare(overrides, args.domains)
-
-    import step2_initial_throughput_opt
-    import step5_visualize_results
-    from domain_dataset import load_domain
-    from remote.session import open_session
-    from steps.joint import joint_through_client
-    with open_session(settings, args.bind, args.port, args.allow_open) as session:
-        session.table(load_domain(settings, domains[0], 'val').images, args.remeasure)
+    from steps import joint, real_mode  # load PyTorch, which --help does not need
+    with real_mode.measured_client(domains[0], settings, cli.server_flags(args)) as session:
         step2_initial_throughput_opt.main(['--lut_file', lut_file, '--if_changed', '--pruning_follows', *overrides])
         for domain in domains:
             path = kinds.path_of('joint', settings, domain)
             if fingerprints.is_current([path], fingerprints.inputs_of('joint', settings, domain)):
                 cli.say(f'{path} is up to date')
                 continue
-            joint_through_client(domain, session, settings, search_again=False)
+            joint.joint_through_client(domain, session, settings, search_again=False)
     step5_visualize_results.main(['--if_changed', *overrides])
 
 

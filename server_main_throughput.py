@@ -1,4 +1,4 @@
-"""One process on the server: wait for a client, measure, optimise γ and λ without pruning, stream, and compare.
+"""Real mode without pruning, in one process on the server: wait for a client, measure, choose γ and λ, stream, compare.
 
     python server_main_throughput.py                   # then start client_worker.py on the device
     python server_main_throughput.py --frames 1000 --max_client_ms 5 --set HEAD_TIER=server
@@ -40,24 +40,10 @@ def main(argv: Optional[Sequence[str]]) -> None:
     settings = dataclasses.replace(settings, DEVICE_PROFILE='')  # a real device is meant
     path = os.path.join(settings.RESULTS_DIR, 'stream_measured.json')
     writing.check_writable(path)
-
-    from costs.cost_model import Configuration
-    from domain_dataset import load_domain
-    from hyper_repvgg import create_hyper_repvgg
-    from network.alpha import surviving_branches, unpruned_alpha
-    from remote.session import open_session
-    from split_trainer import measure
-    from throughput_optimizer_limit import solve_within_limits
-    test = load_domain(settings, 0, 'test')
-    model = create_hyper_repvgg(settings.WEIGHT_PATH_SERVER, settings.MODEL_NAME, settings.NUM_CLASSES)
-    with open_session(settings, args.bind, args.port, args.allow_open) as session:
-        table = session.table(test.images, args.remeasure)
-        alpha = unpruned_alpha(table.has_identity)
-        chosen = solve_within_limits(table, surviving_branches(alpha), settings)
-        configuration = Configuration(alpha, chosen.gamma, chosen.split, chosen.wire)
-        measured = measure(session, model, configuration, table, test, max(args.frames, 16))
+    from steps import real_mode  # loads PyTorch, which --help does not need
+    table, chosen, measured = real_mode.stream_unpruned(settings, cli.server_flags(args), args.frames)
     writing.write(path, {'gamma': dict(zip(table.block_names, chosen.gamma)), 'measured': measured},
-                     writing.make_metadata(settings, 'lut', fingerprints.inputs_of('lut', settings)))
+                  writing.make_metadata(settings, 'lut', fingerprints.inputs_of('lut', settings)))
     print(f'λ = {chosen.split} of {table.n_blocks}, {chosen.wire}')
     print(comparison(measured))
     print(f'-> {path}')

@@ -1,4 +1,4 @@
-"""The sequential baseline, first half: prune one domain by importance alone, blind to time.
+"""The first half of the sequential baseline: prune a domain by importance alone, blind to time.
 
     python step3_accuracy_opt.py --domain_id 3
     python step3_accuracy_opt.py --domains 0-9 --jobs 4      # many at once
@@ -9,17 +9,22 @@ and λ for it. A killed run goes on from its last round.
 """
 from __future__ import annotations
 
-from typing import Optional, Sequence
+from typing import Callable, Optional, Sequence
 
 import cli
 from engines import many_domains
 
 
+def load_work() -> Callable[..., None]:
+    """What prunes one domain."""
+    from steps import sequential  # loads PyTorch, which --help and files that are up to date do not need
+    return sequential.prune
+
+
 def main(argv: Optional[Sequence[str]]) -> int:
     """The command line."""
     args, settings = cli.parse(many_domains.parser(__doc__), argv)
-    from steps import sequential  # loads PyTorch, which --help does not need
-    return many_domains.run(sequential.prune, 'sequential_accuracy', args, settings)
+    return many_domains.run(load_work, 'sequential_accuracy', args, settings)
 
 
 if __name__ == '__main__':

@@ -1,7 +1,7 @@
-"""Step 3: choose α, γ and λ of one domain together, within ε of the unpruned network's accuracy.
+"""Step 3: choose α, γ and λ of a domain together, within ε of the unpruned network's accuracy.
 
     python step_3_joint.py --domain_id 3 --mode pseudo       # times from the table, no client device
-    python step_3_joint.py --domains 0-9 --jobs 4            # many at once (domain_engine.py)
+    python step_3_joint.py --domains 0-9 --jobs 4            # many at once
     python step_3_joint.py --domain_id 3 --mode real         # waits for client_worker.py; measures, trains and streams
     python step_3_joint.py --domain_id 3 --pick knee         # another point of the frontier, without a new search
 
@@ -13,12 +13,18 @@ picked from again; otherwise the domain is searched anew. A killed run goes on f
 from __future__ import annotations
 
 import dataclasses
-from typing import Optional, Sequence
+from typing import Callable, Optional, Sequence
 
 import cli
 from config import UserError
 from engines import many_domains
 from pipeline import fingerprints, kinds, writing
+
+
+def load_work(mode: str = 'pseudo') -> Callable[..., None]:
+    """What does one domain in this mode."""
+    from steps import joint, real_mode  # load PyTorch, which --help and a file that is up to date do not need
+    return joint.joint if mode == 'pseudo' else real_mode.joint
 
 
 def main(argv: Optional[Sequence[str]]) -> int:
@@ -32,12 +38,12 @@ def main(argv: Optional[Sequence[str]]) -> int:
     cli.add_pick(parser)
     cli.add_server(parser)
     args, settings = cli.parse(parser, argv)
-    from steps import joint  # loads PyTorch, which --help does not need
     search_again = not args.if_changed and args.pick is None
     if args.mode == 'pseudo':
         lut_file = args.lut_file or kinds.path_of('lut', settings)
-        return many_domains.run(joint.joint, 'joint', args, settings, lut_file, lambda domain: {
-            'search_inputs': joint.joint_inputs(domain, settings, lut_file).search, 'search_again': search_again})
+        return many_domains.run(load_work, 'joint', args, settings, lut_file, lambda domain: {
+            'search_inputs': fingerprints.inputs_of('joint_state', settings, domain, lut=lut_file),
+            'search_again': search_again})
     if args.domain_id is None or args.engine is not None:
         raise UserError('--mode real does one domain, without --engine; server_main.py does many with one client')
     settings = dataclasses.replace(settings, DEVICE_PROFILE='')  # a real device is meant
@@ -47,9 +53,7 @@ def main(argv: Optional[Sequence[str]]) -> int:
         cli.say(f'{path} is up to date')
         return 0
     writing.check_writable(path)
-    from remote.session import open_session
-    with open_session(settings, args.bind, args.port, args.allow_open) as session:
-        joint.joint_through_client(domain, session, settings, args.remeasure, search_again)
+    load_work('real')(domain, settings, cli.server_flags(args), search_again)
     return 0
 
 

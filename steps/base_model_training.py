@@ -1,4 +1,4 @@
-"""How the built-in base model is trained so that it later does without many of its branches.
+"""Trains the built-in base model so that it later does without many of its branches.
 
 Two phases. First everything is learnt, every batch with another random set of branches. Then the BatchNorm
 statistics are estimated once more with all branches present and frozen, and training goes on with them:
@@ -9,6 +9,7 @@ collapses: pruning keeps the statistics of the whole network.
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from typing import Callable, List, Sequence
 
@@ -18,9 +19,12 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from config import Settings
+from domain_dataset import load_clean
 from domains.image_sets import ImageSet
 from network.folding import FoldedBranch, fold_branch, fuse_branches
 from network.shapes import DENSE, ONE, BlockShape
+from pipeline import writing
 from repvgg import RepVGG
 
 Keep = Sequence[Sequence[bool]]  # one flag a branch of every block, in the order of BRANCHES
@@ -104,6 +108,19 @@ def random_branches(network: RepVGG, recipe: Recipe, rng: np.random.Generator) -
         flags[ONE] = flags[ONE] or not any(flags)
         keep.append(flags)
     return keep
+
+
+def train_and_save(path: str, recipe: Recipe, settings: Settings) -> float:
+    """Train the network of the settings on the clean training images and write its weights; the seconds of training."""
+    torch.set_num_threads(settings.TORCH_THREADS or 1)  # the same weights whatever the number of cores
+    torch.manual_seed(recipe.seed)  # the initial weights
+    network = RepVGG(settings.MODEL_NAME, settings.NUM_CLASSES)
+    start = time.perf_counter()
+    train(network, load_clean(settings, 'train'), settings.NORM_MEAN, settings.NORM_STD, recipe)
+    seconds = time.perf_counter() - start
+    with writing.replacing(path) as temporary, open(temporary, 'wb') as stream:
+        torch.save(network.state_dict(), stream)  # given a path, torch writes its (random) name into the file
+    return seconds
 
 
 def train(network: RepVGG, images: ImageSet, mean: Sequence[float], std: Sequence[float], recipe: Recipe) -> None:

@@ -1,0 +1,92 @@
+"""What the trained base model can do: accuracy on clean images and in every domain, and what each block loses without
+its 3x3 branch; as the report file holds it and as tables for people."""
+from __future__ import annotations
+
+from typing import Any, Dict, List, Sequence, Tuple
+
+import torch
+
+from config import Settings
+from domain_dataset import load_clean, load_domain
+from domain_transforms import domain_name
+from domains.image_sets import ImageSet, wilson_interval
+from hyper_repvgg import HyperRepVGG, create_hyper_repvgg, deploy
+from network.inputs import normalise, predict
+from network.shapes import DENSE
+
+PROBED_DOMAINS = (0, 3, 6)  # on whose validation images pruning is probed: one of each kind, and the hardest
+ALLOWED_LOSS = 0.02  # of accuracy, fraction of 1
+Labelled = Tuple[torch.Tensor, torch.Tensor]  # normalised images [n, 3, S, S], labels [n]
+
+
+def measure(settings: Settings) -> Dict[str, Any]:
+    """Everything that the report says about the weights at WEIGHT_PATH_SERVER."""
+    torch.set_num_threads(settings.TORCH_THREADS or 1)  # the same sums whatever the number of cores
+    model = create_hyper_repvgg(settings.WEIGHT_PATH_SERVER, settings.MODEL_NAME, settings.NUM_CLASSES)
+
+    def ready(images: ImageSet) -> Labelled:
+        return normalise(images.images, settings.NORM_MEAN, settings.NORM_STD), images.labels
+
+    clean = {split: accuracy_of(model, ready(load_clean(settings, split))) for split in ('val', 'test')}
+    domains = [{'domain_id': domain, 'domain_name': domain_name(domain),
+                **accuracy_of(model, ready(load_domain(settings, domain, 'test')))}
+               for domain in range(settings.NUM_DOMAINS)]
+    probed = [domain for domain in PROBED_DOMAINS if domain < settings.NUM_DOMAINS]
+    single, greedy = probe_pruning(model, [ready(load_domain(settings, domain, 'val')) for domain in probed])
+    within = [number for number, point in enumerate(greedy, start=1) if point['loss'] <= ALLOWED_LOSS]
+    return {'n_parameters': sum(p.numel() for name, p in model.named_parameters() if not name.endswith('alpha')),
+            'clean': clean, 'domains': domains, 'probed_domains': probed, 'loss_without_dense': single,
+            'greedy_without_dense': greedy, 'n_dense_within_allowed_loss': max(within, default=0)}
+
+
+def accuracy_of(model: HyperRepVGG, data: Labelled) -> Dict[str, Any]:
+    """Accuracy of the deployed model on (inputs, labels), with its interval."""
+    inputs, labels = data
+    correct = int((predict(deploy(model), inputs, 256) == labels).sum())
+    return {'accuracy': correct / len(labels), 'n': len(labels), 'ci95': list(wilson_interval(correct, len(labels)))}
+
+
+def probe_pruning(model: HyperRepVGG, domains: List[Labelled]) -> Tuple[Dict[str, float], List[Dict[str, Any]]]:
+    """What blocks lose without their 3x3 and with no other change (mean over `domains` of (inputs, labels)): each block
+    alone {block: loss}, and greedily [{block, loss}, ...], the block that costs least next. α is restored."""
+    unpruned = model.alpha_array()
+
+    def mean_accuracy(without: Sequence[int]) -> float:
+        alpha = unpruned.copy()
+        alpha[list(without), DENSE] = 0
+        model.set_alpha_array(alpha)
+        return sum(accuracy_of(model, data)['accuracy'] for data in domains) / len(domains)
+
+    whole, names = mean_accuracy([]), model.block_names
+    left, gone = set(range(len(names))), []
+    single: Dict[str, float] = {}
+    greedy: List[Dict[str, Any]] = []
+    while left:
+        losses = {block: whole - mean_accuracy([*gone, block]) for block in sorted(left)}
+        single = single or {names[block]: loss for block, loss in losses.items()}
+        best = min(losses, key=losses.__getitem__)
+        gone.append(best)
+        left.remove(best)
+        greedy.append({'block': names[best], 'loss': losses[best]})
+    model.set_alpha_array(unpruned)
+    return single, greedy
+
+
+def show(report: Dict[str, Any]) -> None:
+    """The report as tables on stdout."""
+    def line(name: str, entry: Dict[str, Any]) -> str:
+        low, high = entry['ci95']
+        return f'{name:<30}{entry["accuracy"]:>8.2%}   [{low:.2%}, {high:.2%}]{entry["n"]:>8}'
+
+    print(f'{"accuracy, all branches":<30}{"":>8}   {"95 % interval":<16}{"images":>8}')
+    for split in ('val', 'test'):
+        print(line(f'clean, {split}', report['clean'][split]))
+    for entry in report['domains']:
+        print(line(f'{entry["domain_id"]}  {entry["domain_name"]}, test', entry))
+    print('\naccuracy lost without 3x3 branches, no α trained (validation, mean of domains '
+          f'{report["probed_domains"]})')
+    print(f'{"block":<14}{"this one alone":>16}    {"greedily, with those above":<24}')
+    for (block, loss), point in zip(report['loss_without_dense'].items(), report['greedy_without_dense']):
+        print(f'{block:<14}{loss:>16.2%}    {point["block"]:<12}{point["loss"]:>12.2%}')
+    print(f'\n{report["n_dense_within_allowed_loss"]} of {len(report["greedy_without_dense"])} blocks can do without '
+          f'their 3x3 for at most {ALLOWED_LOSS:.0%}')
