@@ -14,6 +14,18 @@
 #   --force              run every step, also those whose output is up to date
 #   --set NAME=VALUE...  override settings of config.py in every step
 #
+# The steps, in this order (docs/commands.md says more):
+#   partition             create_noniid_partition.py          which images belong to which domain
+#   task 1                code1_train_and_record_weights.py   α of every domain
+#   task 2                code2_calculate_flops_importance.py FLOPs and importance of every branch
+#   roofline              roofline_measure.py                 peak rate and memory bandwidth of each tier
+#   step 1                step1_measure_lut.py                the table: times of every block on both tiers
+#   step 2                step2_initial_throughput_opt.py     γ and λ without pruning
+#   baseline, first half  step3_accuracy_opt.py               prunes by importance alone (--with_sequential)
+#   baseline, second half step4_final_throughput_opt.py       γ and λ for that network (--with_sequential)
+#   step 3                step_3_joint.py                     α, γ and λ of each domain together
+#   step 5                step5_visualize_results.py          pictures and a summary
+#
 # A step runs only when what it is made from has changed since its output was written.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -53,15 +65,15 @@ step() {  # title, script, arguments
     echo "   took $((SECONDS - start)) s" >&2
 }
 
-step 'domains: non-IID partition'           create_noniid_partition.py
-step 'task 1: α of every domain'            code1_train_and_record_weights.py "${domains[@]+"${domains[@]}"}"
-step 'task 2: FLOPs and importance'         code2_calculate_flops_importance.py
-step 'roofline of the server'               roofline_measure.py --tier server
-step 'roofline of the client'               roofline_measure.py --tier client
-step 'step 1: table of the server'          step1_measure_lut.py --mode server
-step 'step 1: table of the client'          step1_measure_lut.py --mode client
-step 'step 1: complete table'               step1_measure_lut.py --mode merge
-step 'step 2: γ and λ without pruning'      step2_initial_throughput_opt.py --pruning_follows
+step 'partition: which images belong to which domain' create_noniid_partition.py
+step 'task 1: α of every domain' code1_train_and_record_weights.py "${domains[@]+"${domains[@]}"}"
+step 'task 2: FLOPs and importance of every branch' code2_calculate_flops_importance.py
+step 'roofline: server' roofline_measure.py --tier server
+step 'roofline: client' roofline_measure.py --tier client
+step 'step 1: table of the server' step1_measure_lut.py --mode server
+step 'step 1: table of the client' step1_measure_lut.py --mode client
+step 'step 1: complete table' step1_measure_lut.py --mode merge
+step 'step 2: γ and λ without pruning' step2_initial_throughput_opt.py --pruning_follows
 
 failed=0
 each_domain() {  # title, script, arguments: all chosen domains; one that fails does not stop others
@@ -75,11 +87,11 @@ each_domain() {  # title, script, arguments: all chosen domains; one that fails 
 }
 
 if [ "$sequential" -eq 1 ]; then
-    each_domain 'sequential baseline: pruning by importance' step3_accuracy_opt.py
-    each_domain 'sequential baseline: γ and λ'               step4_final_throughput_opt.py
+    each_domain 'baseline, first half: pruning by importance alone' step3_accuracy_opt.py
+    each_domain 'baseline, second half: γ and λ for that network' step4_final_throughput_opt.py
 fi
 each_domain 'step 3: α, γ and λ together' step_3_joint.py --mode pseudo
-step 'step 5: pictures'                     step5_visualize_results.py
+step 'step 5: pictures and a summary' step5_visualize_results.py
 echo "== done in $((SECONDS - started)) s" >&2
 if [ "$failed" -ne 0 ]; then
     echo "run_pipeline.sh: error: a domain failed, see above; the same command goes on with what is missing" >&2

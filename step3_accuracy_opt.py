@@ -1,4 +1,4 @@
-"""The first half of the sequential baseline: prune a domain by importance alone, blind to time.
+"""Baseline, first half: prune a domain by importance alone, blind to time.
 
     python step3_accuracy_opt.py --domain_id 3
     python step3_accuracy_opt.py --domains 0-9 --jobs 4      # many at once

@@ -1,4 +1,4 @@
-"""The second half of the sequential baseline: choose γ and λ for the network that step3_accuracy_opt.py left.
+"""Baseline, second half: choose γ and λ for the network that step3_accuracy_opt.py left.
 
     python step4_final_throughput_opt.py --domain_id 3
     python step4_final_throughput_opt.py --domains 0-9 --jobs 4      # many at once

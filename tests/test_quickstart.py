@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SHORT = ['--domains', '0', '--set', 'LUT_ROUNDS=2', 'LOOKS=14', 'RECOVERY_STEPS=2']
+SHORT = ['--domains', '0', '--set', 'LUT_ROUNDS=2', 'MAX_EVALUATIONS=14', 'RECOVERY_STEPS=2']
 
 
 def run(folder: Path, *arguments: str) -> 'subprocess.CompletedProcess[str]':

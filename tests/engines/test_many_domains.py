@@ -68,8 +68,9 @@ def workspace(tmp_path_factory) -> Workspace:
     folder = str(tmp_path_factory.mktemp('engine'))
     before = os.getcwd()
     os.chdir(config.ROOT)
-    overrides = [f'PARTITION_FILE={folder}/partition.json', 'IMAGES_PER_SPLIT=60', 'LOOKS=8', 'RECOVERY_STEPS=1',
-                 'MAX_PRUNING_ROUNDS=2', 'EPSILON=0.05', 'ACTIVATION_CACHE_MB=0']  # no memory: exact resumption
+    # no memory for activations: a search that is resumed measures exactly what it would have measured
+    overrides = [f'PARTITION_FILE={folder}/partition.json', 'IMAGES_PER_SPLIT=60', 'MAX_EVALUATIONS=8',
+                 'RECOVERY_STEPS=1', 'MAX_PRUNING_ROUNDS=2', 'EPSILON=0.05', 'ACTIVATION_CACHE_MB=0']
     results = os.path.join(folder, 'serial')
     settings = config.load((*overrides, f'RESULTS_DIR={results}'), {})
     create_noniid_partition.main(['--set', *overrides])
