@@ -1,4 +1,4 @@
-"""RepVGG with one trainable scale α a branch; everything else is frozen.
+"""RepVGG with one trainable scale α per branch; everything else is frozen.
 
     model = create_hyper_repvgg('weights.pt', 'RepVGG-A0')     # logits = model(images)
     network = deploy(model)                                     # folded and fused, ready to split
@@ -124,7 +124,7 @@ def create_hyper_repvgg(weight_path: Optional[str], model_name: str, num_classes
 
 
 class DeployedNetwork(nn.Module):
-    """Folded stem, one plan a block, classifier: what runs on a tier. Splits anywhere."""
+    """Folded stem, one plan per block, classifier: what runs on a tier. Splits anywhere."""
 
     def __init__(self, stem: nn.Module, blocks: Sequence[nn.Module], classifier: nn.Linear) -> None:
         super().__init__()

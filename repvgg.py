@@ -1,7 +1,7 @@
-"""RepVGG (Ding et al., 2021, arXiv:2101.03697): its variants, its training-time block, and folding.
+"""RepVGG (Ding et al., 2021, arXiv:2101.03697): its training-time block, and the whole network.
 
 Parameter names are those of the authors' checkpoints (`stage1.0.rbr_dense.conv.weight`, ...).
-A variant is one line of `ARCHITECTURES`.
+A variant is one line of `ARCHITECTURES` in network/shapes.py.
 """
 from __future__ import annotations
 

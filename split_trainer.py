@@ -56,7 +56,7 @@ def predict(model: HyperRepVGG, gamma: Sequence[int], split: int, client: Remote
     return torch.cat(found)
 
 
-# --- step 3 with a connected client ---------------------------------------------------------------------
+# --- training and measuring through the client -----------------------------------------------------------
 
 def split_network(session: Session, table: HardwareTable) -> Callable[[HyperRepVGG], SplitNetwork]:
     """What turns a model into one that trains its α through the split that is best for the unpruned network."""

@@ -26,14 +26,14 @@ IDENTITY_SAMPLES = 64  # images of a torchvision dataset that are hashed into it
 
 
 class FolderImages(ImageSource):
-    """An ImageFolder tree: one folder a class, classes in alphabetical order, images at any depth."""
+    """An ImageFolder tree: one folder per class, classes in alphabetical order, images at any depth."""
 
     def __init__(self, root: str, size: int) -> None:
         if not os.path.isdir(root):
-            raise UserError(f'DATA_PATH {root}: no such folder; set DATA_PATH to a folder with one folder a class')
+            raise UserError(f'DATA_PATH {root}: no such folder; set DATA_PATH to a folder with one folder per class')
         classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith('.'))
         if not classes:
-            raise UserError(f'DATA_PATH {root}: no class folders in it; it needs one folder with images a class')
+            raise UserError(f'DATA_PATH {root}: no class folders in it; it needs one folder with images per class')
         if set(classes) <= SPLIT_FOLDERS:
             raise UserError(f'DATA_PATH {root}: holds {", ".join(classes)} instead of class folders; set DATA_PATH to '
                             f'{os.path.join(root, "val" if "val" in classes else classes[0])}')

@@ -1,4 +1,4 @@
-"""Feature maps as bytes and back, in the formats of `wire_formats.py`.
+"""Feature maps as bytes and back, in the formats of wire/formats.py.
 
 Compression is zlib because it is part of every Python, also on the device; bytes are first sorted by significance, and
 after ReLU about half of a map is zero, so level 1 gets most of what there is.

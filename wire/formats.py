@@ -1,4 +1,4 @@
-"""What a feature map travels as: the formats of WIRE_FORMATS, and their sizes. `codec.py` encodes and decodes.
+"""What a feature map travels as: the formats of WIRE_FORMATS, and their sizes. wire/codec.py encodes and decodes.
 
 float32 as it is, float16 (clamped to its range), uint8 with a scale and an offset per image and channel, computed by
 the sender so that nothing has to be calibrated. Each may be followed by '+zlib': lossless compression on top. The input
