@@ -2,8 +2,9 @@
 
 Counted: the weights of the plans that run (BlockPlan, folded stem, classifier) and, for one image in float32, the
 input of the unit at work plus everything that it holds at once. Not counted: what the libraries take for themselves
-(Python, CUDA context, cuDNN and oneDNN workspaces), the camera's frame, buffers of the link. `tests/test_throughput_optimizer_limit.py`
-holds both against what PyTorch allocates; `benchmarks/memory_check.py` does so for whole networks and on CUDA.
+(Python, CUDA context, cuDNN and oneDNN workspaces), the camera's frame, buffers of the link.
+`tests/test_throughput_optimizer_limit.py` holds both against what PyTorch allocates; `benchmarks/memory_check.py` does
+so for whole networks and on CUDA.
 """
 from __future__ import annotations
 
