@@ -61,11 +61,12 @@ def all_domains(results: Sequence[JointResult], speed: Speed, sequential: Mappin
     """Every domain small, on the same scales; the arguments of `two_domains`."""
     columns = COLUMNS.get(len(results), 3)
     rows = math.ceil(len(results) / columns)
-    figure, grid = subplots(rows + 1, columns, size=(max(9.5, 3.7 * columns), 3.4 * rows + 2.6), sharex=True,
+    figure, grid = subplots(rows + 1, columns, size=(max(9.5, 3.7 * columns + 1), 3.4 * rows + 2.6), sharex=True,
                             squeeze=False, gridspec_kw={'height_ratios': [1] * rows + [0.01]})
     draw_panels(figure, grid, results, [panel_title(result, speed) for result in results], speed, sequential)
     for index, axes in enumerate(grid[:-1].ravel()[:len(results)]):
         lowest = index + columns >= len(results)
+        axes.locator_params(nbins=5)
         axes.tick_params(labelbottom=lowest)
         axes.set_xlabel(speed.label if lowest else '')
     headline(figure, message(results, speed) + note)
@@ -89,7 +90,7 @@ def draw_panels(figure: Figure, grid: np.ndarray, results: Sequence[JointResult]
                                   for handle, label in zip(*axes.get_legend_handles_labels())}
     width = figure.get_figwidth()
     legend_axes(figure, grid, len(results)).legend(list(entries.values()), list(entries), loc='upper center',
-                                                   ncol=1 if width < 9.5 else 2 if width < 15.5 else 3)
+                                                   ncol=1 if width < 11 else 2 if width < 16.5 else 3)
 
 
 def legend_axes(figure: Figure, grid: np.ndarray, used: int) -> Axes:
@@ -172,7 +173,8 @@ def panel_title(result: JointResult, speed: Speed, which: str = '') -> str:
     """Which domain, and what it won and lost; `which` says why it is shown."""
     name = f'{result.domain_id}  {plain(result.domain_name, 26)}' if not which else \
         f'domain {result.domain_id}, {plain(result.domain_name, 26)} ({which})'
-    return f'{name}\n{percent(gain(change(result), speed))} {speed.word}, {-100 * lost(result):+.1f} points of accuracy'
+    points_of = 'points of accuracy' if which else 'points'
+    return f'{name}\n{percent(gain(change(result), speed))} {speed.word}, {-100 * lost(result):+.1f} {points_of}'
 
 
 def gain(moved: DomainChange, speed: Speed) -> float:

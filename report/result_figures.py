@@ -108,7 +108,7 @@ def draw_times(axes: Axes, results: Sequence[JointResult], value: Callable[[Time
         for bar, height in zip(drawn, heights):
             if len(bars) * len(results) <= 20 and not np.isnan(height):
                 axes.annotate(short(height), (bar.get_x() + bar.get_width() / 2, 0), (0, 4), fontsize=10,
-                              textcoords='offset points', ha='center', color='white', weight='bold', zorder=5)
+                              textcoords='offset points', ha='center', color='white', zorder=5)
     for name, style in (('step2', '-'), ('all_client', ':'), ('all_server', '--')):
         axes.hlines([value(result.baselines[name].times) for result in results], x - 0.45, x + 0.45, linestyles=style,
                     color=BASELINE_LOOK[name][0], linewidth=2.4, zorder=3,
@@ -231,7 +231,7 @@ def label_parts(axes: Axes, rows: Sequence[Stage], result: JointResult) -> None:
         if row + 1 < len(rows) and rows[row + 1].where == stage.where:
             continue
         axes.text(1.02, (first + row) / 2, sums[stage.where], va='center', ha='left', transform=beside,
-                  weight='bold', bbox={'facecolor': colours[stage.where], 'alpha': 0.35, 'edgecolor': 'none'})
+                  bbox={'facecolor': colours[stage.where], 'alpha': 0.35, 'edgecolor': 'none'})
         if row + 1 < len(rows):
             axes.axhline(row + 0.5, color='0.4', linewidth=1, linestyle='--', zorder=0)
         first = row + 1

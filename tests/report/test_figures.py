@@ -2,12 +2,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import warnings
 
 import matplotlib
 import numpy as np
 import pytest
 from made_results import configured, make_result, make_table, random_configuration
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
 
 import config
@@ -99,6 +101,34 @@ def test_every_number_of_domains_can_be_drawn(made, n):
         figure = drawn(frontier_figures.two_domains(results, speed, {}))
         assert len([axes for axes in figure.axes if axes.axison]) == min(n, 2)
     drawn(result_figures.domain_comparison(results))
+
+
+@pytest.mark.parametrize('n', (1, 2, 3, 7, 10))
+def test_no_title_or_label_lies_on_another_or_beyond_the_picture(made, n):
+    results = [dataclasses.replace(result, domain_name='Gaussian noise σ=0.20') for result in made[2][:n]]
+    table = made[1]
+    for figure in (frontier_figures.all_domains(results, THROUGHPUT, {}, ' (client times simulated)'),
+                   frontier_figures.two_domains(results, THROUGHPUT, {}, ' (client times simulated)'),
+                   result_figures.domain_comparison(results, ' (client times simulated)'),
+                   cost_figures.lut_heatmap(table),
+                   result_figures.configuration(results[0], table, 'client', ' (client times simulated)')):
+        renderer = FigureCanvasAgg(drawn(figure)).get_renderer()
+        boxes = [(text.get_text(), text.get_window_extent(renderer).shrunk(0.98, 0.8)) for text in texts_of(figure)]
+        for (text, box), (other_text, other) in itertools.combinations(boxes, 2):
+            assert not box.overlaps(other), f'{text!r} lies on {other_text!r}'
+        assert [text for text, box in boxes if box.x0 < figure.bbox.x0 or box.x1 > figure.bbox.x1] == []
+
+
+def texts_of(figure):
+    """Every text that is drawn: ticks beyond the limits of their axis are not."""
+    texts = [*figure.texts]
+    for axes in figure.axes:
+        texts += [axes.title, *axes.texts, *(axes.get_legend().get_texts() if axes.get_legend() else ())]
+        for axis in (axes.xaxis, axes.yaxis) if axes.axison else ():
+            low, high = sorted(axis.get_view_interval())
+            texts += [axis.label, *(label for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high
+                                    for label in (tick.label1, tick.label2))]
+    return [text for text in texts if text.get_visible() and text.get_text().strip()]
 
 
 # --- one domain's configuration --------------------------------------------------------------------------------
