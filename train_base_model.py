@@ -15,13 +15,10 @@ chosen (recipe, branch order); the test pool is only reported. The same machine,
 """
 from __future__ import annotations
 
-import dataclasses
-import os
 from typing import Optional, Sequence
 
 import cli
 from config import UserError
-from pipeline import documents, fingerprints, kinds, writing
 
 
 def main(argv: Optional[Sequence[str]]) -> None:
@@ -29,25 +26,17 @@ def main(argv: Optional[Sequence[str]]) -> None:
     parser = cli.parser(__doc__)
     parser.add_argument('--report_only', action='store_true', help='do not train')
     args, settings = cli.parse(parser, argv)
-    weights, report_path = settings.WEIGHT_PATH_SERVER, kinds.path_of('base_model', settings)
+    weights = settings.WEIGHT_PATH_SERVER
     if not weights:
         raise UserError('WEIGHT_PATH_SERVER is empty: set it to the file to write')
-    writing.check_writable(weights)
     from steps import base_model_report, base_model_training  # load PyTorch, which --help does not need
     recipe, seconds = base_model_training.Recipe(seed=settings.SEED), None
     if not args.report_only:
         seconds = base_model_training.train_and_save(weights, recipe, settings)
         cli.say(f'{weights}: trained in {seconds:.0f} s')
-    elif os.path.exists(report_path):
-        seconds = documents.read(report_path, '').content.get('wall_s')
-    report = base_model_report.measure(settings)
-    report['wall_s'] = seconds
-    report['recipe'] = dataclasses.asdict(recipe)
-    report['weights_sha256'] = fingerprints.content_hash(weights)
-    writing.write(report_path, report, writing.make_metadata(
-        settings, 'base_model', fingerprints.inputs_of('base_model', settings)))
+    report, path = base_model_report.write(settings, recipe, seconds)
     base_model_report.show(report)
-    print(f'wrote {"" if args.report_only else weights + " and "}{report_path}')
+    print(f'wrote {"" if args.report_only else weights + " and "}{path}')
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""A million random and mutated frames against both ends.
+"""Gives both ends of the protocol a million random and mutated frames, none of which may break anything.
 
     python -m benchmarks.fuzz_protocol --frames 1000000
 

@@ -1,4 +1,4 @@
-"""Kill client or server at random moments of a real-mode run, again and again: the result must not change.
+"""Kills client or server at random moments of a real-mode run, again and again: the result must not change.
 
     python -m benchmarks.kill_either_end --kills 50 --folder /tmp/kills
 

@@ -12,7 +12,7 @@ with 15 rounds, gave 98 % and 92 %. Each block timed in a loop of its own: 0 % a
 Bar: of at least 50 random assignments (α mask and γ of every block drawn) the sum is within 5 % of the measured whole
 network for at least 90 %; exit status 1 where it is not.
 
-How: the table is measured as step 1 measures it (block_timing.py: blocks timed inside whole passes). Visits of the
+How: the table is measured as step 1 measures it (tier/block_timing.py: blocks timed in whole passes). Visits of the
 table and uninterrupted runs of the assigned networks take turns in one shuffled order, and every figure is a median
 over visits spread over the whole run. A shared machine changes its speed by tens of percent from one second to the
 next; so one fixed network, the yardstick, is timed between any two tasks, and a task counts as disturbed when the

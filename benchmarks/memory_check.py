@@ -1,4 +1,4 @@
-"""Memory from shapes (costs/memory.py) against what PyTorch allocates while every kind of block runs.
+"""Is computed memory right? Holds costs/memory.py against what PyTorch allocates while every kind of block runs.
 
     python -m benchmarks.memory_check [--model RepVGG-B3] [--size 224] [--device cpu|cuda]
 

@@ -7,7 +7,7 @@ Claim (2-core AMD EPYC virtual machine, PyTorch 2.15, machine shared with other 
 
 Bars: at most 10 ms for 27 blocks (RepVGG-B3), at most 1 s for 10,000; exit status 1 where one is missed. The work is
 O(14·N): for each tier the fastest valid γ of each block, then prefix sums over all N + 1 splits. Random tables, nothing
-pruned; brute force counts a (γ, λ) combination as one evaluation of the times of section 5. For 4 blocks it is run, and
+pruned; brute force counts a (γ, λ) combination as one evaluation of cost_model.times. For 4 blocks it is run, and
 gives the same optimum. The gradient method on the 27 blocks ends 80 % above the optimum, which lies at λ = 1: it starts
 in the middle, and 800 steps of Adam at lr 0.01 move λ by 8 at most.
 """

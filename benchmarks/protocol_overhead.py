@@ -1,4 +1,4 @@
-"""A 2.4 MB tensor over loopback: the protocol against a bare socket with the same buffers.
+"""What the protocol costs: a 2.4 MB tensor over loopback, against a bare socket with the same buffers.
 
     python -m benchmarks.protocol_overhead
 

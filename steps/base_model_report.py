@@ -2,7 +2,9 @@
 its 3x3 branch; as the report file holds it and as tables for people."""
 from __future__ import annotations
 
-from typing import Any, Dict, List, Sequence, Tuple
+import dataclasses
+import os
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 
@@ -13,10 +15,28 @@ from domains.image_sets import ImageSet, wilson_interval
 from hyper_repvgg import HyperRepVGG, create_hyper_repvgg, deploy
 from network.inputs import normalise, predict
 from network.shapes import DENSE
+from pipeline import documents, fingerprints, kinds, writing
+from steps.base_model_training import Recipe
 
 PROBED_DOMAINS = (0, 3, 6)  # on whose validation images pruning is probed: one of each kind, and the hardest
 ALLOWED_LOSS = 0.02  # of accuracy, fraction of 1
 Labelled = Tuple[torch.Tensor, torch.Tensor]  # normalised images [n, 3, S, S], labels [n]
+
+
+def write(settings: Settings, recipe: Recipe, seconds: Optional[float]) -> Tuple[Dict[str, Any], str]:
+    """Measure the weights at WEIGHT_PATH_SERVER and write the report beside them; the report and its path. `seconds` of
+    training; None: those of the report that is there."""
+    path = kinds.path_of('base_model', settings)
+    writing.check_writable(path)
+    if seconds is None and os.path.exists(path):
+        seconds = documents.read(path, '').content.get('wall_s')
+    report = measure(settings)
+    report['wall_s'] = seconds
+    report['recipe'] = dataclasses.asdict(recipe)
+    report['weights_sha256'] = fingerprints.content_hash(settings.WEIGHT_PATH_SERVER)
+    writing.write(path, report, writing.make_metadata(
+        settings, 'base_model', fingerprints.inputs_of('base_model', settings)))
+    return report, path
 
 
 def measure(settings: Settings) -> Dict[str, Any]:

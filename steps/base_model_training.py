@@ -112,6 +112,7 @@ def random_branches(network: RepVGG, recipe: Recipe, rng: np.random.Generator) -
 
 def train_and_save(path: str, recipe: Recipe, settings: Settings) -> float:
     """Train the network of the settings on the clean training images and write its weights; the seconds of training."""
+    writing.check_writable(path)
     torch.set_num_threads(settings.TORCH_THREADS or 1)  # the same weights whatever the number of cores
     torch.manual_seed(recipe.seed)  # the initial weights
     network = RepVGG(settings.MODEL_NAME, settings.NUM_CLASSES)
