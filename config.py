@@ -23,6 +23,7 @@ PICKS = ('constraint', 'knee', 'budget')
 BUDGETS = ('BUDGET_T_EFF_MS', 'BUDGET_LATENCY_MS', 'BUDGET_MIN_FPS')
 
 RENAMED: Dict[str, str] = {  # a setting of earlier versions: the one that took its place, or a sentence: what to do now
+    'IMAGES_PER_SPLIT': 'IMAGES_PER_SUBSET',
     'LOOKS': 'MAX_EVALUATIONS',
     'QUIET_SHARE': 'every measurement sees all validation images now; leave it out',
     'SHARED_STEPS': 'recoveries start from the best network now; leave it out',
@@ -100,7 +101,7 @@ class Settings:
     TRAIN_FRACTION: float = setting(0.5, 'data', inner_fraction)  # of all images; fits the base model and α
     VAL_FRACTION: float = setting(0.25, 'data', inner_fraction)  # of all images; every decision. The rest is test data
     DIRICHLET_BETA: float = setting(2.0, 'data', above_0)  # concentration of the label skew; smaller is more skewed
-    IMAGES_PER_SPLIT: int = setting(700, 'data', at_least_0)  # of a split in one domain, at most; 0: no limit
+    IMAGES_PER_SUBSET: int = setting(700, 'data', at_least_0)  # images of each subset of a domain, at most; 0: all
     NORM_MEAN: Tuple[float, ...] = setting((0.5, 0.5, 0.5), 'data', three_numbers)  # per channel, of images in [0, 1]
     NORM_STD: Tuple[float, ...] = setting((0.5, 0.5, 0.5), 'data', three_above_0)
     BATCH_SIZE: int = setting(64, 'alpha', above_0)  # images; α training and evaluation
@@ -199,7 +200,7 @@ PROFILES: Dict[str, Dict[str, Any]] = {
     'quickstart': {},
     'imagenet': dict(
         MODEL_NAME='RepVGG-B3', NUM_CLASSES=1000, INPUT_SIZE=224, WEIGHT_PATH_SERVER='',
-        DATASET='imagefolder', DATA_PATH='data/imagenet', BATCH_SIZE=16, IMAGES_PER_SPLIT=500,
+        DATASET='imagefolder', DATA_PATH='data/imagenet', BATCH_SIZE=16, IMAGES_PER_SUBSET=500,
         NORM_MEAN=(0.485, 0.456, 0.406), NORM_STD=(0.229, 0.224, 0.225),  # torchvision's ImageNet statistics
         SERVER_THREADS=0, DEVICE_PROFILE='jetson-tx2', LUT_ROUNDS=5, ALPHA_EPOCHS=1, ALPHA_LR=0.005,
         RECOVERY_LR=0.005, RECOVERY_BATCH_SIZE=16,

@@ -1,6 +1,6 @@
 """The images of a domain as every script sees them.
 
-    images = load_domain(settings, domain_id=0, split='val')    # an ImageSet
+    images = load_domain(settings, domain_id=0, subset='val')    # an ImageSet
 
 Reads the partition (domains/partition.py) and applies the domain's corruption (domain_transforms.py).
 """
@@ -17,9 +17,9 @@ from config import Settings, UserError
 from domain_transforms import check_domain, corrupt, domain_name
 from domains.image_sets import ImageSet
 from domains.image_sources import ImageSource, open_source
-from domains.partition import SPLITS, load_partition
+from domains.partition import SUBSETS, load_partition
 
-IN_MEMORY: Dict[Tuple[int, str], ImageSet] = {}  # (domain, split): images that came to a cluster's node with their job
+IN_MEMORY: Dict[Tuple[int, str], ImageSet] = {}  # (domain, subset): images that came to a cluster's node with their job
 LOADER_BATCH = 32  # images that a loading process hands over at once
 
 
@@ -44,28 +44,28 @@ class DomainDataset(Dataset):
         return image, int(self.source.labels[index])
 
 
-def load_domain(settings: Settings, domain_id: int, split: str) -> ImageSet:
-    """Corrupted images of one split ('train', 'val' or 'test') of a domain.
+def load_domain(settings: Settings, domain_id: int, subset: str) -> ImageSet:
+    """Corrupted images of one subset ('train', 'val' or 'test') of a domain.
 
     Raises `UserError` for a domain that does not exist, missing data, or a partition that does not fit.
     """
     check_domain(domain_id, settings.NUM_DOMAINS)
-    if (domain_id, split) in IN_MEMORY:
-        return IN_MEMORY[domain_id, split]
-    source, partition = _open(settings, split)
-    dataset = DomainDataset(source, partition.domains[domain_id][split], domain_id, settings.SEED)
-    return _read_all(dataset, settings, f'domain {domain_id} ({domain_name(domain_id)}), {split}')
+    if (domain_id, subset) in IN_MEMORY:
+        return IN_MEMORY[domain_id, subset]
+    source, partition = _open(settings, subset)
+    dataset = DomainDataset(source, partition.domains[domain_id][subset], domain_id, settings.SEED)
+    return _read_all(dataset, settings, f'domain {domain_id} ({domain_name(domain_id)}), {subset}')
 
 
-def load_clean(settings: Settings, split: str) -> ImageSet:
-    """All images of a split, of all domains together and uncorrupted: what the base model is trained on."""
-    source, partition = _open(settings, split)
-    return _read_all(DomainDataset(source, partition.pools[split], None, settings.SEED), settings, f'clean, {split}')
+def load_clean(settings: Settings, subset: str) -> ImageSet:
+    """All images of a subset, of all domains together and uncorrupted: what the base model is trained on."""
+    source, partition = _open(settings, subset)
+    return _read_all(DomainDataset(source, partition.pools[subset], None, settings.SEED), settings, f'clean, {subset}')
 
 
-def _open(settings: Settings, split: str):
-    if split not in SPLITS:
-        raise ValueError(f'split {split!r} is none of {SPLITS}')
+def _open(settings: Settings, subset: str):
+    if subset not in SUBSETS:
+        raise ValueError(f'subset {subset!r} is none of {SUBSETS}')
     source = open_source(settings)
     return source, load_partition(source, settings)
 

@@ -20,7 +20,7 @@ from typing import Any, Dict, List, Optional
 import cli
 from config import ROOT
 
-SETTINGS = ['IMAGES_PER_SPLIT=200', 'MAX_PRUNING_ROUNDS=6', 'LUT_ROUNDS=2', 'NUM_DOMAINS=4', 'ALPHA_EPOCHS=1']
+SETTINGS = ['IMAGES_PER_SUBSET=200', 'MAX_PRUNING_ROUNDS=6', 'LUT_ROUNDS=2', 'NUM_DOMAINS=4', 'ALPHA_EPOCHS=1']
 TIMED = {'wall_s', 'metadata', 'predicted'}  # of the result; of `measured`, only what does not depend on time is kept
 KEPT_OF_MEASURED = ('accuracy', 'ci95', 'n_test', 'stream_agrees_with_evaluation', 'n_frames_total', 'lambda', 'wire')
 

@@ -1,9 +1,9 @@
-"""Which image belongs to which split of which domain, and the file that records it.
+"""Which image belongs to which subset of which domain, and the file that records it.
 
 The images are divided once into three pools: an image that is training data anywhere is never validation
 or test data anywhere. Every domain then draws from each pool, without replacement, by a label distribution
-of its own, the same one for its three splits. Two domains may hold the same image (under different
-corruptions), but only ever in the same split.
+of its own, the same one for its three subsets. Two domains may hold the same image (under different
+corruptions), but only ever in the same subset.
 """
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from domain_transforms import domain_name
 from domains.image_sources import ImageSource
 from pipeline import documents, fingerprints, writing
 
-SPLITS = ('train', 'val', 'test')
-SHAPING = ('SEED', 'DATASET', 'NUM_DOMAINS', 'TRAIN_FRACTION', 'VAL_FRACTION', 'DIRICHLET_BETA', 'IMAGES_PER_SPLIT')
+SUBSETS = ('train', 'val', 'test')
+SHAPING = ('SEED', 'DATASET', 'NUM_DOMAINS', 'TRAIN_FRACTION', 'VAL_FRACTION', 'DIRICHLET_BETA', 'IMAGES_PER_SUBSET')
 BLOCKS_FROM = 10  # classes a domain: from here on, domains get blocks of classes instead of a skew over all
 RARE = 10  # images of a pool: a class with fewer does not limit the size of a domain
 NAMES_SHOWN = 20  # unreadable images named in the warning
@@ -34,8 +34,8 @@ Indices = np.ndarray  # int64 [n], sorted
 @dataclass(frozen=True)
 class Partition:
     """Indices into an ImageSource."""
-    pools: Dict[str, Indices]  # by split: all images of it
-    domains: List[Dict[str, Indices]]  # by domain and split
+    pools: Dict[str, Indices]  # by subset: all images of it
+    domains: List[Dict[str, Indices]]  # by domain and subset
     skipped: List[str]  # unreadable images
 
 
@@ -44,24 +44,24 @@ class Partition:
 def make_partition(source: ImageSource, settings: Settings) -> Partition:
     """Pools and domains, a pure function of the source and the settings in `SHAPING`.
 
-    Raises `UserError` when a pool, or a split of a domain, would be empty.
+    Raises `UserError` when a pool, or a subset of a domain, would be empty.
     """
     if settings.TRAIN_FRACTION + settings.VAL_FRACTION >= 1:
         raise UserError(f'TRAIN_FRACTION {settings.TRAIN_FRACTION:g} and VAL_FRACTION {settings.VAL_FRACTION:g} leave '
                         'nothing to test on; their sum must be below 1')
     readable, skipped = find_readable(source, settings.NUM_WORKERS)
-    pools = split_pools(source.labels, readable, settings)
+    pools = subset_pools(source.labels, readable, settings)
     shares = label_shares(np.bincount(source.labels[readable], minlength=len(source.class_names)), settings)
     domains: List[Dict[str, Indices]] = []
     for domain, share in enumerate(shares):
         domains.append({})
-        for number, split in enumerate(SPLITS):
+        for number, subset in enumerate(SUBSETS):
             rng = np.random.default_rng([settings.SEED, 2, domain, number])
-            drawn = draw(pools[split], source.labels, share, settings.IMAGES_PER_SPLIT, rng)
+            drawn = draw(pools[subset], source.labels, share, settings.IMAGES_PER_SUBSET, rng)
             if not len(drawn):
-                raise UserError(f'domain {domain} would have no {split} images: use more images, a larger '
+                raise UserError(f'domain {domain} would have no {subset} images: use more images, a larger '
                                 'DIRICHLET_BETA or fewer NUM_DOMAINS')
-            domains[-1][split] = drawn
+            domains[-1][subset] = drawn
     return Partition(pools, domains, skipped)
 
 
@@ -96,7 +96,7 @@ class _Decodes:
         return self.source.decodes(index)
 
 
-def split_pools(labels: np.ndarray, readable: Indices, settings: Settings) -> Dict[str, Indices]:
+def subset_pools(labels: np.ndarray, readable: Indices, settings: Settings) -> Dict[str, Indices]:
     """Divide the images by the fractions, stratified: within a class every pool is within an image of its share."""
     rng = np.random.default_rng([settings.SEED, 0])
     shuffled = rng.permutation(readable)
@@ -107,10 +107,10 @@ def split_pools(labels: np.ndarray, readable: Indices, settings: Settings) -> Di
     for position in range(len(ordered)):  # the next image goes to the pool that is furthest behind its share
         owner[position] = np.argmax(fractions * (position + 1) - taken)
         taken[owner[position]] += 1
-    for split, count in zip(SPLITS, taken):
+    for subset, count in zip(SUBSETS, taken):
         if not count:
-            raise UserError(f'{len(readable)} images are too few: the {split} split would be empty')
-    return {split: np.sort(ordered[owner == number]) for number, split in enumerate(SPLITS)}
+            raise UserError(f'{len(readable)} images are too few: the {subset} subset would be empty')
+    return {subset: np.sort(ordered[owner == number]) for number, subset in enumerate(SUBSETS)}
 
 
 def label_shares(class_counts: np.ndarray, settings: Settings) -> np.ndarray:
@@ -160,17 +160,17 @@ def inputs_fingerprint(source: ImageSource, settings: Settings) -> str:
 
 def save_partition(partition: Partition, source: ImageSource, settings: Settings) -> None:
     """Write PARTITION_FILE."""
-    counts = {split: label_histogram(source, pool) for split, pool in partition.pools.items()}
+    counts = {subset: label_histogram(source, pool) for subset, pool in partition.pools.items()}
     writing.write(settings.PARTITION_FILE, {
         'dataset': {'name': settings.DATASET, 'identity': source.identity, 'n_images': len(source),
                     'n_classes': len(source.class_names), 'class_names': source.class_names},
         'skipped': {'count': len(partition.skipped), 'names': partition.skipped},
-        'pools': {split: {'n': len(pool), 'label_histogram': counts[split], 'indices': pool.tolist()}
-                  for split, pool in partition.pools.items()},
+        'pools': {subset: {'n': len(pool), 'label_histogram': counts[subset], 'indices': pool.tolist()}
+                  for subset, pool in partition.pools.items()},
         'domains': [{'domain_id': domain, 'domain_name': domain_name(domain),
-                     **{split: {'n': len(drawn), 'label_histogram': label_histogram(source, drawn),
-                                'indices': drawn.tolist()} for split, drawn in splits.items()}}
-                    for domain, splits in enumerate(partition.domains)],
+                     **{subset: {'n': len(drawn), 'label_histogram': label_histogram(source, drawn),
+                                'indices': drawn.tolist()} for subset, drawn in subsets.items()}}
+                    for domain, subsets in enumerate(partition.domains)],
     }, writing.make_metadata(settings, 'partition', inputs_fingerprint(source, settings)))
 
 
@@ -200,20 +200,21 @@ def load_partition(source: ImageSource, settings: Settings) -> Partition:
         raise document.refuse(f'belongs to other images than those of {source.name}')
     owner = np.full(len(source), -1)
     pools: Dict[str, Indices] = {}
-    for number, split in enumerate(SPLITS):
-        pools[split] = _indices(document, document.get(f'pools.{split}.indices', list), f'pools.{split}', len(source))
-        if (owner[pools[split]] >= 0).any():
-            raise document.refuse(f'pools.{split} shares images with another pool')
-        owner[pools[split]] = number
+    for number, subset in enumerate(SUBSETS):
+        pools[subset] = _indices(document, document.get(f'pools.{subset}.indices', list), f'pools.{subset}',
+                                 len(source))
+        if (owner[pools[subset]] >= 0).any():
+            raise document.refuse(f'pools.{subset} shares images with another pool')
+        owner[pools[subset]] = number
     domains: List[Dict[str, Indices]] = []
     for entry in document.get('domains', list):
         where = f'domains[{len(domains)}]'
         domain = documents.Document(path, document.check(entry, where, dict), document.made_by)
-        domains.append({split: _indices(document, domain.get(f'{split}.indices', list), f'{where}.{split}', len(source))
-                        for split in SPLITS})
-        for number, split in enumerate(SPLITS):
-            if (owner[domains[-1][split]] != number).any():
-                raise document.refuse(f'{where}.{split} holds images that are not of the {split} pool')
+        domains.append({subset: _indices(document, domain.get(f'{subset}.indices', list), f'{where}.{subset}',
+                                         len(source)) for subset in SUBSETS})
+        for number, subset in enumerate(SUBSETS):
+            if (owner[domains[-1][subset]] != number).any():
+                raise document.refuse(f'{where}.{subset} holds images that are not of the {subset} pool')
     if len(domains) != settings.NUM_DOMAINS:
         raise document.refuse(f'has {len(domains)} domains, not {settings.NUM_DOMAINS}')
     return Partition(pools, domains, [str(name) for name in document.get('skipped.names', list)])

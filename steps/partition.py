@@ -9,7 +9,7 @@ import cli
 from config import Settings
 from domain_transforms import domain_name
 from domains.image_sources import ImageSource, open_source
-from domains.partition import SPLITS, Partition, inputs_fingerprint, label_histogram, make_partition, save_partition
+from domains.partition import SUBSETS, Partition, inputs_fingerprint, label_histogram, make_partition, save_partition
 from pipeline import fingerprints, writing
 from report import preparation_figures, style
 
@@ -29,7 +29,7 @@ def make(settings: Settings, if_changed: bool = False) -> None:
     partition = make_partition(source, settings)
     save_partition(partition, source, settings)
     counts = {subset: np.array([label_histogram(source, subsets[subset]) for subsets in partition.domains])
-              for subset in SPLITS}  # by subset: (domains, classes)
+              for subset in SUBSETS}  # by subset: (domains, classes)
     names = [domain_name(domain) for domain in range(len(partition.domains))]
     style.save(preparation_figures.partition(counts, source.class_names, names, settings.DATASET), picture)
     print_table(partition, source, sum(counts.values()))
@@ -39,9 +39,9 @@ def make(settings: Settings, if_changed: bool = False) -> None:
 def print_table(partition: Partition, source: ImageSource, counts: np.ndarray) -> None:
     """How many images there are, and what each domain got. `counts`: images [domains, classes]."""
     print(f'{len(source)} images, {len(source.class_names)} classes: ' + ', '.join(
-        f'{len(partition.pools[subset])} {subset}' for subset in SPLITS) + f'; {len(partition.skipped)} skipped')
-    print('domain    ' + ''.join(f'{subset:>7}' for subset in SPLITS) + '  commonest class')
+        f'{len(partition.pools[subset])} {subset}' for subset in SUBSETS) + f'; {len(partition.skipped)} skipped')
+    print('domain    ' + ''.join(f'{subset:>7}' for subset in SUBSETS) + '  commonest class')
     for domain, (subsets, row) in enumerate(zip(partition.domains, counts)):
         top = row.argmax()
-        print(f'{domain:<10}' + ''.join(f'{len(subsets[subset]):>7}' for subset in SPLITS)
+        print(f'{domain:<10}' + ''.join(f'{len(subsets[subset]):>7}' for subset in SUBSETS)
               + f'  {source.class_names[top]} ({row[top] / row.sum():.0%})')

@@ -20,7 +20,7 @@ from domain_dataset import DomainDataset, load_clean, load_domain
 from domain_transforms import CORRUPTIONS, corrupt, domain_name
 from domains.image_sources import open_source
 from domains.partition import (
-    SPLITS,
+    SUBSETS,
     draw,
     find_readable,
     label_shares,
@@ -28,7 +28,7 @@ from domains.partition import (
     make_partition,
     round_to_sum,
     save_partition,
-    split_pools,
+    subset_pools,
 )
 from network.inputs import normalise, predict
 
@@ -72,10 +72,10 @@ def test_pixels_depend_on_seed_domain_and_index_alone_and_torch_does_not_notice(
 
 
 def test_pixels_are_the_same_for_any_worker_count_and_order(tmp_path):
-    alone = load_domain(settings_with(tmp_path, IMAGES_PER_SPLIT=90), 4, 'val')
-    shared = load_domain(settings_with(tmp_path, IMAGES_PER_SPLIT=90, NUM_WORKERS=2), 4, 'val')
+    alone = load_domain(settings_with(tmp_path, IMAGES_PER_SUBSET=90), 4, 'val')
+    shared = load_domain(settings_with(tmp_path, IMAGES_PER_SUBSET=90, NUM_WORKERS=2), 4, 'val')
     assert torch.equal(alone.images, shared.images) and torch.equal(alone.labels, shared.labels)
-    settings = settings_with(tmp_path, IMAGES_PER_SPLIT=90)
+    settings = settings_with(tmp_path, IMAGES_PER_SUBSET=90)
     source = open_source(settings)
     dataset = DomainDataset(source, load_partition(source, settings).domains[4]['val'], 4, settings.SEED)
     for position in random.Random(0).sample(range(len(dataset)), 20):
@@ -136,10 +136,10 @@ def test_fewer_domains_refuse_the_others(tmp_path):
 def test_pools_are_disjoint_complete_and_stratified(class_counts, fractions, seed):
     labels = np.repeat(np.arange(len(class_counts)), class_counts)
     settings = config.Settings(TRAIN_FRACTION=fractions[0], VAL_FRACTION=fractions[1], SEED=seed)
-    pools = split_pools(labels, np.arange(len(labels)), settings)
+    pools = subset_pools(labels, np.arange(len(labels)), settings)
     assert sorted(np.concatenate(list(pools.values()))) == list(range(len(labels)))
-    for split, fraction in zip(SPLITS, (*fractions, 1 - sum(fractions))):
-        in_pool = np.bincount(labels[pools[split]], minlength=len(class_counts))
+    for subset, fraction in zip(SUBSETS, (*fractions, 1 - sum(fractions))):
+        in_pool = np.bincount(labels[pools[subset]], minlength=len(class_counts))
         assert (np.abs(in_pool - fraction * np.array(class_counts)) <= 2).all()
 
 
@@ -162,11 +162,11 @@ def test_splits_of_all_domains_are_disjoint_and_the_label_skew_is_real(tmp_path)
     settings = settings_with(tmp_path)
     source = open_source(settings)
     partition = make_partition(source, settings)
-    union = {split: set(np.concatenate([domain[split] for domain in partition.domains])) for split in SPLITS}
+    union = {subset: set(np.concatenate([domain[subset] for domain in partition.domains])) for subset in SUBSETS}
     assert not (union['train'] & union['val'] or union['train'] & union['test'] or union['val'] & union['test'])
-    shares = np.array([[np.bincount(source.labels[domain[split]], minlength=10) / len(domain[split])
-                        for split in SPLITS] for domain in partition.domains])  # (domains, splits, classes)
-    assert np.abs(shares[:, :1] - shares).max() < 0.01  # one distribution for the three splits of a domain
+    shares = np.array([[np.bincount(source.labels[domain[subset]], minlength=10) / len(domain[subset])
+                        for subset in SUBSETS] for domain in partition.domains])  # (domains, subsets, classes)
+    assert np.abs(shares[:, :1] - shares).max() < 0.01  # one distribution for the three subsets of a domain
     distance = np.abs(shares[:, None, 0] - shares[None, :, 0]).sum(axis=2) / 2  # total variation between domains
     assert distance[~np.eye(10, dtype=bool)].min() > 0.1
     assert make_partition(source, settings).domains[3]['val'].tolist() == partition.domains[3]['val'].tolist()
@@ -183,9 +183,9 @@ def test_the_committed_partition_is_what_its_settings_give():
                                PARTITION_FILE=os.path.join(config.ROOT, config.Settings.PARTITION_FILE))
     source = open_source(settings)
     stored, made = load_partition(source, settings), make_partition(source, settings)
-    for split in SPLITS:
-        assert np.array_equal(stored.pools[split], made.pools[split])
-        assert all(np.array_equal(a[split], b[split]) for a, b in zip(stored.domains, made.domains))
+    for subset in SUBSETS:
+        assert np.array_equal(stored.pools[subset], made.pools[subset])
+        assert all(np.array_equal(a[subset], b[subset]) for a, b in zip(stored.domains, made.domains))
 
 
 def test_a_missing_partition_is_made_and_said_once(tmp_path, capsys):
@@ -213,14 +213,14 @@ def _damage(name, text, content):
         'repeated': lambda: change(('domains', 2, 'train', 'indices'), [train[0], train[0]]),
         'train and test overlap': lambda: change(('pools', 'test', 'indices'), sorted([train[0], *test])),
         'domain takes test data': lambda: change(('domains', 0, 'train', 'indices'), sorted([*train[:9], test[0]])),
-        'empty split': lambda: change(('domains', 1, 'test', 'indices'), []),
+        'empty subset': lambda: change(('domains', 1, 'test', 'indices'), []),
         'domain missing': lambda: change(('domains',), content['domains'][:5]),
         'other version': lambda: change(('schema_version',), 2),
     }[name]()
 
 
 @pytest.mark.parametrize('damage', ['truncated', 'no object', 'out of range', 'negative', 'no number', 'repeated',
-                                    'train and test overlap', 'domain takes test data', 'empty split',
+                                    'train and test overlap', 'domain takes test data', 'empty subset',
                                     'domain missing', 'other version'])
 def test_a_damaged_partition_is_refused_in_one_line(damage, tmp_path):
     settings = settings_with(tmp_path)
@@ -235,14 +235,14 @@ def test_a_damaged_partition_is_refused_in_one_line(damage, tmp_path):
 
 
 def test_a_partition_of_other_images_or_settings_is_refused(tmp_path):
-    load_clean(settings_with(tmp_path, IMAGES_PER_SPLIT=50), 'val')
-    with pytest.raises(UserError, match='IMAGES_PER_SPLIT=50 .now 60'):
-        load_domain(settings_with(tmp_path, IMAGES_PER_SPLIT=60), 0, 'val')
+    load_clean(settings_with(tmp_path, IMAGES_PER_SUBSET=50), 'val')
+    with pytest.raises(UserError, match='IMAGES_PER_SUBSET=50 .now 60'):
+        load_domain(settings_with(tmp_path, IMAGES_PER_SUBSET=60), 0, 'val')
     os.makedirs(tmp_path / 'other')
     with np.load(os.path.join(config.ROOT, 'data', 'mnist5k.npz')) as arrays:
         np.savez_compressed(tmp_path / 'other' / 'mnist5k.npz', images=arrays['images'][::-1], labels=arrays['labels'])
     with pytest.raises(UserError, match='belongs to other images'):
-        load_domain(settings_with(tmp_path, IMAGES_PER_SPLIT=50, DATA_PATH=str(tmp_path / 'other')), 0, 'val')
+        load_domain(settings_with(tmp_path, IMAGES_PER_SUBSET=50, DATA_PATH=str(tmp_path / 'other')), 0, 'val')
 
 
 # --- datasets -------------------------------------------------------------------------------------
@@ -279,8 +279,8 @@ def test_an_image_removed_after_the_partition_is_named(tmp_path):
     target = tmp_path / 'images' / 'class0' / '00.png'
     target.write_bytes(b'x' * target.stat().st_size)  # same size: only reading it tells
     with pytest.raises(UserError, match='00.png'):
-        for split in SPLITS:
-            load_clean(settings, split)
+        for subset in SUBSETS:
+            load_clean(settings, subset)
     target.unlink()
     with pytest.raises(UserError, match='belongs to other images'):
         load_clean(settings, 'val')
@@ -310,7 +310,7 @@ def _all_broken(images):
     (_no_folder, 'no such folder'), (lambda images: None, 'no class folders'), (_empty_class, 'class1b.*no images'),
     (_split_folders, 'instead of class folders'), (_all_broken, 'none of the 4 images'),
     (lambda images: folder_of(images, classes=11, each=1), 'has 11 classes.*NUM_CLASSES=10'),
-    (lambda images: folder_of(images, classes=1, each=2), 'test split would be empty'),
+    (lambda images: folder_of(images, classes=1, each=2), 'test subset would be empty'),
 ])
 def test_an_unusable_folder_is_refused_in_one_clear_line(prepare, says, tmp_path):
     (tmp_path / 'images').mkdir()
@@ -331,7 +331,7 @@ def test_a_dataset_that_is_unknown_or_not_there_is_refused(name, says, tmp_path)
 
 
 def test_a_torchvision_dataset_is_found_whatever_its_case(tmp_path):
-    settings = settings_with(tmp_path, DATASET='fakedata', NUM_DOMAINS=2, IMAGES_PER_SPLIT=20)
+    settings = settings_with(tmp_path, DATASET='fakedata', NUM_DOMAINS=2, IMAGES_PER_SUBSET=20)
     images = load_domain(settings, 1, 'test')
     assert images.images.shape == (20, 3, 32, 32) and int(images.labels.max()) < 10
 
