@@ -69,8 +69,8 @@ def workspace(tmp_path_factory) -> Workspace:
     before = os.getcwd()
     os.chdir(config.ROOT)
     # no memory for activations: a search that is resumed measures exactly what it would have measured
-    overrides = [f'PARTITION_FILE={folder}/partition.json', 'IMAGES_PER_SPLIT=60', 'MAX_EVALUATIONS=8',
-                 'RECOVERY_STEPS=1', 'MAX_PRUNING_ROUNDS=2', 'EPSILON=0.05', 'ACTIVATION_CACHE_MB=0']
+    overrides = [f'PARTITION_FILE={folder}/partition.json', 'IMAGES_PER_SUBSET=60', 'MAX_EVALUATIONS=8',
+                 'RECOVERY_STEPS=1', 'MAX_PRUNING_ROUNDS=4', 'EPSILON=0.02', 'ACTIVATION_CACHE_MB=0']
     results = os.path.join(folder, 'serial')
     settings = config.load((*overrides, f'RESULTS_DIR={results}'), {})
     create_noniid_partition.main(['--set', *overrides])
