@@ -32,7 +32,7 @@ class Baseline:
     times: Times
 
     def as_dict(self) -> Dict[str, float]:
-        """The fields of design section 9."""
+        """As the result file holds it."""
         return {'accuracy': self.accuracy, **self.times.as_dict()}
 
 

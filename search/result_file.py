@@ -146,7 +146,7 @@ def add_sequential_baseline(sequential: JointResult, settings: Settings) -> None
 
 
 def times_from_json(document: Document, where: Tuple[str, ...]) -> Times:
-    """The six times of section 9 in the object at `where`."""
+    """The six times in the object at `where`."""
     return Times(**{name: document.number((*where, name), 0) for name in Times.__dataclass_fields__})
 
 
