@@ -40,6 +40,7 @@ class ProgressivePruning:
     def start(self) -> SearchState:
         """The state before anything is pruned. Raises `limits.NothingFits` when no pruning can meet the limits."""
         state = self.problem.start()
+        self.recovery.work = state.work
         self.measure(state, [self.candidates.unpruned])
         self.problem.accept(state, self.recovery.on_the_wire(state.best))
         return state
@@ -100,8 +101,7 @@ class ProgressivePruning:
         surrogate = self.surrogate(self.candidates.dropped(list(state.measured)),
                                    np.stack([found.margins for found in state.measured.values()]),
                                    self.problem.goal.accuracy_scale)
-        accuracy, sd = surrogate.predict(self.candidates.dropped(pool))
-        mask, improvement = self.best_of(state, pool, accuracy, sd)
+        mask, improvement = self.best_of(state, pool, *surrogate.predict(self.candidates.dropped(pool)))
         return mask if self.stopping.worth_evaluating(len(state.measured), improvement) else None
 
     def lowest_J_first(self, state: SearchState) -> List[PruningMask]:
