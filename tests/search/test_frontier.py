@@ -1,21 +1,23 @@
-"""The frontier against brute force, its hypervolume against sampling, and what each rule picks."""
+"""The frontier against brute force, and its hypervolume against sampling."""
 from __future__ import annotations
 
-import dataclasses
 import math
+from typing import Dict, List
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from random_cases import seeds, tables
+from search_cases import made_problem, random_mask, with_settings
 
-import config
-from config import UserError
-from costs.cost_model import Configuration, Times
+from benchmarks.known_networks import hypervolume
+from costs.cost_model import Solution, Times
+from network.alpha import mask_of, pruned, unpruned_alpha
 from search import frontier
-from search.frontier import FrontierPoint
+from search.frontier import Candidate
+from search.state import EvaluatedNetwork, Measurement, SearchState
 
-SETTINGS = config.load((), {})
 numbers = st.one_of(st.integers(1, 5).map(float), st.floats(0.5, 10))  # with ties and without
 shares = st.one_of(st.integers(0, 4).map(lambda v: v / 4), st.floats(0, 1))
 pairs = st.lists(st.tuples(shares, numbers), min_size=1, max_size=25)
@@ -46,130 +48,78 @@ def test_the_hypervolume_is_the_share_of_the_box_that_some_point_beats(points, l
     levels = np.unique([lowest, *accuracy[accuracy > lowest]])  # between two levels the box is cut straight
     area = sum((high - low) * max(0.0, slowest - min((ms[accuracy >= high]), default=math.inf))
                for low, high in zip(levels, levels[1:]))
-    assert frontier.hypervolume(accuracy, ms, lowest, slowest) == pytest.approx(area, abs=1e-9)
+    assert hypervolume(accuracy, ms, lowest, slowest) == pytest.approx(area, abs=1e-9)
 
 
-@given(pairs, st.tuples(shares, numbers), shares, numbers)
-def test_the_expected_gain_of_a_certain_network_is_what_it_adds(points, new, lowest, slowest):
-    accuracy, ms = (np.array(values) for values in zip(*points))
-    gain = frontier.expected_hypervolume_gain(np.array([new[0]]), np.array([1e-9]), np.array([new[1]]), accuracy, ms,
-                                              lowest, slowest)
-    with_it = frontier.hypervolume(np.append(accuracy, new[0]), np.append(ms, new[1]), lowest, slowest)
-    assert gain[0] == pytest.approx(with_it - frontier.hypervolume(accuracy, ms, lowest, slowest), abs=1e-6)
+# --- measured behind the wire ----------------------------------------------------------------------------------
+
+class MadeUpWire:
+    """In the place of WireLoss: what every network keeps of its accuracy, by its split."""
+
+    def __init__(self, kept: List[float]) -> None:
+        self.kept, self.asked = kept, 0
+
+    def accuracy(self, alpha, split, wire, lossless, recalibrated=False) -> float:
+        self.asked += 1
+        return lossless * self.kept[split]
 
 
-@given(pairs, st.tuples(shares, numbers), st.floats(0.01, 0.3), shares, numbers)
-def test_the_expected_gain_of_an_uncertain_network_is_the_mean_over_what_it_may_turn_out_to_be(points, new, sd, lowest,
-                                                                                               slowest):
-    accuracy, ms = (np.array(values) for values in zip(*points))
-    gain = frontier.expected_hypervolume_gain(np.array([new[0]]), np.array([sd]), np.array([new[1]]), accuracy, ms,
-                                              lowest, slowest)
-    z = np.linspace(-5, 5, 401)
-    weight = np.exp(-z * z / 2) / np.exp(-z * z / 2).sum()
-    before = frontier.hypervolume(accuracy, ms, lowest, slowest)
-    mean = sum(w * (frontier.hypervolume(np.append(accuracy, new[0] + sd * v), np.append(ms, new[1]), lowest, slowest)
-                    - before) for v, w in zip(z, weight))
-    assert gain[0] == pytest.approx(mean, rel=0.01, abs=1e-3 * slowest * sd)
+@given(st.lists(st.tuples(shares, numbers, shares, st.booleans()), min_size=1, max_size=12))
+def test_every_point_has_its_measured_accuracy_and_no_measured_point_beats_another(drawn):
+    wire = MadeUpWire([kept for _, _, kept, _ in drawn])
+    candidates = [Candidate(np.full((1, 3), float(i + 1)), accuracy, recovered,
+                            Solution((0,), i, 'uint8', Times(0, 0, 0, 0, ms, 0)))
+                  for i, (accuracy, ms, _, recovered) in enumerate(drawn)]
+    points = frontier.measured_frontier(candidates, 'T_cyc_ms', wire)
+    assert wire.asked <= len(drawn) and points
+    for point in points:
+        accuracy, ms, kept, recovered = drawn[point.configuration.split]
+        assert (point.accuracy, point.times.T_cyc_ms, point.recovered) == (accuracy * kept, ms, recovered)
+        assert point.configuration.alpha[0, 0] == point.configuration.split + 1
+    for faster, slower in zip(points, points[1:]):
+        assert faster.times.T_cyc_ms < slower.times.T_cyc_ms and faster.accuracy < slower.accuracy
+    for accuracy, ms, kept, _ in drawn:  # what no point beats by its accuracy without loss was measured
+        assert any(point.times.T_cyc_ms <= ms and point.accuracy >= accuracy * kept for point in points)
 
 
-# --- the rules ------------------------------------------------------------------------------------------
+# --- of a search ----------------------------------------------------------------------------------------------
 
-def point(accuracy: float, T_eff_ms: float, T_lat_ms: float = 1.0, T_cyc_ms: float = 1.0) -> FrontierPoint:
-    alpha = np.array([[1.0, 1.0, math.nan]])
-    return FrontierPoint(Configuration(alpha, (4,), 0), accuracy, Times(0.0, 0.0, 0.0, T_lat_ms, T_cyc_ms, T_eff_ms),
-                         False)
+def made_search(table, seed: int, count: int):
+    """A problem without model and images, and a state with networks that were measured and recovered."""
+    settings = with_settings(LAMBDA_MIN=0, WIRE_FORMATS=('float32', 'float32+zlib') if seed % 2 else ('float32',))
+    table.block_bytes['float32+zlib'] = table.block_bytes['float32']
+    rng, alpha = np.random.default_rng(seed), unpruned_alpha(table.has_identity)
+    problem = made_problem(table, settings, alpha, 0.9)
+    state = SearchState(EvaluatedNetwork(alpha, 0.9, 0.9), [])
+    networks: Dict[tuple, List[float]] = {}
+    for number in range(count):
+        mask = random_mask(mask_of(alpha), rng) if number else mask_of(alpha)
+        if mask in networks:
+            continue
+        margins = rng.normal(0.5, 1, 20).astype(np.float16)
+        state.measured[mask] = Measurement(rng.choice([1, 1.2]) * pruned(alpha, mask), margins)
+        networks[mask] = [float((margins > 0).mean())]
+        if rng.random() < 0.5:
+            value = float(rng.integers(0, 21) / 20)
+            state.recovered[mask] = EvaluatedNetwork(1.1 * pruned(alpha, mask), value, value, recovered=True)
+            networks[mask].append(value)
+    for network in list(state.recovered.values())[-1:]:
+        state.best = network
+    return problem, state, networks
 
 
-@st.composite
-def frontiers(draw):
-    """Three frontiers of points with all their times."""
-    points = [point(*draw(st.tuples(shares, numbers, numbers, numbers))) for _ in range(draw(st.integers(1, 12)))]
-    found = {}
+@given(tables(), seeds, st.integers(1, 8))
+def test_the_frontiers_of_a_search_are_those_of_all_its_networks(table, seed, count):
+    problem, state, networks = made_search(table, seed, count)
+    frontiers = frontier.frontiers_of(problem, state)
+    assert set(frontiers) == set(frontier.OBJECTIVES)
     for name, objective in frontier.OBJECTIVES.items():
-        kept = frontier.non_dominated([p.accuracy for p in points], [getattr(p.times, objective) for p in points])
-        found[name] = [points[i] for i in kept]
-    return points, found
-
-
-def chosen(found, reference=1.0, **settings) -> FrontierPoint:
-    return frontier.pick(found, dataclasses.replace(SETTINGS, **settings), reference, 10.0)
-
-
-def J(p: FrontierPoint, reference: float, settings: config.Settings) -> float:
-    return (p.times.T_eff_ms / 10.0 + settings.KAPPA * max(0.0, reference - settings.EPSILON - p.accuracy)
-            - settings.MU * p.accuracy)
-
-
-@given(frontiers(), shares, st.floats(0, 0.5))
-def test_constraint_picks_the_lowest_J_of_all_networks_that_keep_the_accuracy(drawn, reference, epsilon):
-    points, found = drawn
-    settings = dataclasses.replace(SETTINGS, EPSILON=epsilon)
-    picked = chosen(found, reference, EPSILON=epsilon)
-    allowed = [p for p in points if p.accuracy >= reference - epsilon] or points
-    assert any(picked is p for p in allowed)
-    assert J(picked, reference, settings) == pytest.approx(min(J(p, reference, settings) for p in allowed))
-
-
-@given(frontiers(), numbers)
-def test_budget_picks_the_most_accurate_of_all_networks_within_it_or_names_the_nearest(drawn, limit):
-    points, found = drawn
-    for setting, need in (('BUDGET_T_EFF_MS', lambda p: p.times.T_eff_ms / limit),
-                          ('BUDGET_LATENCY_MS', lambda p: p.times.T_lat_ms / limit),
-                          ('BUDGET_MIN_FPS', lambda p: limit * p.times.T_cyc_ms / 1000)):
-        within = [p for p in points if need(p) <= 1]
-        if within:
-            picked = chosen(found, PICK='budget', **{setting: limit})
-            assert need(picked) <= 1 and picked.accuracy == max(p.accuracy for p in within)
-        else:
-            with pytest.raises(UserError) as caught:
-                chosen(found, PICK='budget', **{setting: limit})
-            nearest = min(points, key=need)
-            assert setting in str(caught.value) and '\n' not in str(caught.value)
-            shown = {'BUDGET_T_EFF_MS': f'T_eff {nearest.times.T_eff_ms:.4g} ms',
-                     'BUDGET_LATENCY_MS': f'latency {nearest.times.T_lat_ms:.4g} ms',
-                     'BUDGET_MIN_FPS': f'{nearest.times.throughput_fps:.4g} fps'}[setting]
-            assert shown in str(caught.value)
-
-
-def test_a_frame_rate_that_nothing_reaches_names_the_nearest():
-    found = {name: [point(0.5, 1.0, 1.0, 4.0), point(0.9, 2.0, 2.0, 5.0)] for name in frontier.OBJECTIVES}
-    with pytest.raises(UserError, match='BUDGET_MIN_FPS=400; the nearest has 250 fps at validation accuracy 0.500'):
-        chosen(found, PICK='budget', BUDGET_MIN_FPS=400.0)
-
-
-@given(frontiers(), st.floats(0.1, 10), st.floats(0.1, 10))
-def test_the_knee_is_on_the_frontier_above_its_chord_and_units_do_not_matter(drawn, ms_scale, accuracy_scale):
-    _, found = drawn
-    picked = frontier.knee(found['T_eff'], 0.0)
-    first, last = found['T_eff'][0], found['T_eff'][-1]
-    assert any(picked is p for p in found['T_eff'])
-
-    def above(p: FrontierPoint) -> float:
-        chord = first.accuracy + ((p.times.T_eff_ms - first.times.T_eff_ms) *
-                                  (last.accuracy - first.accuracy) / (last.times.T_eff_ms - first.times.T_eff_ms))
-        return p.accuracy - chord
-
-    if len(found['T_eff']) > 1:
-        assert above(picked) >= max(above(p) for p in found['T_eff']) - 1e-9
-        scaled = [point(accuracy_scale * p.accuracy, ms_scale * p.times.T_eff_ms) for p in found['T_eff']]
-        again = frontier.knee(scaled, 0.0)
-        index = [p is again for p in scaled].index(True)
-        assert above(found['T_eff'][index]) == pytest.approx(above(picked), abs=1e-6)
-
-
-def test_the_knee_leaves_out_networks_that_lost_too_much():
-    found = {'T_eff': [point(0.1, 1.0), point(0.93, 5.0), point(0.97, 7.0), point(0.98, 9.0)]}
-    assert frontier.knee(found['T_eff'], 0.0).accuracy == 0.93
-    assert chosen(found, 0.98, PICK='knee').accuracy == 0.97
-
-
-@pytest.mark.parametrize('overrides, message', [
-    (('PICK=best',), "setting PICK='best': must be 'constraint', 'knee' or 'budget'"),
-    (('PICK=budget',), 'PICK=budget needs a budget: set one of BUDGET_T_EFF_MS, BUDGET_LATENCY_MS, BUDGET_MIN_FPS'),
-    (('BUDGET_MIN_FPS=30',), 'BUDGET_MIN_FPS is only used by PICK=budget, and PICK is constraint'),
-    (('PICK=budget', 'BUDGET_T_EFF_MS=-1'), 'setting BUDGET_T_EFF_MS=-1.0: must be above 0, or none'),
-])
-def test_a_rule_that_cannot_be_is_refused_before_any_work(overrides, message):
-    with pytest.raises(UserError) as caught:
-        config.load(overrides, {})
-    assert str(caught.value) == message
+        ms = {mask: getattr(problem.times.solve_within_limits(pruned(problem.unpruned, mask), None, objective).times,
+                            objective) for mask in networks}
+        every = [(accuracy, ms[mask]) for mask, accuracies in networks.items() for accuracy in accuracies]
+        every.append((state.best.accuracy, ms[mask_of(state.best.alpha)]))
+        expected = {every[i] for i in oracle(*zip(*every))}
+        assert {(point.accuracy, getattr(point.times, objective)) for point in frontiers[name]} == expected
+        for point in frontiers[name]:
+            assert point.n_pruned == int((point.configuration.alpha == 0).sum())
+            assert point.recovered == bool(np.nanmax(point.configuration.alpha) == 1.1)

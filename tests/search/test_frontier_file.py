@@ -21,7 +21,7 @@ from costs.cost_model import Configuration
 from hyper_repvgg import deploy
 from network.alpha import surviving_branches
 from pipeline import documents
-from search import domain_search, frontier
+from search import domain_inputs, domain_search, frontier, state_file
 from search.wire_loss import WireLoss, through_wire
 from throughput_optimizer import solve_exact
 from wire import codec
@@ -49,7 +49,7 @@ def all_points(content: Dict[str, Any]) -> List[Dict[str, Any]]:
 def accuracy_through_wire(workspace: Workspace, point: Dict[str, Any], split_name: str = 'val') -> float:
     """Run the configuration with its γ as two parts, the feature map quantised between them by numpy."""
     network = deploy(model_with(workspace, alpha_of(point)), list(point['gamma'].values()))
-    images = domain_search.load_domain(workspace.settings(), DOMAIN, split_name)
+    images = domain_inputs.load_domain(workspace.settings(), DOMAIN, split_name)
     with torch.no_grad():
         z = network.head((images.images.float() / 255 - 0.5) / 0.5, point['lambda']).numpy()
         if point['wire'] == 'float16':
@@ -93,13 +93,14 @@ def test_gamma_lambda_and_wire_of_every_point_are_optimal_for_its_objective(work
 
 
 def test_the_accuracy_of_every_point_is_that_of_its_network_behind_its_wire(workspace):
-    n_images = len(domain_search.load_domain(workspace.settings(), DOMAIN, 'val'))
+    n_images = len(domain_inputs.load_domain(workspace.settings(), DOMAIN, 'val'))
     wires = set()
     for point in all_points(workspace.content):
         found = accuracy_through_wire(workspace, point)
         assert found == pytest.approx(point['accuracy'], abs=1.5 / n_images)  # float32 ties may fall either way
         wires.add(point['wire'])
-    assert len(wires) > 1 or workspace.settings().WIRE_FORMATS == ('float32',)
+    if workspace.settings().WIRE_FORMATS != ('float32',):
+        assert len(wires) > 1 and any(point['recovered'] for point in all_points(workspace.content))
 
 
 def test_the_answer_is_the_lowest_J_of_the_frontier_within_the_constraint(workspace):
@@ -223,30 +224,21 @@ def test_a_format_that_ruins_the_network_is_not_chosen_and_another_takes_its_pla
 
 @pytest.mark.parametrize('workspace', [LOSSY], indirect=True)
 def test_a_killed_search_with_lossy_formats_ends_with_the_same_file(workspace, monkeypatch):
-    from search import joint_result
-    overrides = [*workspace.overrides, 'ACTIVATION_CACHE_MB=0']  # what is in memory changes counts, and rounding
-    undisturbed = run_step3(overrides, os.path.join(workspace.folder, 'undisturbed'))
-    save_state, kills = joint_result.save_state, []
+    save, kills = state_file.save, []
 
-    def save_and_die(*args):
-        save_state(*args)
+    def save_and_die(*arguments):
+        save(*arguments)
         kills.append(1)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(joint_result, 'save_state', save_and_die)
+    monkeypatch.setattr(state_file, 'save', save_and_die)
     results = os.path.join(workspace.folder, 'killed')
     while True:
         try:
-            content = run_step3(overrides, results)
+            content = without_times(run_step3(workspace.overrides, results))
             break
         except KeyboardInterrupt:
             assert len(kills) < 60
-    assert json.dumps(without_times(content)) == json.dumps(without_times(undisturbed))
-
-
-@pytest.mark.parametrize('workspace', [LOSSLESS], indirect=True)
-def test_looks_and_recoveries_for_the_frontier_are_bounded_and_never_cost_J(workspace):
-    without = run_step3([*workspace.overrides, 'FRONTIER_LOOKS=0', 'FRONTIER_RECOVERIES=0'],
-                        os.path.join(workspace.folder, 'narrow'))
-    assert workspace.content['J'] <= without['J']
-    assert workspace.content['block_evaluations'] > without['block_evaluations']
+    undisturbed = without_times(workspace.content)
+    assert content.pop('block_evaluations') > undisturbed.pop('block_evaluations')  # what was in memory is run again
+    assert json.dumps(content) == json.dumps(undisturbed)

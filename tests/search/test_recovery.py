@@ -1,8 +1,8 @@
-"""What recovery rests on: exact gradients of α, and BatchNorm statistics."""
+"""Recovery: exact gradients of α, BatchNorm statistics, the best of what a training meets, and the loss of the wire."""
 from __future__ import annotations
 
 import dataclasses
-import os
+from typing import List, Tuple
 
 import numpy as np
 import pytest
@@ -11,21 +11,30 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from random_cases import whole_table
+from search_cases import (
+    assert_same_networks,
+    killed_after_every_round,
+    made_problem,
+    problem_of,
+    random_mask,
+    slow_client_table,
+    trained_model,
+    training_form_logits,
+    with_settings,
+)
 
-import config
-from config import UserError
-from costs.cost_model import Configuration
-from domain_dataset import load_domain
 from domains.image_sets import ImageSet
-from hyper_repvgg import HyperRepVGGBlock, create_hyper_repvgg, deploy
+from hyper_repvgg import HyperRepVGGBlock, deploy
 from network import batchnorm
-from network.alpha import surviving_branches, unpruned_alpha
+from network.alpha import mask_of, pruned, surviving_branches, unpruned_alpha
 from network.gammas import unfused_gamma
 from network.shapes import BlockShape
-from progressive_pruning import JointSearch
-from search import alpha_training, joint_result
-from search.frontier_search import FrontierSearch
-from throughput_optimizer import solve_exact
+from search import alpha_training, recovery
+from search.frontier import frontiers_of
+from search.recovery import Recovery
+from search.state import EvaluatedNetwork
+from search.wire_loss import through_wire
+from steps.joint import search_of
 
 
 def random_block(generator: np.random.Generator, dtype: torch.dtype) -> HyperRepVGGBlock:
@@ -76,18 +85,13 @@ def test_a_block_as_one_convolution_has_the_output_and_gradients_of_its_branches
 
 # --- BatchNorm statistics ------------------------------------------------------------------------------
 
-SETTINGS = config.load(('LOOKS=8', 'RECOVERY_STEPS=2', 'MAX_PRUNING_ROUNDS=2', 'RECALIBRATE_BN=1',
-                        'RECALIBRATION_IMAGES=64', 'ACTIVATION_CACHE_MB=0'), environ={})  # no memory: exact resumption
+SETTINGS = with_settings(MAX_EVALUATIONS=10, RECOVERY_STEPS=2, RECALIBRATE_BN=True, RECALIBRATION_IMAGES=64)
 
 
 def random_images(seed: int, count: int = 64) -> ImageSet:
     generator = torch.Generator().manual_seed(seed)
     return ImageSet(torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8),
                     torch.randint(0, 10, (count,), generator=generator))
-
-
-def trained_model():
-    return create_hyper_repvgg(SETTINGS.WEIGHT_PATH_SERVER, SETTINGS.MODEL_NAME, SETTINGS.NUM_CLASSES)
 
 
 def random_pruning(model, seed: int) -> np.ndarray:
@@ -115,33 +119,34 @@ def moments_after_batchnorm(model, data: ImageSet):
 @pytest.mark.parametrize('seed', range(4))
 def test_recalibrated_branches_give_out_what_they_do_in_the_unpruned_network(seed):
     model, data = trained_model(), random_images(seed)
-    unpruned, pruned = model.alpha_array(), random_pruning(trained_model(), seed)
+    unpruned, without = model.alpha_array(), random_pruning(trained_model(), seed)
     wanted, own = moments_after_batchnorm(model, data), model.batchnorm()
-    model.set_alpha_array(pruned)
+    model.set_alpha_array(without)
     before = moments_after_batchnorm(model, data)
-    batchnorm.recalibrate(model, unpruned, data, SETTINGS, seed)
+    batchnorm.recalibrate(model, unpruned, alpha_training.recalibration_batches(data, SETTINGS, seed))
     found = moments_after_batchnorm(model, data)
     off_before = off_after = 0.0
     for k, name in enumerate(model.block_names):
-        for branch in np.flatnonzero(surviving_branches(pruned)[k]):
+        for branch in np.flatnonzero(surviving_branches(without)[k]):
             off_before += float((before[name, branch][0] - wanted[name, branch][0]).abs().median())
             for a, b in zip(found[name, branch], wanted[name, branch]):
                 off_after += float((a - b).abs().median())
     assert off_after < 0.02 * off_before
     model.set_batchnorm(own)
     model.set_alpha_array(unpruned)
-    batchnorm.recalibrate(model, unpruned, data, SETTINGS, seed)
+    batchnorm.recalibrate(model, unpruned, alpha_training.recalibration_batches(data, SETTINGS, seed))
     np.testing.assert_allclose(model.batchnorm(), own, rtol=1e-4, atol=1e-5)  # nothing pruned: nothing changes
 
 
 def test_recalibration_ignores_labels_and_batches_and_leaves_gamma_without_effect():
     model, data = trained_model(), random_images(1, 96)
-    unpruned, pruned, own = model.alpha_array(), random_pruning(model, 7), model.batchnorm()
-    model.set_alpha_array(pruned)
+    unpruned, without, own = model.alpha_array(), random_pruning(model, 7), model.batchnorm()
+    model.set_alpha_array(without)
     results = []
     for images, size in ((data, 64), (ImageSet(data.images, data.labels.flip(0)), 64), (data, 17)):
         model.set_batchnorm(own)
-        batchnorm.recalibrate(model, unpruned, images, dataclasses.replace(SETTINGS, BATCH_SIZE=size), 3)
+        settings = dataclasses.replace(SETTINGS, BATCH_SIZE=size)
+        batchnorm.recalibrate(model, unpruned, alpha_training.recalibration_batches(images, settings, 3))
         results.append(model.batchnorm())
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_allclose(results[0], results[2], rtol=1e-4, atol=1e-5)
@@ -149,103 +154,203 @@ def test_recalibration_ignores_labels_and_batches_and_leaves_gamma_without_effec
     model.set_batchnorm(results[0])
     x = (data.images[:8].float() / 255 - 0.5) / 0.5
     with torch.no_grad():
-        logits = [deploy(model)(x), deploy(model, [unfused_gamma(tuple(row)) for row in surviving_branches(pruned)])(x),
-                  model(x)]
+        unfused = [unfused_gamma(tuple(row)) for row in surviving_branches(without)]
+        logits = [deploy(model)(x), deploy(model, unfused)(x), model(x)]
     for other in logits[1:]:
         assert float((other - logits[0]).abs().max()) <= 1e-4 * float(logits[0].abs().max())
 
 
-def recalibrating_search(search_type=JointSearch):
-    """A search in which some networks are better with re-estimated statistics: its own statistics are off."""
-    settings = dataclasses.replace(SETTINGS, EPSILON=0.1)
-    table, model = whole_table(settings, seed=3), trained_model()
-    whole = (load_domain(settings, 6, split) for split in ('train', 'val'))
-    train, val = (ImageSet(data.images[:96], data.labels[:96]) for data in whole)
-    alpha = model.alpha_array()
-    T_ref = solve_exact(table, surviving_branches(alpha), settings).times.T_eff_ms
-    ranking = [(k, b) for k in range(table.n_blocks) for b in range(3) if not np.isnan(alpha[k, b])]
-    reference = alpha_training.accuracy(model, val, settings)
-    return search_type(model, table, train, val, settings, 6, alpha, reference, T_ref, ranking), table, settings
+# --- training -------------------------------------------------------------------------------------------------
+
+BEFORE = EvaluatedNetwork(np.ones((2, 3)), 0.5, 0.5)
 
 
-class Killed(Exception):
-    """Stands for a kill between two rounds."""
+class MadeUpModel:
+    """Holds α."""
+
+    def set_alpha_array(self, alpha: np.ndarray) -> None:
+        self.alpha = alpha
+
+    def alpha_array(self) -> np.ndarray:
+        return self.alpha
+
+
+class MadeUpRecovery(Recovery):
+    """A recovery whose validations are given; it notes the steps at which it is asked for one."""
+
+    def __init__(self, accuracies: List[float], steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        settings = with_settings(RECOVERY_STEPS=steps, RECOVERY_BATCH_SIZE=8)
+        table = slow_client_table()
+        problem = made_problem(table, settings, unpruned_alpha(table.has_identity), 0.9)
+        images = ImageSet(torch.zeros(20, 3, 32, 32, dtype=torch.uint8), torch.zeros(20, dtype=torch.long))
+        super().__init__(dataclasses.replace(problem, model=MadeUpModel(), train=images))
+        self.accuracies, self.steps, self.asked = list(accuracies), 0, []
+        monkeypatch.setattr(alpha_training, 'train_alpha', self.run_steps)
+
+    def run_steps(self, model, data, settings, steps, learning_rate, seed, stop, batch_size) -> None:
+        for self.steps in range(1, steps + 1):
+            if stop(self.steps):
+                break
+
+    def measure(self, alpha: np.ndarray) -> EvaluatedNetwork:
+        self.asked.append(self.steps)
+        accuracy = self.accuracies[len(self.asked) - 1]
+        return EvaluatedNetwork(alpha, accuracy, accuracy)
+
+
+@given(st.lists(st.sampled_from([0.3, 0.5, 0.6, 0.7]), min_size=4, max_size=4), st.integers(0, 50))
+def test_a_training_keeps_the_best_of_what_it_met_and_ends_after_two_validations_without_a_better_one(accuracies,
+                                                                                                      steps):
+    with pytest.MonkeyPatch.context() as patch:
+        made = MadeUpRecovery(accuracies, steps, patch)
+        alpha = unpruned_alpha(made.problem.table.has_identity)
+        best = made.train(alpha, seed=1, before=BEFORE)
+    count, seen = len(made.asked), [BEFORE.accuracy, *accuracies[:len(made.asked)]]
+    assert best.accuracy == max(seen)
+    assert (best is BEFORE) == (max(seen) == BEFORE.accuracy) == (not best.recovered)  # it wins ties
+    assert count <= min(steps, recovery.VALIDATIONS)
+    if steps >= recovery.VALIDATIONS ** 2:
+        assert np.diff([0, *made.asked]).max() - np.diff([0, *made.asked]).min() <= recovery.VALIDATIONS
+    first_best = seen.index(max(seen))
+    ended_early = made.steps < steps
+    assert (made.asked or [0])[-1] == made.steps  # nothing is trained that is not validated
+    assert len(seen) - 1 - first_best <= recovery.PATIENCE
+    assert not ended_early or len(seen) - 1 - first_best == recovery.PATIENCE
+    assert made.work.trained_block_images == made.steps * 8 * len(alpha)
+
+
+@given(st.sampled_from([0.4, 0.5, 0.6, 0.7]), st.sampled_from([0.4, 0.6, 0.7]))
+def test_statistics_are_reestimated_for_what_training_found_and_kept_where_they_help(trained, with_statistics):
+    with pytest.MonkeyPatch.context() as patch:
+        made = MadeUpRecovery([trained, 0.0, 0.0], 16, patch)
+        made.problem = dataclasses.replace(made.problem, settings=dataclasses.replace(made.problem.settings,
+                                                                                     RECALIBRATE_BN=True))
+        asked = []
+
+        def recalibrated(alpha: np.ndarray) -> EvaluatedNetwork:
+            asked.append(alpha)
+            return EvaluatedNetwork(alpha, with_statistics, with_statistics, None, True, recalibrated=True)
+
+        patch.setattr(made, 'recalibrated', recalibrated)
+        best = made.train(unpruned_alpha(made.problem.table.has_identity), seed=1, before=BEFORE)
+    assert best.accuracy == max(BEFORE.accuracy, trained, with_statistics if trained > BEFORE.accuracy else 0)
+    assert best.recalibrated == (trained > BEFORE.accuracy and with_statistics > trained)
+    assert len(asked) == (trained > BEFORE.accuracy)
+
+
+@pytest.fixture(scope='module')
+def problem():
+    """The built-in network on a few images, for trainings of a few steps."""
+    return problem_of(with_settings(RECOVERY_STEPS=8, RECOVERY_BATCH_SIZE=24))
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_a_real_training_changes_what_survives_and_nothing_else_and_says_what_it_found(problem, seed):
+    mask = random_mask(mask_of(problem.unpruned), np.random.default_rng(seed), share=0.2)
+    start, found = pruned(problem.unpruned, mask), Recovery(problem)
+    before = found.measure(start)
+    assert found.work.block_evaluations == len(start) * len(problem.val)
+    after = found.train(start, seed, EvaluatedNetwork(start, -1.0, -1.0))
+    assert mask_of(after.alpha) == mask and not np.array_equal(after.alpha, start, equal_nan=True)
+    for network in (before, after):
+        logits = training_form_logits(problem.model, network.alpha, problem.val.images)
+        plain = float((logits.argmax(1) == problem.val.labels).float().mean())
+        assert network.accuracy == network.lossless_accuracy
+        assert network.accuracy == pytest.approx(plain, abs=1.5 / len(problem.val))  # float32 ties may fall either way
+    again = Recovery(problem)
+    np.testing.assert_array_equal(again.train(start, seed, EvaluatedNetwork(start, -1.0, -1.0)).alpha, after.alpha)
+    trained = found.work.trained_block_images
+    assert 0 < trained == again.work.trained_block_images <= len(start) * 8 * 24
+    assert Recovery(problem).train(start, seed, EvaluatedNetwork(start, 1.0, 1.0)).alpha is start
+
+
+def test_without_steps_a_recovery_leaves_what_was_there_before(problem):
+    found = Recovery(dataclasses.replace(problem, settings=with_settings(RECOVERY_STEPS=0)))
+    before = EvaluatedNetwork(problem.unpruned, 0.0, 0.0)
+    assert found.train(problem.unpruned, 1, before) is before
+    assert found.work == Recovery(problem).work
+
+
+# --- behind the wire ----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('formats', [('float32',), ('float32', 'float32+zlib')])
+def test_formats_without_loss_cost_nothing(formats):
+    settings = with_settings(WIRE_FORMATS=formats)
+    table = slow_client_table(settings=settings)
+    table = dataclasses.replace(table, block_bytes={wire: table.block_bytes['float32'] for wire in formats})
+    found = Recovery(made_problem(table, settings, unpruned_alpha(table.has_identity), 0.9))
+    network = EvaluatedNetwork(unpruned_alpha(table.has_identity), 0.9, 0.9)
+    assert found.on_the_wire(network) is network and found.work == Recovery(found.problem).work
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_a_network_goes_over_the_wire_with_the_lowest_J_and_the_accuracy_that_this_leaves(seed):
+    settings = with_settings(WIRE_FORMATS=('float32', 'uint8', 'float16'), EPSILON=0.0, BANDWIDTH_MBPS=2.0)
+    problem = problem_of(settings, whole_table(settings, seed), n_val=60)
+    found = Recovery(problem)
+    alpha = pruned(problem.unpruned, random_mask(mask_of(problem.unpruned), np.random.default_rng(seed), 0.1))
+    network = found.measure(alpha)
+    before = found.work.block_evaluations
+    sent = found.on_the_wire(network)
+    assert sent.lossless_accuracy == network.accuracy and sent.alpha is alpha and sent.formats in problem.times.formats
+    values = {}
+    for formats in problem.times.formats:
+        at = problem.times.solve(alpha, formats)
+        problem.model.set_alpha_array(alpha)
+        correct = alpha_training.count_correct(through_wire(deploy(problem.model), at.split, at.wire), problem.val,
+                                               settings)
+        values[formats] = problem.goal.J(at.times.T_eff_ms, correct / len(problem.val))
+        if formats == sent.formats:
+            assert sent.accuracy == correct / len(problem.val)
+    assert problem.J_of(sent) == pytest.approx(min(values.values())) == values[sent.formats]
+    assert 0 < found.work.block_evaluations - before <= 2 * len(alpha) * len(problem.val)
+
+
+# --- a search with re-estimated statistics ------------------------------------------------------------------
+
+def recalibrating_problem(**changes):
+    """A problem in which some networks are better with re-estimated statistics and some without."""
+    return problem_of(dataclasses.replace(SETTINGS, EPSILON=0.1, **changes), domain=9)
+
+
+def accuracies_with_and_without(problem, network: EvaluatedNetwork) -> Tuple[float, float]:
+    """Without and with re-estimated statistics."""
+    own, found = problem.model.batchnorm(), []
+    problem.model.set_alpha_array(network.alpha)
+    found.append(alpha_training.accuracy(problem.model, problem.val, problem.settings))
+    statistics, _ = problem.statistics_for(network.alpha)
+    with batchnorm.using(problem.model, statistics):
+        found.append(alpha_training.accuracy(problem.model, problem.val, problem.settings))
+    np.testing.assert_array_equal(problem.model.batchnorm(), own)
+    return tuple(found)
 
 
 def test_a_recalibrating_search_is_never_worse_for_it_and_survives_kills(tmp_path):
-    torch.set_num_threads(1)
-    search, table, settings = recalibrating_search()
-    settings = dataclasses.replace(settings, RESULTS_DIR=str(tmp_path))
-    own = search.model.batchnorm()
+    problem = recalibrating_problem(RESULTS_DIR=str(tmp_path))
+    own, search = problem.model.batchnorm(), search_of(problem)
     undisturbed = search.run(search.start(), lambda state: None)
-    np.testing.assert_array_equal(search.model.batchnorm(), own)
-    assert any(judgement.recalibrated for judgement in undisturbed.judged.values())
-    for judgement in (judged for judged in undisturbed.judged.values() if not judged.estimated):
-        with_and_without = []
-        search.model.set_alpha_array(judgement.alpha)
-        with_and_without.append(alpha_training.accuracy(search.model, search.val, settings))
-        search.model.set_batchnorm(search.statistics_for(judgement.alpha)[0])
-        with_and_without.append(alpha_training.accuracy(search.model, search.val, settings))
-        search.model.set_batchnorm(own)
-        assert judgement.accuracy == with_and_without[judgement.recalibrated]
-        if judgement.recalibrated:
-            assert judgement.accuracy > with_and_without[0]
-
-    def save_and_die(state):
-        joint_result.save_state('joint_state', state, 6, table, settings, 'inputs', 1.0)
-        raise Killed
-
-    for _ in range(200):
-        saved = joint_result.load_state('joint_state', 6, table, settings, 'inputs')
-        again = recalibrating_search()[0]
-        state = saved[0] if saved else again.start()
-        if state.finished:
-            break
-        with pytest.raises(Killed):
-            again.run(state, save_and_die)
-    np.testing.assert_array_equal(state.alpha, undisturbed.alpha)
-    assert (state.accuracy, state.recalibrated, state.curve, state.looks) == (
-        undisturbed.accuracy, undisturbed.recalibrated, undisturbed.curve, undisturbed.looks)
-    assert state.block_evaluations == undisturbed.block_evaluations
-    assert state.trained_block_images == undisturbed.trained_block_images
+    np.testing.assert_array_equal(problem.model.batchnorm(), own)
+    assert {network.recalibrated for network in undisturbed.recovered.values()} == {False, True}
+    for network in undisturbed.recovered.values():
+        without, with_statistics = accuracies_with_and_without(problem, network)
+        assert network.accuracy == (with_statistics if network.recalibrated else without)
+        assert not network.recalibrated or network.accuracy > without
+        assert not network.recovered or network.accuracy >= max(without, with_statistics)
+    state = killed_after_every_round(lambda: search_of(recalibrating_problem(RESULTS_DIR=str(tmp_path))),
+                                     problem.table, problem.settings)
+    assert_same_networks(state, undisturbed)
+    assert state.work.trained_block_images == undisturbed.work.trained_block_images
 
 
 def test_every_point_of_a_recalibrating_search_has_the_accuracy_that_its_network_has():
-    torch.set_num_threads(1)
-    search, _, settings = recalibrating_search(FrontierSearch)
+    problem = recalibrating_problem()
+    search = search_of(problem)
     state = search.run(search.start(), lambda state: None)
-    points = [point for points in search.frontiers(state).values() for point in points]
-    state.judged = {choice: found for choice, found in state.judged.items() if found.recalibrated}  # or others may win
-    state.looks = {}
-    points += [point for points in search.frontiers(state).values() for point in points]
+    points = [point for points in frontiers_of(problem, state).values() for point in points]
+    state.recovered = {mask: network for mask, network in state.recovered.items() if network.recalibrated}
+    state.best, state.measured = next(iter(state.recovered.values())), {}  # or others may win
+    points += [point for points in frontiers_of(problem, state).values() for point in points]
     assert any(point.recalibrated for point in points)
     for point in points:
-        alpha = point.configuration.alpha
-        statistics = search.statistics_for(alpha)[0] if point.recalibrated else None
-        search.model.set_alpha_array(alpha)
-        with batchnorm.using(search.model, statistics):
-            assert alpha_training.accuracy(search.model, search.val, settings) == point.accuracy
-
-
-def test_statistics_lie_beside_the_result_and_others_are_refused(tmp_path):
-    settings = dataclasses.replace(SETTINGS, RESULTS_DIR=str(tmp_path))
-    table, own = whole_table(settings, seed=3), trained_model().batchnorm()
-    alpha = unpruned_alpha(table.has_identity)
-    solution = solve_exact(table, surviving_branches(alpha), settings)
-    result = joint_result.JointResult(
-        6, 'name', 'pseudo', table.block_names, Configuration(alpha, solution.gamma, solution.split, solution.wire),
-        joint_result.AccuracyReport(1.0, 1.0, 1.0, 10, (0.7, 1.0), 1.0, 1.0), 0.02, 0.0, 0.0, solution.times, {}, [],
-        None, 0, 1.0, 1, batchnorm=own)
-    path = joint_result.save('joint', result, settings, 'inputs')
-    np.testing.assert_array_equal(joint_result.load(6, table, settings).batchnorm, own)
-    file = os.path.join(os.path.dirname(path), 'domain_6_joint_batchnorm.npz')
-    np.savez_compressed(file, statistics=own + 1)
-    with pytest.raises(UserError, match='does not hold the BatchNorm statistics'):
-        joint_result.load(6, table, settings)
-    for damage in (lambda: open(file, 'wb').write(b'PK'), lambda: os.unlink(file)):
-        damage()
-        with pytest.raises(UserError, match='missing or damaged'):
-            joint_result.load(6, table, settings)
-    joint_result.save('joint', result, settings, 'inputs')
-    joint_result.save('joint', dataclasses.replace(result, batchnorm=None), settings, 'inputs')
-    assert joint_result.load(6, table, settings).batchnorm is None and not os.path.exists(file)
+        network = EvaluatedNetwork(point.configuration.alpha, point.accuracy, point.accuracy)
+        assert accuracies_with_and_without(problem, network)[point.recalibrated] == point.accuracy

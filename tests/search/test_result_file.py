@@ -17,19 +17,23 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from random_cases import whole_table
+from search_cases import trained_model, with_settings
 
 import config
 import create_noniid_partition
 import lut_manager
 import step_3_joint
 from config import UserError
-from costs.cost_model import HardwareTable
+from costs.cost_model import Configuration, HardwareTable
 from domains.image_sets import ImageSet, wilson_interval
 from hyper_repvgg import create_hyper_repvgg
+from network.alpha import surviving_branches, unpruned_alpha
 from pipeline import documents, kinds
-from search import domain_search, joint_result
+from search import domain_inputs, result_file, state_file
+from search.result import AccuracyReport, JointResult
+from throughput_optimizer import solve_exact
 
-DOMAIN = 4
+DOMAIN = 9
 
 
 class Workspace(NamedTuple):
@@ -60,7 +64,7 @@ def without_times(content: Dict[str, Any]) -> Dict[str, Any]:
 
 @pytest.fixture(scope='module')
 def workspace(tmp_path_factory) -> Workspace:
-    """80 images a split of the built-in data, random times, few looks: a search of seconds."""
+    """80 images a split of the built-in data, random times, few measurements: a search of seconds."""
     before = os.getcwd()
     os.chdir(config.ROOT)  # where the built-in data, weights and task 1 and 2 outputs are
     yield made_workspace(str(tmp_path_factory.mktemp('step3')))
@@ -69,8 +73,8 @@ def workspace(tmp_path_factory) -> Workspace:
 
 def made_workspace(folder: str, *more: str) -> Workspace:
     """In this folder, with these further settings."""
-    overrides = [f'PARTITION_FILE={folder}/partition.json', 'IMAGES_PER_SPLIT=80', 'LOOKS=10', 'RECOVERY_STEPS=2',
-                 'MAX_PRUNING_ROUNDS=3', 'EPSILON=0.05', *more]
+    overrides = [f'PARTITION_FILE={folder}/partition.json', 'IMAGES_PER_SUBSET=80', 'MAX_EVALUATIONS=12',
+                 'RECOVERY_STEPS=4', 'MAX_PRUNING_ROUNDS=6', 'EPSILON=0.05', *more]
     settings = config.load((*overrides, f'RESULTS_DIR={folder}'), {})
     create_noniid_partition.main(['--set', *overrides])
     table = whole_table(settings, seed=3)
@@ -147,23 +151,23 @@ def test_accuracies_are_those_of_the_network_that_trains_on_the_images_of_each_s
     accuracy, settings = workspace.content['accuracy'], workspace.settings()
     model = model_with(workspace, alpha_in(workspace))
     for split, expected in (('val', accuracy['val_final']), ('test', accuracy['final'])):
-        images = domain_search.load_domain(settings, DOMAIN, split)
+        images = domain_inputs.load_domain(settings, DOMAIN, split)
         with torch.no_grad():
             found = model((images.images.float() / 255 - 0.5) / 0.5).argmax(dim=1) == images.labels
         # an image on the boundary may fall either way
         assert float(found.double().mean()) == pytest.approx(expected, abs=1.5 / len(images))
-    images = domain_search.load_domain(settings, DOMAIN, 'test')
+    images = domain_inputs.load_domain(settings, DOMAIN, 'test')
     assert accuracy['n_test'] == len(images)
     assert accuracy['ci95'] == list(wilson_interval(round(accuracy['final'] * len(images)), len(images)))
 
 
 def test_the_file_reads_back_as_the_result_that_it_is(workspace):
     settings = workspace.settings(f'RESULTS_DIR={workspace.folder}/undisturbed')
-    result = joint_result.load(DOMAIN, workspace.table, settings)
+    result = result_file.load(DOMAIN, workspace.table, settings)
     assert result.pruned == workspace.content['pruned'] and result.J == workspace.content['J']
     again = dataclasses.replace(settings, RESULTS_DIR=os.path.join(workspace.folder, 'again'))
     fingerprints = workspace.content['metadata']
-    joint_result.save('joint', result, again, fingerprints['inputs'], fingerprints['search_inputs'])
+    result_file.save('joint', result, again, fingerprints['inputs'], fingerprints['search_inputs'])
     found = documents.read_kind('joint', again, DOMAIN).content
     assert without_times(found) == without_times(workspace.content)
 
@@ -179,36 +183,39 @@ class Killed(BaseException):
     """Stands for a kill just after a round was saved."""
 
 
-def test_a_run_killed_after_every_round_ends_with_the_same_file(workspace, monkeypatch):
-    results = os.path.join(workspace.folder, 'killed')
-    overrides = [*workspace.overrides, 'ACTIVATION_CACHE_MB=0']  # what is in memory changes counts, and rounding
-    undisturbed = run_step3(overrides, os.path.join(workspace.folder, 'undisturbed_without_cache'))
-    save_state = joint_result.save_state
+@pytest.mark.parametrize('cache_mb', [0, 512])
+def test_a_run_killed_after_every_round_ends_with_the_same_file(workspace, monkeypatch, cache_mb):
+    results = os.path.join(workspace.folder, f'killed_{cache_mb}')
+    overrides = [*workspace.overrides, f'ACTIVATION_CACHE_MB={cache_mb}']
+    save, kills = state_file.save, 0
 
-    def save_and_die(*args):
-        save_state(*args)
+    def save_and_die(*arguments):
+        save(*arguments)
         raise Killed
 
-    kills = 0
-    monkeypatch.setattr(joint_result, 'save_state', save_and_die)
+    monkeypatch.setattr(state_file, 'save', save_and_die)
     while kills < 50:
         try:
             content = run_step3(overrides, results)
             break
         except Killed:
             kills += 1
-    assert kills > 2 and without_times(content) == without_times(undisturbed)
+    content, undisturbed = without_times(content), without_times(workspace.content)
+    assert content.pop('block_evaluations') >= undisturbed.pop('block_evaluations')  # what was in memory is run again
+    for found in (content, undisturbed):
+        found['metadata'] = {**found['metadata'], 'config': {**found['metadata']['config'], 'ACTIVATION_CACHE_MB': 0}}
+    assert kills > 2 and json.dumps(content) == json.dumps(undisturbed)
     assert os.listdir(os.path.join(results, 'joint_optimization')) == [f'domain_{DOMAIN}_joint.json']
 
 
 def test_test_images_decide_nothing(workspace, monkeypatch):
-    load_domain = domain_search.load_domain
+    load_domain = domain_inputs.load_domain
 
     def with_wrong_test_labels(settings, domain, split):
         images = load_domain(settings, domain, split)
         return ImageSet(images.images, (images.labels + 1) % 10) if split == 'test' else images
 
-    monkeypatch.setattr(domain_search, 'load_domain', with_wrong_test_labels)
+    monkeypatch.setattr(domain_inputs, 'load_domain', with_wrong_test_labels)
     content = run_step3(workspace.overrides, os.path.join(workspace.folder, 'wrong_labels'))
     changed = {key for key, value in without_times(content).items() if value != workspace.content[key]}
     assert changed <= {'accuracy', 'baselines', 'metadata'}
@@ -228,13 +235,13 @@ def test_a_damaged_state_file_is_not_gone_on_from(workspace):
 
 # --- files that are refused -----------------------------------------------------------------------------------
 
-def write_and_load(workspace: Workspace, content: Dict[str, Any], text: str = '') -> joint_result.JointResult:
+def write_and_load(workspace: Workspace, content: Dict[str, Any], text: str = '') -> JointResult:
     settings = workspace.settings(f'RESULTS_DIR={workspace.folder}/refused')
     path = kinds.path_of('joint', settings, DOMAIN)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, 'w', encoding='utf-8') as stream:
         stream.write(text or json.dumps(content))
-    return joint_result.load(DOMAIN, workspace.table, settings)
+    return result_file.load(DOMAIN, workspace.table, settings)
 
 
 def put(*keys_and_value: Any):
@@ -312,4 +319,30 @@ def test_whatever_one_value_is_replaced_by_the_result_is_refused_or_read(workspa
 
 def test_a_missing_result_says_how_to_make_it(workspace):
     with pytest.raises(UserError, match=f'make it with `python step_3_joint.py --domain_id {DOMAIN} --mode pseudo`'):
-        joint_result.load(DOMAIN, workspace.table, workspace.settings('RESULTS_DIR=nowhere'))
+        result_file.load(DOMAIN, workspace.table, workspace.settings('RESULTS_DIR=nowhere'))
+
+
+# --- BatchNorm statistics beside it -----------------------------------------------------------------------------
+
+def test_statistics_lie_beside_the_result_and_others_are_refused(tmp_path):
+    settings = with_settings(RESULTS_DIR=str(tmp_path))
+    table, own = whole_table(settings, seed=3), trained_model().batchnorm()
+    alpha = unpruned_alpha(table.has_identity)
+    solution = solve_exact(table, surviving_branches(alpha), settings)
+    result = JointResult(
+        6, 'name', 'pseudo', table.block_names, Configuration(alpha, solution.gamma, solution.split, solution.wire),
+        AccuracyReport(1.0, 1.0, 1.0, 10, (0.7, 1.0), 1.0, 1.0), 0.02, 0.0, 0.0, solution.times, {}, [], None, 0, 1.0,
+        1, batchnorm=own)
+    path = result_file.save('joint', result, settings, 'inputs')
+    np.testing.assert_array_equal(result_file.load(6, table, settings).batchnorm, own)
+    file = os.path.join(os.path.dirname(path), 'domain_6_joint_batchnorm.npz')
+    np.savez_compressed(file, statistics=own + 1)
+    with pytest.raises(UserError, match='does not hold the BatchNorm statistics'):
+        result_file.load(6, table, settings)
+    for damage in (lambda: open(file, 'wb').write(b'PK'), lambda: os.unlink(file)):
+        damage()
+        with pytest.raises(UserError, match='missing or damaged'):
+            result_file.load(6, table, settings)
+    result_file.save('joint', result, settings, 'inputs')
+    result_file.save('joint', dataclasses.replace(result, batchnorm=None), settings, 'inputs')
+    assert result_file.load(6, table, settings).batchnorm is None and not os.path.exists(file)
