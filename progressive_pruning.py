@@ -51,8 +51,6 @@ class ProgressivePruning:
         phases = {Phase.START: self.measure_single_changes, Phase.EXPLORE: self.explore}
         while state.phase is not Phase.DONE:
             state.phase = phases[state.phase](state)
-            if not self.stopping.may_accept(len(state.curve) - 1):
-                state.phase = Phase.DONE
             state.rounds += 1
             save(state)
         return state
@@ -80,6 +78,8 @@ class ProgressivePruning:
     def measure(self, state: SearchState, masks: List[PruningMask]) -> None:
         """Measure masks with the α of the best network, which becomes that of a mask that is better as it is."""
         for mask in masks:
+            if self.stopping.is_spent(state):
+                return
             alpha, before = self.start_alpha(state), self.evaluator.block_evaluations
             self.evaluator.use(alpha)
             found = Measurement(pruned(alpha, mask), self.evaluator.margins(mask))
@@ -93,7 +93,7 @@ class ProgressivePruning:
 
     def most_promising(self, state: SearchState) -> Optional[PruningMask]:
         """The mask to measure next; None when measuring is no longer worth it."""
-        if len(state.measured) >= self.stopping.max_evaluations:
+        if len(state.measured) >= self.stopping.max_evaluations or self.stopping.is_spent(state):
             return None
         pool = [mask for mask in self.candidates.pool(self.lowest_J_first(state)) if mask not in state.measured]
         if not pool:
@@ -124,7 +124,7 @@ class ProgressivePruning:
     def most_recoverable(self, state: SearchState, exploring: bool) -> Optional[PruningMask]:
         """The measured mask to recover next; None when none is worth it."""
         pool = [mask for mask in state.measured if mask not in state.recovered]
-        if not pool:
+        if not pool or self.stopping.is_spent(state):
             return None
         mask, improvement = self.best_of(state, pool, accuracies(state, pool), np.zeros(len(pool)))
         return mask if self.stopping.worth_recovering(improvement, exploring) else None
@@ -139,7 +139,7 @@ class ProgressivePruning:
 
     def accept_if_better(self, state: SearchState, network: EvaluatedNetwork) -> None:
         """Make it the best network if it lowers J within the constraint, with what the wire format loses."""
-        if self.stopping.may_accept(len(state.curve) - 1) and self.problem.improves(network, state.best):
+        if self.problem.improves(network, state.best):
             network = self.recovery.on_the_wire(network)  # measured only where it could matter
             if self.problem.improves(network, state.best):
                 self.problem.accept(state, network)

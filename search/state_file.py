@@ -83,7 +83,7 @@ def rows_to_json(alpha: np.ndarray) -> List[List[Optional[float]]]:
 def rows_from_json(rows: List[List[Optional[float]]], table: HardwareTable) -> np.ndarray:
     """The inverse; `ValueError` where it is damaged."""
     alpha = np.array(rows, dtype=float)
-    if alpha.shape != (table.n_blocks, 3):
+    if alpha.shape != (table.n_blocks, 3) or (np.isnan(alpha[:, 2]) == table.has_identity).any():
         raise ValueError('damaged α')
     return alpha
 

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from search.state import SearchState
+
 WORTH_EVALUATING = 3e-4  # of J, expected improvement: a measurement costs what this is worth (see docs/search.md)
 WORTH_RECOVERING = 1e-3  # the same of a recovery, which costs as much as three measurements
 WORTH_RECOVERING_EARLY = 4e-3  # while measurements go on, which may find something better to recover
@@ -25,6 +27,6 @@ class StoppingRule:
         """Is a measured network recovered, of which this improvement is expected? `exploring`: measurements go on."""
         return improvement > (WORTH_RECOVERING_EARLY if exploring else WORTH_RECOVERING)
 
-    def may_accept(self, n_accepted: int) -> bool:
-        """Is another change allowed?"""
-        return n_accepted < self.max_accepted
+    def is_spent(self, state: SearchState) -> bool:
+        """Were all changes accepted that are allowed? What is measured or recovered then would belie the curve."""
+        return len(state.curve) > self.max_accepted

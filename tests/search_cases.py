@@ -4,12 +4,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Callable, Optional
 
-import lut_manager
 import numpy as np
 import pytest
 import torch
 
 import config
+import lut_manager
 from config import Settings
 from costs.cost_model import HardwareTable, Roofline
 from costs.goal import Goal

@@ -12,7 +12,6 @@ from unittest import mock
 
 import numpy as np
 import pytest
-
 from made_results import make_table, save_domain
 
 import config

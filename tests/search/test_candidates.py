@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from random_cases import seeds, tables
+from search_cases import SETTINGS, slow_client_table, with_settings
 
 from costs.cost_model import TIERS
 from network.alpha import BlockMask, PruningMask, mask_of, unpruned_alpha
 from search import candidates
 from search.candidates import Candidates, candidates_of
-from search_cases import SETTINGS, slow_client_table, with_settings
 
 
 def fastest(table, tier: str, block: int, kept: BlockMask) -> float:

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from random_cases import seeds, tables, whole_table
+from search_cases import SETTINGS, random_mask, slow_client_table
 
 from config import Settings
 from costs import cost_model
 from costs.limits import NothingFits
 from network.alpha import mask_of, unpruned_alpha
 from search.pruned_times import PrunedTimes
-from search_cases import SETTINGS, random_mask, slow_client_table
 from throughput_optimizer import solve_exact
 
 WIRES = ('float32', 'uint8')
