@@ -160,7 +160,7 @@ ABLATIONS: Dict[str, Callable[[PruningProblem], ProgressivePruning]] = {
     'no recovery': with_settings(RECOVERY_STEPS=0),
     'half the recovery': with_settings(RECOVERY_STEPS=24),
     'twice the recovery': with_settings(RECOVERY_STEPS=96),
-    'half the evaluations': with_settings(MAX_EVALUATIONS=48),
+    'twice the measurements': lambda problem: with_settings(MAX_EVALUATIONS=8 * problem.table.n_blocks)(problem),
 }
 
 

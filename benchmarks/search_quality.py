@@ -63,7 +63,7 @@ from search.evaluator import Evaluator
 from search.importance_pruning import ImportancePruning
 from search.problem import PruningProblem
 from search.pruned_times import PrunedTimes
-from search.stopping import StoppingRule
+from search.stopping import stopping_rule
 
 POPULATION = 20  # of the evolutionary search
 ENUMERABLE = 20_000  # networks
@@ -157,7 +157,7 @@ class Task:
         search = ProgressivePruning(
             problem, Candidates(mask_of(self.alpha), self.options, self.importance), KnownEvaluator(known),
             Acquisition(known.goal, problem.times.relative, slack=0.5 / len(self.data)), NoRecovery(known),
-            StoppingRule(settings.MAX_EVALUATIONS, settings.MAX_PRUNING_ROUNDS))
+            stopping_rule(known.table.n_blocks, settings))
         state = search.run(search.start(), lambda state: None)
         return known.outcome(known.J(mask_of(state.best.alpha)))
 

@@ -19,7 +19,7 @@ from search.evaluator import Evaluator
 from search.problem import PruningProblem
 from search.recovery import Recovery
 from search.result import JointResult
-from search.stopping import StoppingRule
+from search.stopping import stopping_rule
 from split_trainer import measure, split_network
 
 
@@ -61,7 +61,7 @@ def search_of(problem: PruningProblem) -> ProgressivePruning:
         candidates_of(problem.table, problem.unpruned, problem.goal.T_eff_ref_ms, problem.importance, settings),
         Evaluator(problem.model, problem.unpruned, problem.val, settings),
         Acquisition(problem.goal, problem.times.relative, slack=0.5 / len(problem.val)),
-        Recovery(problem), StoppingRule(settings.MAX_EVALUATIONS, settings.MAX_PRUNING_ROUNDS))
+        Recovery(problem), stopping_rule(problem.table.n_blocks, settings))
 
 
 def optimise(domain: int, table: HardwareTable, settings: Settings, inputs: JointInputs, mode: str = 'pseudo',
