@@ -26,6 +26,7 @@ from steps import joint
 from tier import devices
 
 DOMAINS = [2, 3]
+SLOW = ['MAX_EVALUATIONS=2000', 'RECOVERY_STEPS=400']  # a search that is not over before a signal comes
 
 
 class Workspace(NamedTuple):
@@ -180,7 +181,8 @@ def test_a_killed_worker_costs_its_domain_and_the_same_command_goes_on(workspace
 @pytest.mark.parametrize('number, status', [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_no_worker_outlives_the_driver(workspace, number, status):
     results = workspace.results(f'stopped_by_{number}')
-    process = workspace.step3(results, '--jobs', '1' if number == signal.SIGKILL else '2')
+    slow = workspace._replace(overrides=[*workspace.overrides, *SLOW])
+    process = slow.step3(results, '--jobs', '1' if number == signal.SIGKILL else '2')
     first_line_of_progress(process)
     workers = children_of(process.pid)
     if number == signal.SIGINT:
