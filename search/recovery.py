@@ -16,8 +16,8 @@ from search.state import EvaluatedNetwork, SearchState, Work
 from search.wire_loss import WireLoss
 from wire.formats import is_lossless
 
-VALIDATIONS = 4  # of a training, evenly spaced
-PATIENCE = 2  # validations without a better network after which a training ends
+VALIDATIONS = 4  # of a training, evenly spaced: each takes as long as five steps, and the best network counts
+PATIENCE = 2  # validations without a better network after which a training ends: one alone may be worse by chance
 
 
 class Recovery:

@@ -20,9 +20,9 @@ from search.evaluator import accuracy_of
 
 # Variances of a margin's change, in units of what one dropped branch does; of noise and of pairs the measured networks
 # choose the most likely (section 5.4.1).
-COMMON_VARIANCE = 0.3  # what dropped branches have in common
+COMMON_VARIANCE = 0.3  # what dropped branches have in common; not measured against other values
 NOISE_VARIANCES = (0.03, 0.1, 0.3)
-ACCURACY_SD = 0.6  # of ε: how uncertain a predicted accuracy is where the margins' variance is 1, to begin with
+ACCURACY_SD = 0.6  # of ε: how uncertain a predicted accuracy is where the margins' variance is 1, before any was seen
 PRIOR_COUNT = 40  # of measured networks that this belief counts for: those left out are easier than what is asked for
 MODELLED_IMAGES = 1000  # at most: those of the smallest margins; the others are right
 

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 
 import numpy as np
@@ -16,7 +15,6 @@ from random_cases import OBJECTIVES, WIRE_SIZES, surviving_arrays, tables, whole
 import throughput_optimizer as optimizer
 from config import Settings, UserError
 from costs.cost_model import Configuration, Link, Roofline, roofline_loss_ms, times
-from costs.goal import Goal
 from steps import unpruned
 from throughput_optimizer import solve_exact, solve_gradient
 
@@ -329,21 +327,3 @@ def test_step_2_reports_the_certificate_every_split_and_the_baselines(head_tier)
             assert entry[name] == pytest.approx(value)
         assert all(g in oracles.valid_gammas(row) for g, row in zip(gamma, surviving))
     assert unpruned.summary(result).count('\n') == 8 - 1
-
-
-# --- goal programming -------------------------------------------------------------------------------------------
-
-fractions = st.floats(0, 1)
-
-
-@given(st.floats(0.01, 1e4), st.floats(0.01, 1e4), fractions, fractions, fractions, st.floats(1.5, 1000),
-       st.floats(0, 1))
-def test_the_goal_is_its_smallest_value_over_all_allowed_slacks(T_eff, T_ref, accuracy, reference, epsilon, kappa, mu):
-    goal = Goal(T_ref, reference, epsilon, kappa, mu)
-    J, xi = goal.J(T_eff, accuracy), goal.violation(accuracy)
-    needed = reference - epsilon - accuracy
-    assert xi >= 0 and accuracy >= reference - epsilon - xi - 1e-12  # it is allowed
-    for slack in itertools.chain(np.linspace(0, 1, 101), [max(0.0, needed), xi]):
-        if accuracy >= reference - epsilon - slack:
-            assert J <= T_eff / T_ref + kappa * slack - mu * accuracy + 1e-9
-    assert (xi > 0) == (needed > 0)
