@@ -87,7 +87,7 @@ class Settings:
     SEED: int = setting(0, 'data', seed)  # of partition, corruptions, α training and search
 
     # --- model -------------------------------------------------------------------------------
-    MODEL_NAME: str = setting('RepVGG-Micro', 'model')  # a name of repvgg.ARCHITECTURES
+    MODEL_NAME: str = setting('RepVGG-Micro', 'model')  # a name of ARCHITECTURES in network/shapes.py
     NUM_CLASSES: int = setting(10, 'model', above_0)
     INPUT_SIZE: int = setting(32, 'model', above_0)  # pixels; images are squares of this side, 3 channels
     WEIGHT_PATH_SERVER: str = setting('data/weights/repvgg_micro_mnist5k.pt', 'weights')  # '': random weights
@@ -112,7 +112,7 @@ class Settings:
     #                                        there is one); with 'cuda' domains take turns on all GPUs
 
     # --- α for each domain (code1) and its importance (code2) -----------------------------------
-    ALPHA_EPOCHS: int = setting(4, 'alpha', at_least_0)  # passes over a domain's training split
+    ALPHA_EPOCHS: int = setting(4, 'alpha', at_least_0)  # passes over a domain's training images
     ALPHA_LR: float = setting(0.02, 'alpha', above_0)  # Adam
 
     # --- tiers: what is measured or simulated (roofline, step 1) --------------------------------

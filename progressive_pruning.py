@@ -4,8 +4,8 @@ A candidate is a mask: the branches that every block keeps. Its time is exact an
 anew; its accuracy costs forward passes. So the search is Bayesian optimisation (Mockus, 1975) of J over masks:
 
     start       measure masks that change one block, in turn by the time that they save and by importance
-    explore     fit a surrogate to all measurements and measure the mask with the highest expected improvement of J;
-                then recover (train the α of) the measured mask that promises most; until neither is worth it any more
+    explore     fit a surrogate to all measurements and measure the mask that is expected to lower J most once recovered;
+                then recover (train the α of) the measured mask that promises most, if that is worth it
 
 A mask is measured with the α of the best network so far, so that what recoveries have won serves all later ones. It
 becomes the best network if it lowers J within the constraint on all validation images, otherwise it is undone.
@@ -60,7 +60,7 @@ class ProgressivePruning:
     def measure_single_changes(self, state: SearchState) -> Phase:
         """Half of all measurements at most go to masks that change one block."""
         changes = self.candidates.single_changes(self.problem.times.relative)
-        self.measure(state, changes[:max(1, self.stopping.max_evaluations // 2)])
+        self.measure(state, changes[:self.stopping.max_evaluations // 2])
         return Phase.EXPLORE
 
     def explore(self, state: SearchState) -> Phase:

@@ -36,7 +36,7 @@ import numpy as np
 
 import lut_manager
 from benchmarks.links import on_link
-from config import Settings
+from config import Settings, UserError
 from costs.cost_model import HardwareTable
 from network.alpha import PruningMask, mask_of, pruned
 from network.shapes import BRANCHES
@@ -193,7 +193,14 @@ def main(argv: Optional[Sequence[str]]) -> None:
     domains = cli.domains(args.domains, settings)
     if args.ablation:
         parts = args.parts.split(',') if args.parts else list(ABLATIONS)
-        ablate(domains, table, settings, [float(mbps) for mbps in args.links.split(',')], parts)
+        unknown = [name for name in parts if name not in ABLATIONS]
+        if unknown:
+            raise UserError(f'--parts: there is no part {unknown[0]!r}; choose among {", ".join(ABLATIONS)}')
+        try:
+            links = [float(mbps) for mbps in args.links.split(',')]
+        except ValueError:
+            raise UserError(f'--links {args.links!r}: write numbers such as 10,100,1000') from None
+        ablate(domains, table, settings, links, parts)
     else:
         compare_with_plain(domains, table, settings, args.candidates)
 

@@ -1,4 +1,4 @@
-"""Which network is worth measuring, or recovering, next: the one with the highest expected improvement of J."""
+"""Which network is worth measuring, or recovering, next: the one that is expected to lower J most once recovered."""
 from __future__ import annotations
 
 import math
@@ -51,7 +51,7 @@ class RecoveryGain:
         self._won = prior_share * self._lost
 
     def learn(self, before: float, after: float) -> None:
-        """A network of this accuracy came to that by its recovery."""
+        """A network of this accuracy came to that by its recovery, and by a better α to start from if there was one."""
         self._lost += max(0.0, self.goal.A_ref - before)
         self._won += after - before
 

@@ -72,6 +72,6 @@ def base_model(settings: Settings) -> HyperRepVGG:
                                settings.NUM_CLASSES).to(devices.device_of(settings.TRAIN_DEVICE))
 
 
-def images_of(settings: Settings, domain: int, split: str) -> ImageSet:
+def images_of(settings: Settings, domain: int, subset: str) -> ImageSet:
     """A domain's images, on TRAIN_DEVICE."""
-    return load_domain(settings, domain, split).to(devices.device_of(settings.TRAIN_DEVICE))
+    return load_domain(settings, domain, subset).to(devices.device_of(settings.TRAIN_DEVICE))

@@ -104,7 +104,7 @@ class PrefixCache:
         """(how many of the mask's first blocks this batch has been through, what came out); (0, None) if it has not
         even been through the stem."""
         found: Tuple[int, Optional[torch.Tensor]] = (0, None)
-        for depth in range(len(mask), -1, -1):  # deep ones go before those that more networks share
+        for depth in range(len(mask), -1, -1):  # deep outputs make room before those that more networks share
             output = self._outputs.get((mask[:depth], batch))
             if output is not None:
                 self._outputs.move_to_end((mask[:depth], batch))

@@ -25,7 +25,7 @@ class FrontierPoint:
     configuration: Configuration
     accuracy: float  # validation, with the loss of the wire format; fraction of 1
     times: Times
-    recovered: bool  # was its α trained for it? Otherwise it is one that many share, 0 where pruned
+    recovered: bool  # was its α trained for it? Otherwise it is that of the best network at the time, 0 where pruned
     recalibrated: bool = False  # is the accuracy that with BatchNorm statistics re-estimated for its α?
 
     @property

@@ -54,7 +54,7 @@ class JointResult:
     measured: Optional[Dict[str, Any]]
     seed: int
     wall_s: float
-    block_evaluations: int  # forward passes of one block on one validation image, in the whole search
+    block_evaluations: int  # forward passes of one block on one image, in the whole search
     frontier: Dict[str, List[FrontierPoint]] = field(default_factory=dict)  # by objective; none: not a joint search
     pick: Optional[PickRule] = None  # how the configuration was picked from the frontier
     batchnorm: Optional[np.ndarray] = None  # re-estimated BatchNorm statistics, float32 [n]; None: the model's own

@@ -105,7 +105,7 @@ def load(domain: int, table: HardwareTable, settings: Settings, kind: str = 'joi
 def load_finished(domain: int, table: HardwareTable, settings: Settings, search_inputs: str, mode: str,
                      ) -> Optional[JointResult]:
     """A finished result of the search with this fingerprint, whatever was picked from it; None where there is none."""
-    if search_of(kinds.path_of('joint', settings, domain)) != search_inputs:
+    if search_inputs_of(kinds.path_of('joint', settings, domain)) != search_inputs:
         return None
     try:
         found = load(domain, table, settings)
@@ -114,7 +114,7 @@ def load_finished(domain: int, table: HardwareTable, settings: Settings, search_
     return found if found.mode == mode and found.frontier.get('T_eff') else None
 
 
-def search_of(path: str) -> Optional[str]:
+def search_inputs_of(path: str) -> Optional[str]:
     """The fingerprint of the search behind a joint result; None where there is no such file."""
     try:
         return documents.read(path, '').content['metadata'].get('search_inputs')
@@ -136,7 +136,7 @@ def add_sequential_baseline(sequential: JointResult, settings: Settings) -> None
     inputs."""
     domain = sequential.domain_id
     path = kinds.path_of('joint', settings, domain)
-    if search_of(path) != fingerprints.inputs_of('joint_state', settings, domain):
+    if search_inputs_of(path) != fingerprints.inputs_of('joint_state', settings, domain):
         return
     content = dict(documents.read_kind('joint', settings, domain).content)
     content['baselines'] = {**content['baselines'],

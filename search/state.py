@@ -8,6 +8,7 @@ from typing import Dict, List, Set, Tuple
 import numpy as np
 
 from network.alpha import BlockMask, PruningMask
+from search.evaluator import accuracy_of
 from search.pruned_times import Formats
 
 
@@ -27,7 +28,7 @@ class Measurement:
     @property
     def accuracy(self) -> float:
         """The share of images that are classified correctly."""
-        return int((self.margins > 0).sum()) / len(self.margins)
+        return accuracy_of(self.margins)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class StoppingRule:
         return improvement > (WORTH_RECOVERING_EARLY if exploring else WORTH_RECOVERING)
 
     def is_spent(self, state: SearchState) -> bool:
-        """Were all changes accepted that are allowed? What is measured or recovered then would belie the curve."""
+        """Were all changes accepted that are allowed? Then nothing more is measured or recovered."""
         return len(state.curve) > self.max_accepted
 
 

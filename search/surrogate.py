@@ -24,7 +24,7 @@ COMMON_VARIANCE = 0.3  # what dropped branches have in common; not measured agai
 NOISE_VARIANCES = (0.03, 0.1, 0.3)
 ACCURACY_SD = 0.6  # of ε: how uncertain a predicted accuracy is where the margins' variance is 1, before any was seen
 PRIOR_COUNT = 40  # of measured networks that this belief counts for: those left out are easier than what is asked for
-MODELLED_IMAGES = 1000  # at most: those of the smallest margins; the others are right
+MODELLED_IMAGES = 1000  # at most, evenly spaced: they stand for all
 
 
 class Surrogate:
@@ -34,19 +34,20 @@ class Surrogate:
     def __init__(self, dropped: np.ndarray, margins: np.ndarray, accuracy_scale: float) -> None:
         """`dropped`: bool [n, F], which branches each measured network lacks, none in the first; `margins`: [n,
         images]; `accuracy_scale`: the loss of accuracy that ACCURACY_SD is a part of (Goal.accuracy_scale)."""
-        self.dropped, self.margins = dropped.astype(np.float32), margins.astype(np.float32)
+        images = np.linspace(0, margins.shape[1] - 1, min(margins.shape[1], MODELLED_IMAGES)).astype(int)
+        self.dropped, self.margins = dropped.astype(np.float32), margins[:, images].astype(np.float32)
         change = self.margins - self.margins[0]
         gram = (change @ change.T).astype(float)  # (n, n): all that the likelihood needs of the images
         highest = -math.inf
         for pair, noise in itertools.product(self.pair_variances, NOISE_VARIANCES):
             inverse = np.linalg.inv(self._kernel(self.dropped, self.dropped, pair) + noise * np.eye(len(dropped)))
             variance = max((inverse * gram).sum() / change.size, 1e-12)  # the most likely one of this kernel
-            # twice the logarithm of the likelihood over the number of images, but for a constant
+            # twice the logarithm of the likelihood over the number of images, but for a constant; the first network's
+            # change is 0 by definition, and counting it makes little difference
             likelihood = np.linalg.slogdet(inverse)[1] - len(dropped) * math.log(variance)
             if likelihood > highest:
                 highest, self.inverse, self.variance, self.pair, self.noise = likelihood, inverse, variance, pair, noise
-        self.hardest = np.argsort(self.margins.min(axis=0), kind='stable')[:MODELLED_IMAGES]
-        self.weights = (self.inverse @ change[:, self.hardest]).astype(np.float32)  # (n, modelled images)
+        self.weights = (self.inverse @ change).astype(np.float32)  # (n, images)
         self.accuracy_variance = self._accuracy_variance(accuracy_scale)
 
     def _kernel(self, a: np.ndarray, b: np.ndarray, pair: float) -> np.ndarray:
@@ -62,13 +63,13 @@ class Surrogate:
         """Squared error of a predicted accuracy over the variance of its margins: a prior belief, and how far each
         measured network is off when the others predict it."""
         alone = 1 / np.diag(self.inverse)
-        margins = self.margins[:, self.hardest] - alone[:, None].astype(np.float32) * self.weights
+        margins = self.margins - alone[:, None].astype(np.float32) * self.weights
         measured = np.array([accuracy_of(row) for row in self.margins])
         squared = ((measured - self._accuracy(margins, alone)) ** 2 / alone)[1:]
         return (PRIOR_COUNT * (ACCURACY_SD * accuracy_scale) ** 2 + squared.sum()) / (PRIOR_COUNT + len(squared))
 
     def _accuracy(self, margins: np.ndarray, variance: np.ndarray) -> np.ndarray:
-        """Expected accuracies [m] for margins [m, modelled images] of these variances [m]."""
+        """Expected accuracies [m] for margins [m, images] of these variances [m]."""
         sd = np.sqrt(self.variance * variance).astype(np.float32)
         return 1 - cumulative(-margins / sd[:, None]).sum(axis=1) / self.margins.shape[1]
 
@@ -78,5 +79,5 @@ class Surrogate:
         cross, count = self._kernel(dropped, self.dropped, self.pair), dropped.sum(axis=1).astype(float)
         known = np.einsum('ij,jk,ik->i', cross, self.inverse, cross, optimize=True)
         variance = np.maximum(self._covariance(count, count ** 2, self.pair) - known, 0) + self.noise
-        margins = self.margins[0, self.hardest] + cross.astype(np.float32) @ self.weights
+        margins = self.margins[0] + cross.astype(np.float32) @ self.weights
         return self._accuracy(margins, variance), np.sqrt(self.accuracy_variance * variance)

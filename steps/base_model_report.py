@@ -47,7 +47,7 @@ def measure(settings: Settings) -> Dict[str, Any]:
     def ready(images: ImageSet) -> Labelled:
         return normalise(images.images, settings.NORM_MEAN, settings.NORM_STD), images.labels
 
-    clean = {split: accuracy_of(model, ready(load_clean(settings, split))) for split in ('val', 'test')}
+    clean = {subset: accuracy_of(model, ready(load_clean(settings, subset))) for subset in ('val', 'test')}
     domains = [{'domain_id': domain, 'domain_name': domain_name(domain),
                 **accuracy_of(model, ready(load_domain(settings, domain, 'test')))}
                for domain in range(settings.NUM_DOMAINS)]
@@ -99,8 +99,8 @@ def show(report: Dict[str, Any]) -> None:
         return f'{name:<30}{entry["accuracy"]:>8.2%}   [{low:.2%}, {high:.2%}]{entry["n"]:>8}'
 
     print(f'{"accuracy, all branches":<30}{"":>8}   {"95 % interval":<16}{"images":>8}')
-    for split in ('val', 'test'):
-        print(line(f'clean, {split}', report['clean'][split]))
+    for subset in ('val', 'test'):
+        print(line(f'clean, {subset}', report['clean'][subset]))
     for entry in report['domains']:
         print(line(f'{entry["domain_id"]}  {entry["domain_name"]}, test', entry))
     print('\naccuracy lost without 3x3 branches, no α trained (validation, mean of domains '

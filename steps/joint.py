@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any, Callable, Dict, NamedTuple, Optional
 
+import cli
 import lut_manager
 from config import Settings
 from costs.cost_model import HardwareTable
@@ -72,6 +74,8 @@ def optimise(domain: int, table: HardwareTable, settings: Settings, inputs: Join
     write the result, print a summary. Real mode gives a `make_search` of its own, and `measured(model, result)`, what
     the file's `measured` holds."""
     found = None if search_again else result_file.load_finished(domain, table, settings, inputs.search, mode)
+    if found is None and not search_again and os.path.exists(kinds.path_of('joint', settings, domain)):
+        cli.say(f'domain {domain}: the result that is there was made under other settings or inputs; searching anew')
     if found is not None:
         model = domain_inputs.base_model(settings)
         result = result_assembly.pick_again(found, table, settings, model)

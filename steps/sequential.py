@@ -1,4 +1,4 @@
-"""The sequential baseline for one domain: prune by importance first (step 3), then choose γ and λ (step 4)."""
+"""The sequential baseline for one domain: prune by importance (first half), then choose γ and λ (second half)."""
 from __future__ import annotations
 
 import torch
