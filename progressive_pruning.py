@@ -4,7 +4,7 @@ A candidate is a mask: the branches that every block keeps. Its time is exact an
 anew; its accuracy costs forward passes. So the search is Bayesian optimisation (Mockus, 1975) of J over masks:
 
     start       measure masks that change one block, in turn by the time that they save and by importance
-    explore     fit a surrogate to all measurements and measure the mask that is expected to lower J most once recovered;
+    explore     fit a surrogate to all measurements, measure the mask that is expected to lower J most once recovered,
                 then recover (train the α of) the measured mask that promises most, if that is worth it
 
 A mask is measured with the α of the best network so far, so that what recoveries have won serves all later ones. It
