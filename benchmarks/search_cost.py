@@ -149,6 +149,24 @@ def without_pairs(problem: PruningProblem) -> ProgressivePruning:
     return search
 
 
+class MeasuredAsUnpruned(ProgressivePruning):
+    """Measures with the unpruned network's α whatever has been recovered; recoveries start from the best one's."""
+
+    def measure(self, state: SearchState, masks: List[PruningMask]) -> None:
+        """As always, but for the α."""
+        self.start_alpha = lambda state: self.problem.unpruned
+        try:
+            super().measure(state, masks)
+        finally:
+            del self.start_alpha
+
+
+def measured_as_unpruned(problem: PruningProblem) -> ProgressivePruning:
+    """The search of that class."""
+    made = search_of(problem)
+    return MeasuredAsUnpruned(problem, made.candidates, made.evaluator, made.acquisition, made.recovery, made.stopping)
+
+
 def with_settings(**changes: float) -> Callable[[PruningProblem], ProgressivePruning]:
     """The search under other settings."""
     return lambda problem: search_of(replace(problem, settings=replace(problem.settings, **changes)))
@@ -157,6 +175,7 @@ def with_settings(**changes: float) -> Callable[[PruningProblem], ProgressivePru
 ABLATIONS: Dict[str, Callable[[PruningProblem], ProgressivePruning]] = {
     'no prefix cache': with_settings(ACTIVATION_CACHE_MB=0),
     'no pair terms': without_pairs,
+    'unpruned alpha': measured_as_unpruned,
     'no recovery': with_settings(RECOVERY_STEPS=0),
     'half the recovery': with_settings(RECOVERY_STEPS=24),
     'twice the recovery': with_settings(RECOVERY_STEPS=96),
