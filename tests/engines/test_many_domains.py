@@ -1,6 +1,7 @@
 """Many domains at once: the same results from every engine, also where files lie elsewhere; failures, kills, Ctrl-C."""
 from __future__ import annotations
 
+import glob
 import json
 import os
 import pickle
@@ -144,6 +145,14 @@ def children_of(pid: int) -> List[int]:
         return [int(child) for child in stream.read().split()]
 
 
+def wait_for_a_state(results: str) -> None:
+    """Until a search has finished its first round."""
+    deadline = time.monotonic() + 120
+    while not glob.glob(os.path.join(results, 'joint_optimization', 'domain_*_state.json')):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def first_line_of_progress(process: 'subprocess.Popen[str]') -> str:
     line = process.stderr.readline()
     assert line.startswith('domain ') and ' round ' in line, line + process.stderr.read()
@@ -183,7 +192,7 @@ def test_no_worker_outlives_the_driver(workspace, number, status):
     results = workspace.results(f'stopped_by_{number}')
     slow = workspace._replace(overrides=[*workspace.overrides, *SLOW])
     process = slow.step3(results, '--jobs', '1' if number == signal.SIGKILL else '2')
-    first_line_of_progress(process)
+    wait_for_a_state(results)
     workers = children_of(process.pid)
     if number == signal.SIGINT:
         os.killpg(process.pid, number)  # Ctrl-C reaches the whole group
