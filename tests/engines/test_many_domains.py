@@ -30,6 +30,11 @@ DOMAINS = [2, 3]
 SLOW = ['MAX_EVALUATIONS=2000', 'RECOVERY_STEPS=400']  # a search that is not over before a signal comes
 
 
+def heed_interrupts() -> None:
+    """A process that a shell started in the background ignores Ctrl-C, and so would all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Workspace(NamedTuple):
     """A folder with the table, and the files that the serial engine left in it."""
     folder: str
