@@ -54,7 +54,8 @@ class Workspace(NamedTuple):
     def step3(self, results: str, *more: str) -> 'subprocess.Popen[str]':
         """Step 3 in a session of its own."""
         return subprocess.Popen([sys.executable, 'step_3_joint.py', *self.argv(results, *more)], cwd=config.ROOT,
-                                text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+                                text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+                                preexec_fn=heed_interrupts)
 
 
 def joint_files(results: str) -> Dict[str, Any]:
