@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Callable, Sequence, Tuple
 
 import numpy as np
@@ -36,7 +37,7 @@ def expected_improvement(accuracy: np.ndarray, sd: np.ndarray, relative_T_eff: n
     z = (a - accuracy) / sd. The integral is (best_J - T + μ·accuracy)·(1 - Φ(z)) + μ·sd·φ(z): Mockus, 1975, cut off at
     the constraint.
     """
-    lowered = Goal(goal.T_eff_ref_ms, goal.A_ref, goal.epsilon + slack, goal.kappa, goal.mu)
+    lowered = replace(goal, epsilon=goal.epsilon + slack)
     z = (lowered.accuracy_to_beat(best_J, relative_T_eff) - accuracy) / sd
     return np.maximum(0, (best_J - relative_T_eff + goal.mu * accuracy) * cumulative(-z) + goal.mu * sd * density(z))
 

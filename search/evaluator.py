@@ -16,7 +16,7 @@ import torch
 from config import Settings
 from domains.image_sets import ImageSet
 from gamma_configurator import build_plan
-from hyper_repvgg import DeployedNetwork, HyperRepVGG, deploy
+from hyper_repvgg import HyperRepVGG, deploy
 from network.alpha import BlockMask, PruningMask, mask_of
 from network.gammas import fused_gamma
 from network.inputs import batches, normalise
@@ -38,14 +38,6 @@ def margins_of(logits: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
 def accuracy_of(margins: np.ndarray) -> float:
     """The share of images with a margin above 0."""
     return int((margins > 0).sum()) / len(margins)
-
-
-def network_margins(network: DeployedNetwork, images: ImageSet, settings: Settings) -> np.ndarray:
-    """A network's margins on all images, [n]."""
-    with torch.inference_mode():
-        return np.concatenate([
-            margins_of(network(normalise(images.images[part], settings.NORM_MEAN, settings.NORM_STD)),
-                       images.labels[part]) for part in batches(len(images), settings.BATCH_SIZE)])
 
 
 class Evaluator:

@@ -10,9 +10,8 @@ from typing import Callable, Optional, Tuple
 
 import numpy as np
 
-from costs.work import branch_flops
+from costs.importance import importance_of, model_branch_flops
 from network.alpha import pruned, surviving_branches
-from network.shapes import architecture, block_shapes
 from search import alpha_training
 from search.problem import PruningProblem
 from search.recovery import Recovery
@@ -60,9 +59,8 @@ class ImportancePruning:
 
     def least_important(self, state: SearchState) -> Optional[Tuple[int, int]]:
         """(block, branch) of the smallest |α| / GFLOPs among branches that may go and were not tried."""
-        settings, alpha = self.problem.settings, state.best.alpha
-        _, shapes = block_shapes(architecture(settings.MODEL_NAME), settings.INPUT_SIZE)
-        scores = np.abs(alpha) / np.array([branch_flops(shape) for shape in shapes])
+        alpha = state.best.alpha
+        scores = importance_of(alpha, model_branch_flops(self.problem.settings))
         surviving = surviving_branches(alpha)
         for index in np.argsort(np.where(surviving, scores, np.inf), axis=None, kind='stable'):
             block, branch = divmod(int(index), scores.shape[1])

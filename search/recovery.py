@@ -6,11 +6,9 @@ from typing import List
 
 import numpy as np
 
-from hyper_repvgg import deploy
 from network import batchnorm
 from search import alpha_training
 from search.acquisition import RecoveryGain
-from search.evaluator import accuracy_of, network_margins
 from search.problem import PruningProblem
 from search.state import EvaluatedNetwork, SearchState, Work
 from search.wire_loss import WireLoss
@@ -37,7 +35,7 @@ class Recovery:
         """The network with this α [N, 3] on all validation images; the model keeps the α."""
         problem = self.problem
         problem.model.set_alpha_array(alpha)
-        accuracy = accuracy_of(network_margins(deploy(problem.model), problem.val, problem.settings))
+        accuracy = alpha_training.accuracy(problem.model, problem.val, problem.settings)
         self.work.block_evaluations += len(alpha) * len(problem.val)
         return EvaluatedNetwork(alpha, accuracy, accuracy)
 

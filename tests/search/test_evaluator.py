@@ -17,9 +17,18 @@ from search_cases import first_images, random_mask, trained_model, training_form
 from domains.image_sets import ImageSet
 from hyper_repvgg import deploy
 from network.alpha import mask_of, pruned, unpruned_alpha
-from search.evaluator import Evaluator, PrefixCache, accuracy_of, margins_of, network_margins
+from network.inputs import batches, normalise
+from search.evaluator import Evaluator, PrefixCache, accuracy_of, margins_of
 
 BLOCKS = ((True, True, True), (False, True, True))
+
+
+def network_margins(network, images, settings):
+    """A network's margins on all images, [n], each batch run on its own from the start."""
+    with torch.inference_mode():
+        return np.concatenate([
+            margins_of(network(normalise(images.images[part], settings.NORM_MEAN, settings.NORM_STD)),
+                       images.labels[part]) for part in batches(len(images), settings.BATCH_SIZE)])
 
 
 @pytest.fixture(scope='module')
