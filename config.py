@@ -127,6 +127,7 @@ class Settings:
 
     # --- link --------------------------------------------------------------------------------
     HEAD_TIER: str = setting('client', 'link', one_of('client', 'server'))  # the tier that runs the head
+    RESULT_AT: str = setting('client', 'link', one_of('client', 'server'))  # the tier that needs the answer
     BANDWIDTH_MBPS: float = setting(100.0, 'link', above_0)  # Mbit/s; a measured link replaces it in real mode
     RTT_MS: float = setting(2.0, 'link', at_least_0)  # round-trip time, ms
     WIRE_FORMATS: Tuple[str, ...] = setting(('float32',), 'link', some_formats)  # what a feature map may travel as

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from config import Settings
-from costs.cost_model import Configuration, HardwareTable, times
+from costs.cost_model import Configuration, HardwareTable, scenario_of, times
 from domains.image_sets import ImageSet, wilson_interval
 from hyper_repvgg import HyperRepVGG
 from network.alpha import surviving_branches, unpruned_alpha
@@ -84,7 +84,7 @@ def measure(session: Session, model: Union[HyperRepVGG, SplitNetwork], configura
     finally:
         torch.set_num_threads(threads)
     correct = int((classes == data.labels).sum())
-    predicted = times(table, configuration, settings.HEAD_TIER, settings.OMEGA)
+    predicted = times(table, configuration, scenario_of(settings))
     agree = sum(int(a) == b for a, b in zip(classes.repeat(n_frames // len(classes) + 1).tolist(), streamed))
     return {**figures, 'accuracy': correct / len(data), 'ci95': list(wilson_interval(correct, len(data))),
             'n_test': len(data), 'stream_agrees_with_evaluation': agree / n_frames,

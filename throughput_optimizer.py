@@ -24,6 +24,9 @@ from costs.cost_model import (
     gathered,
     other_tier,
     roofline_loss_ms,
+    round_trip_ms,
+    scenario_of,
+    sent_bytes,
     split_times,
 )
 from gamma_mask_builder import build_gamma_mask
@@ -59,7 +62,7 @@ def times_with_fastest(table: HardwareTable, surviving: np.ndarray, wire: str, s
     """Times at every split when every block runs its fastest valid γ; surviving is bool [N, 3]."""
     valid = build_gamma_mask(surviving)
     block_ms = {tier: fastest_gammas(table.T_ms[tier], valid)[1] for tier in TIERS}
-    return split_times(table, block_ms, wire, settings.HEAD_TIER, settings.OMEGA)
+    return split_times(table, block_ms, wire, scenario_of(settings))
 
 
 def gamma_for_split(table: HardwareTable, surviving: np.ndarray, split: int, head_tier: str) -> Tuple[int, ...]:
@@ -74,30 +77,29 @@ def solve_exact(table: HardwareTable, surviving: np.ndarray, settings: Settings,
                 splits: Optional[Sequence[int]] = None, objective: str = 'T_eff_ms') -> Solution:
     """The optimal γ, λ and wire format for these surviving branches (bool [N, 3]).
 
-    `splits`: the allowed λ (None: LAMBDA_MIN..LAMBDA_MAX). Ties go to the smaller λ and γ.
+    `splits`: the allowed λ (None: LAMBDA_MIN..LAMBDA_MAX); `objective`: a field of Times. Ties go to the lower T_eff,
+    then the lower latency, then the smaller λ and γ.
     """
-    splits = np.asarray(split_range(table.n_blocks, settings) if splits is None else splits)
-    best: Optional[Tuple[float, int, str, Times]] = None
+    splits = split_range(table.n_blocks, settings) if splits is None else splits
+    found: List[Tuple[int, str, Times]] = []
     for wire in settings.WIRE_FORMATS:
         at_splits = times_with_fastest(table, surviving, wire, settings)
-        values = getattr(at_splits, objective)[splits]
-        index = int(np.argmin(values))
-        if best is None or values[index] < best[0]:
-            best = float(values[index]), int(splits[index]), wire, at_splits.at(int(splits[index]))
-    _, split, wire, found = best
-    return Solution(gamma_for_split(table, surviving, split, settings.HEAD_TIER), split, wire, found)
+        split = at_splits.best(splits, objective)
+        found.append((split, wire, at_splits.at(split)))
+    split, wire, best = min(found, key=lambda item: (item[2].rank(objective), item[0]))
+    return Solution(gamma_for_split(table, surviving, split, settings.HEAD_TIER), split, wire, best)
 
 
 def solve_unfused(table: HardwareTable, surviving: np.ndarray, settings: Settings) -> Solution:
     """Every block with its branches side by side (γ 9 or 3 where nothing is pruned), at its best λ and wire format."""
     gamma = [unfused_gamma(tuple(row)) for row in np.asarray(surviving, dtype=bool)]
     block_ms = {tier: gathered(table.T_ms[tier], gamma) for tier in TIERS}
-    splits, found = np.asarray(split_range(table.n_blocks, settings)), []
+    splits, found = split_range(table.n_blocks, settings), []
     for wire in settings.WIRE_FORMATS:
-        at_splits = split_times(table, block_ms, wire, settings.HEAD_TIER, settings.OMEGA)
-        split = int(splits[np.argmin(at_splits.T_eff_ms[splits])])
+        at_splits = split_times(table, block_ms, wire, scenario_of(settings))
+        split = at_splits.best(splits)
         found.append(Solution(tuple(gamma), split, wire, at_splits.at(split)))
-    return min(found, key=lambda solution: solution.times.T_eff_ms)
+    return min(found, key=lambda solution: (solution.times.rank(), solution.split))
 
 
 def baselines(table: HardwareTable, surviving: np.ndarray, settings: Settings) -> Dict[str, Solution]:
@@ -122,7 +124,9 @@ class SoftCosts:
         self.block_ms = {tier: as_tensor(table.T_ms[tier]) for tier in TIERS}  # (N, 14)
         self.flops, self.n_bytes = as_tensor(table.flops), as_tensor(table.bytes_moved)
         self.invalid = torch.as_tensor(~valid)
-        self.com_ms = torch.as_tensor(table.link.transfer_ms(table.cut_bytes(wire)))  # (N+1,)
+        scenario = scenario_of(settings)
+        self.com_ms = torch.as_tensor(table.link.transfer_ms(sent_bytes(table, wire, scenario)))  # (N+1,)
+        self.rtt_ms = torch.as_tensor(round_trip_ms(table, scenario))  # (N+1,)
         head = settings.HEAD_TIER
         codec = table.cut_codec_ms(wire, head, other_tier(head))
         self.codec_ms = {tier: torch.as_tensor(ms) for tier, ms in zip((head, other_tier(head)), codec)}  # (N+1,)
@@ -148,11 +152,11 @@ class SoftCosts:
                                     settings.ROOFLINE_RHO, torch.relu)
             stage_ms[tier] = own_ms + settings.ROOFLINE_BETA * loss + self.between_cuts(self.codec_ms[tier], split)
         return combine(stage_ms['client'], self.between_cuts(self.com_ms, split), stage_ms['server'],
-                       table.link.rtt_ms, settings.OMEGA, torch.maximum)[2]
+                       self.between_cuts(self.rtt_ms, split), settings.OMEGA, torch.maximum)[2]
 
     def between_cuts(self, values: torch.Tensor, split: torch.Tensor) -> torch.Tensor:
-        """What a cut costs ([N+1]: T_com, encoding, decoding), interpolated between cuts; cut c lies at c - 1/2, where
-        the blocks below c weigh more than half."""
+        """What a cut costs ([N+1]: T_com, round trip, encoding, decoding), interpolated between cuts; cut c lies at
+        c - 1/2, where the blocks below c weigh more than half."""
         position = (split + 0.5).clamp(0, len(values) - 1)
         below = position.detach().floor().clamp(max=len(values) - 2).long()
         part = position - below
@@ -165,7 +169,7 @@ def solve_gradient(table: HardwareTable, surviving: np.ndarray, settings: Settin
     logits and the middle of the allowed splits."""
     start = time.perf_counter()
     runs = [_descend(table, surviving, wire, settings) for wire in settings.WIRE_FORMATS]
-    solution, history = min(runs, key=lambda run: run[0].times.T_eff_ms)
+    solution, history = min(runs, key=lambda run: (run[0].times.rank(), run[0].split))
     return GradientRun(solution, settings.THROUGHPUT_OPTIM_STEPS, time.perf_counter() - start, history)
 
 
@@ -191,5 +195,5 @@ def _descend(table: HardwareTable, surviving: np.ndarray, wire: str, settings: S
     gamma = tuple(int(g) for g in costs.soft_gamma(logits).argmax(dim=1))
     rounded = min(max(int(np.ceil(float(split.detach()))), splits[0]), splits[-1])
     block_ms: Mapping[str, np.ndarray] = {tier: gathered(table.T_ms[tier], gamma) for tier in TIERS}
-    found = split_times(table, block_ms, wire, settings.HEAD_TIER, settings.OMEGA).at(rounded)
+    found = split_times(table, block_ms, wire, scenario_of(settings)).at(rounded)
     return Solution(gamma, rounded, wire, found), history

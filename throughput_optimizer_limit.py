@@ -21,7 +21,18 @@ from typing import List, Optional, Tuple
 import numpy as np
 
 from config import Settings
-from costs.cost_model import TIERS, HardwareTable, Solution, Times, combine, gathered, split_times
+from costs.cost_model import (
+    TIERS,
+    HardwareTable,
+    Solution,
+    Times,
+    combine,
+    gathered,
+    round_trip_ms,
+    scenario_of,
+    sent_bytes,
+    split_times,
+)
 from costs.knapsack import ROUNDING, fastest_within, sensible_options
 from costs.limits import TOLERANCE, Candidate, LimitedSolution, Limits, NothingFits, SplitBound, limits_of
 from costs.memory import MemoryTable, client_ends, client_memory
@@ -58,7 +69,10 @@ class LimitedProblem:
         self.options = sensible_options(table.T_ms['client'], self.memory.weights, self.memory.activations, valid)
         block_ms = {tier: values for tier, (_, values) in fastest.items()}
         without = {tier: np.zeros(table.n_blocks) for tier in TIERS}
-        self.least, self.ends = ({wire: split_times(table, ms, wire, settings.HEAD_TIER, settings.OMEGA)
+        self.scenario = scenario = scenario_of(settings)
+        self.rtt_ms = round_trip_ms(table, scenario)
+        self.sent_bytes = {wire: sent_bytes(table, wire, scenario) for wire in settings.WIRE_FORMATS}
+        self.least, self.ends = ({wire: split_times(table, ms, wire, scenario)
                                   for wire in settings.WIRE_FORMATS} for ms in (block_ms, without))
         self.least_bytes = self._least_memory()
         self.proven = True
@@ -86,7 +100,7 @@ class LimitedProblem:
         """One split with one wire format."""
         weights, activations, blocks = self._ends(split, self.table.n_blocks, self.settings.HEAD_TIER)
         least = self.least[wire].at(split)
-        return Stage(split, wire, least.T_com_ms, least.T_server_ms, float(self.table.cut_bytes(wire)[split]), blocks,
+        return Stage(split, wire, least.T_com_ms, least.T_server_ms, float(self.sent_bytes[wire][split]), blocks,
                      float(self.ends[wire].T_client_ms[split]), weights, activations)
 
     # --- one split ---
@@ -94,15 +108,15 @@ class LimitedProblem:
     def times(self, stage: Stage, client_ms: float) -> Times:
         """The times of a split whose client takes this long."""
         return Times(client_ms, stage.server_ms, stage.com_ms,
-                     *(float(v) for v in combine(client_ms, stage.com_ms, stage.server_ms, self.table.link.rtt_ms,
-                                                 self.settings.OMEGA)))
+                     *(float(v) for v in combine(client_ms, stage.com_ms, stage.server_ms,
+                                                 float(self.rtt_ms[stage.split]), self.settings.OMEGA)))
 
     def candidate(self, stage: Stage, gamma: np.ndarray) -> Candidate:
         """The configuration whose client blocks run these γ ([n of them]); the server's blocks run their fastest."""
         chosen = self.fastest['server'].copy()
         chosen[stage.blocks.start:stage.blocks.stop] = gamma
         block_ms = {tier: gathered(self.table.T_ms[tier], chosen) for tier in TIERS}
-        times = split_times(self.table, block_ms, stage.wire, self.settings.HEAD_TIER, self.settings.OMEGA)
+        times = split_times(self.table, block_ms, stage.wire, self.scenario)
         rows = np.arange(stage.blocks.start, stage.blocks.stop)
         weights = stage.weights + self.memory.weights[rows, gamma].sum()
         activations = max(stage.activations, self.memory.activations[rows, gamma].max(initial=0.0))
@@ -114,7 +128,7 @@ class LimitedProblem:
     def longest_client_ms(self, stage: Stage, factor: float, objective_ms: float) -> float:
         """A T_client beyond which a time exceeds `factor` times its limit or the objective reaches `objective_ms`."""
         limits, omega = self.limits, self.settings.OMEGA
-        others = stage.com_ms + stage.server_ms + self.table.link.rtt_ms
+        others = stage.com_ms + stage.server_ms + float(self.rtt_ms[stage.split])
         slowest = max(stage.com_ms, stage.server_ms)
         longest = [math.inf]
         if limits.client_ms is not None:
@@ -160,7 +174,7 @@ class LimitedProblem:
         best, best_ms = None, math.inf
         budget = self.budget(1 + TOLERANCE)
         for value, _, split, wire in sorted(order):
-            if value < best_ms:
+            if value <= best_ms * (1 + TOLERANCE):  # an equal one may have the lower latency
                 stage = self.stage(split, wire)
                 below_ms = self.longest_client_ms(stage, 1 + TOLERANCE, best_ms)
                 found, bound = self.fastest_at(stage, budget, below_ms)
@@ -168,10 +182,14 @@ class LimitedProblem:
                     value = max(value, getattr(self.times(stage, bound), self.objective))
                 else:  # nothing here both fits and is better than what was found before
                     value = best_ms
-                if found is not None and found.fits and getattr(found.solution.times, self.objective) < best_ms:
+                if found is not None and found.fits and (best is None or self._order(found) < self._order(best)):
                     best, best_ms = found, getattr(found.solution.times, self.objective)
             bounds.append(SplitBound(split, wire, value))
         return best, sorted(bounds)
+
+    def _order(self, candidate: Candidate) -> Tuple[Tuple[float, float, float], int]:
+        """What makes one of two that fit the better: as `throughput_optimizer.solve_exact`."""
+        return candidate.solution.times.rank(self.objective), candidate.solution.split
 
     def budget(self, factor: float) -> float:
         """Most bytes whose quotient by the limit is at most `factor`."""
@@ -185,7 +203,7 @@ class LimitedProblem:
 
     def lowest_factors(self, wire: str) -> np.ndarray:
         """At every split [N+1] a bound from below on the worst factor."""
-        factors = self.limits.factors(self.least[wire], self.table.cut_bytes(wire), self.least_bytes)
+        factors = self.limits.factors(self.least[wire], self.sent_bytes[wire], self.least_bytes)
         return np.max([np.zeros(self.table.n_blocks + 1), *factors.values()], axis=0)
 
     def nearest(self) -> Candidate:

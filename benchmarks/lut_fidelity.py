@@ -49,7 +49,7 @@ from tqdm import tqdm
 
 import lut_manager
 from config import Settings
-from costs.cost_model import Configuration, HardwareTable, Roofline, times
+from costs.cost_model import Configuration, HardwareTable, Roofline, Scenario, times
 from hyper_repvgg import HyperRepVGG, create_hyper_repvgg
 from network.gammas import GAMMAS, fused_gamma
 from tier import block_timing, devices
@@ -169,7 +169,7 @@ class Run:
             of_this = [sample for sample in self.whole if sample.gamma == gamma]
             calm = [sample for sample in of_this if only_calm and self.is_calm(sample.turn)] or of_this
             alpha = np.ones((table.n_blocks, 3))  # times do not depend on the values of α
-            found = times(table, Configuration(alpha, gamma, split=0), head_tier='client', omega=0.5)
+            found = times(table, Configuration(alpha, gamma, split=0), Scenario('client', omega=0.5))
             ratios.append(found.T_server_ms / float(np.median([sample.row_ms for sample in calm])))
         within = float(np.mean(np.abs(np.array(ratios) - 1) <= TOLERANCE))
         return Agreement(len(ratios), within, float(np.median(ratios)), min(ratios), max(ratios))

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 from config import Settings
-from costs.cost_model import Configuration, EndCosts, HardwareTable, Link, Roofline, Solution, times
+from costs.cost_model import Configuration, EndCosts, HardwareTable, Link, Roofline, Solution, scenario_of, times
 from gamma_mask_builder import build_gamma_mask, runnable_gammas
 from throughput_optimizer import solve_exact, solve_gradient
 
@@ -79,7 +79,7 @@ def brute_force(table: HardwareTable, settings: Settings) -> float:
     """The smallest T_eff over all (γ, λ), ms."""
     valid = [np.flatnonzero(row) for row in build_gamma_mask(unpruned(table))]
     alpha = np.ones((table.n_blocks, 3))
-    return min(times(table, Configuration(alpha, gamma, split), settings.HEAD_TIER, settings.OMEGA).T_eff_ms
+    return min(times(table, Configuration(alpha, gamma, split), scenario_of(settings)).T_eff_ms
                for gamma in itertools.product(*valid) for split in range(1, table.n_blocks))
 
 

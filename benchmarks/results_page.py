@@ -40,7 +40,7 @@ import numpy as np
 import config
 import lut_manager
 from benchmarks.links import LINKS_MBPS, on_link
-from costs.cost_model import TIERS, Configuration, HardwareTable, Solution, Times, split_times
+from costs.cost_model import TIERS, Configuration, HardwareTable, Solution, Times, scenario_of, split_times
 from network.alpha import surviving_branches, unpruned_alpha
 from pipeline import fingerprints, kinds
 from search import domain_inputs, domain_search, result_assembly, result_file
@@ -144,7 +144,7 @@ def least_T_eff_ms(table: HardwareTable, settings: config.Settings) -> float:
     """A bound for every pruning, whatever its accuracy: each block at the fastest of all γ that it can run at all."""
     fastest = {tier: np.nanmin(table.T_ms[tier], axis=1) for tier in TIERS}
     splits = np.asarray(split_range(table.n_blocks, settings))
-    return min(float(split_times(table, fastest, wire, settings.HEAD_TIER, settings.OMEGA).T_eff_ms[splits].min())
+    return min(float(split_times(table, fastest, wire, scenario_of(settings)).T_eff_ms[splits].min())
                for wire in settings.WIRE_FORMATS)
 
 

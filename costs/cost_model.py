@@ -6,13 +6,28 @@ Everything that speaks of time (optimisers, baselines, scripts, pictures, benchm
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Mapping, Sequence, Tuple, TypeVar
+from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple, TypeVar
 
 import numpy as np
+
+from config import Settings
 
 TIERS = ('client', 'server')
 FLOAT32 = 'float32'
 Value = TypeVar('Value')  # a float, an array or a tensor
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Who runs the head, where the answer is needed, and what T_eff weighs. The tier of the head has the image."""
+    head_tier: str
+    omega: float  # T_eff = ω·T_lat + (1-ω)·T_cyc
+    result_at: str = 'client'  # the tier that needs the answer
+
+
+def scenario_of(settings: Settings) -> Scenario:
+    """The settings' scenario."""
+    return Scenario(settings.HEAD_TIER, settings.OMEGA, settings.RESULT_AT)
 
 
 @dataclass(frozen=True)
@@ -37,6 +52,16 @@ class Roofline:
     def i_knee(self) -> float:
         """I* = P / W, FLOP per byte."""
         return self.peak_gflops / self.bandwidth_gbs
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """How the image travels when the tail tier does everything (λ = 0), measured on images of the data set."""
+    name: str  # of IMAGE_FORMATS
+    quality: Optional[int]  # of a JPEG
+    n_bytes: float  # mean
+    encode_ms: float  # on the tier of the head
+    decode_ms: float  # on the other one
 
 
 @dataclass(frozen=True)
@@ -69,6 +94,7 @@ class HardwareTable:
     roofline: Mapping[str, Roofline]  # by tier
     codec_ms: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)  # by wire format, then tier: [N, 2]
     #                                     encoding and decoding of each block's output; none: taken as free
+    image: Optional[ImageFormat] = None  # how the image travels at split 0; None: as it is, uint8
 
     @property
     def n_blocks(self) -> int:
@@ -76,12 +102,15 @@ class HardwareTable:
         return len(self.block_names)
 
     def cut_bytes(self, wire: str) -> np.ndarray:
-        """Bytes that cross the link at split 0..N: the image, N-1 feature maps, the logits."""
-        return np.concatenate([[self.input_bytes], self.block_bytes[wire][:-1], [self.logits_bytes]]).astype(float)
+        """Bytes of what is cut at split 0..N: the image, N-1 feature maps, the logits."""
+        image = self.input_bytes if self.image is None else self.image.n_bytes
+        return np.concatenate([[image], self.block_bytes[wire][:-1], [self.logits_bytes]]).astype(float)
 
     def cut_codec_ms(self, wire: str, encoder: str, decoder: str) -> Tuple[np.ndarray, np.ndarray]:
-        """Encoding on one tier, decoding on the other at split 0..N, [N+1] each; images and logits go as they are."""
+        """Encoding on one tier, decoding on the other at split 0..N, [N+1] each; logits go as they are."""
         encode, decode = np.zeros((2, self.n_blocks + 1))
+        if self.image is not None:
+            encode[0], decode[0] = self.image.encode_ms, self.image.decode_ms
         if wire in self.codec_ms:
             encode[1:-1] = self.codec_ms[wire][encoder][:-1, 0]
             decode[1:-1] = self.codec_ms[wire][decoder][:-1, 1]
@@ -112,6 +141,11 @@ class Times:
         """Frames a second of a stream whose stages overlap."""
         return 1000 / self.T_cyc_ms
 
+    def rank(self, objective: str = 'T_eff_ms') -> Tuple[float, float, float]:
+        """What is lower is better: the objective (a field), of equal ones T_eff, then T_lat. Rounded, so that sums
+        that differ by rounding alone are equal."""
+        return ranked(getattr(self, objective)), ranked(self.T_eff_ms), ranked(self.T_lat_ms)
+
     def as_dict(self) -> Dict[str, float]:
         """The fields that a result file has."""
         return {**vars(self), 'throughput_fps': self.throughput_fps}
@@ -127,12 +161,40 @@ class SplitTimes:
     T_cyc_ms: np.ndarray
     T_eff_ms: np.ndarray
 
+    def best(self, splits: Sequence[int], objective: str = 'T_eff_ms') -> int:
+        """Of these splits the one whose times rank first (`Times.rank`); of equal ones the smallest."""
+        values = getattr(self, objective)[np.asarray(splits)]
+        lowest = [split for split, ms in zip(splits, values) if ms <= values.min() * (1 + 1e-9)]
+        return min(lowest, key=lambda split: (self.at(split).rank(objective), split))
+
     def at(self, split: int) -> Times:
         """The times of one split."""
         return Times(**{name: float(values[split]) for name, values in vars(self).items()})
 
 
-def combine(T_client: Value, T_com: Value, T_server: Value, rtt_ms: float, omega: float,
+def sent_bytes(table: HardwareTable, wire: str, scenario: Scenario) -> np.ndarray:
+    """Bytes that cross the link at split 0..N, [N+1]. Nothing does at split N where the tier that has the image needs
+    the answer."""
+    n_bytes = table.cut_bytes(wire)
+    if scenario.result_at == scenario.head_tier:
+        n_bytes[-1] = 0
+    return n_bytes
+
+
+def round_trip_ms(table: HardwareTable, scenario: Scenario) -> np.ndarray:
+    """What the link adds to T_lat beside the transfer at split 0..N, ms [N+1]; nothing where it is not used."""
+    rtt_ms = np.full(table.n_blocks + 1, table.link.rtt_ms)
+    if scenario.result_at == scenario.head_tier:
+        rtt_ms[-1] = 0
+    return rtt_ms
+
+
+def ranked(ms: float) -> float:
+    """A time rounded to what its sum is exact to, for comparisons."""
+    return float(f'{ms:.10g}')
+
+
+def combine(T_client: Value, T_com: Value, T_server: Value, rtt_ms: Value, omega: float,
             maximum: Callable[[Value, Value], Value] = np.maximum) -> Tuple[Value, Value, Value]:
     """T_lat, T_cyc and T_eff (ms) of three stages; floats, arrays, or tensors with `maximum=torch.maximum`."""
     T_lat = T_client + T_com + T_server + rtt_ms
@@ -140,11 +202,10 @@ def combine(T_client: Value, T_com: Value, T_server: Value, rtt_ms: float, omega
     return T_lat, T_cyc, omega * T_lat + (1 - omega) * T_cyc
 
 
-def split_times(table: HardwareTable, block_ms: Mapping[str, np.ndarray], wire: str, head_tier: str, omega: float,
-                ) -> SplitTimes:
+def split_times(table: HardwareTable, block_ms: Mapping[str, np.ndarray], wire: str, scenario: Scenario) -> SplitTimes:
     """Times at every split when block k takes block_ms[tier][..., k] ms on a tier ([N], or [M, N] for M configurations
     at once), by prefix sums."""
-    n = table.n_blocks
+    n, head_tier = table.n_blocks, scenario.head_tier
     tail_tier = other_tier(head_tier)
     head, tail = np.zeros((2, *block_ms[head_tier].shape[:-1], n + 1))
     head[..., 1:] = table.stem.T_ms[head_tier] + np.cumsum(block_ms[head_tier], axis=-1)
@@ -154,16 +215,17 @@ def split_times(table: HardwareTable, block_ms: Mapping[str, np.ndarray], wire: 
     encode, decode = table.cut_codec_ms(wire, head_tier, tail_tier)
     head, tail = head + encode, tail + decode
     client, server = (head, tail) if head_tier == 'client' else (tail, head)
-    com = table.link.transfer_ms(table.cut_bytes(wire))
-    return SplitTimes(client, server, com, *combine(client, com, server, table.link.rtt_ms, omega))
+    com = table.link.transfer_ms(sent_bytes(table, wire, scenario))
+    return SplitTimes(client, server, com,
+                      *combine(client, com, server, round_trip_ms(table, scenario), scenario.omega))
 
 
-def times(table: HardwareTable, configuration: Configuration, head_tier: str, omega: float) -> Times:
+def times(table: HardwareTable, configuration: Configuration, scenario: Scenario) -> Times:
     """The times of one configuration. Raises `ValueError` when a block cannot run its γ."""
     block_ms = {tier: gathered(table.T_ms[tier], configuration.gamma) for tier in TIERS}
     if any(np.isnan(values).any() for values in block_ms.values()):
         raise ValueError('the table has no time for a γ of this configuration')
-    return split_times(table, block_ms, configuration.wire, head_tier, omega).at(configuration.split)
+    return split_times(table, block_ms, configuration.wire, scenario).at(configuration.split)
 
 
 def gathered(values: np.ndarray, gamma: Sequence[int]) -> np.ndarray:

@@ -35,7 +35,7 @@ class Inputs:
 
     def fits(self, result: JointResult) -> bool:
         """Do a domain's times follow from this table?"""
-        return summary.fits(result, self.table, self.settings.HEAD_TIER)
+        return summary.fits(result, self.table, self.settings)
 
 
 def load(domains: Sequence[int], lut_file: str, settings: Settings) -> Inputs:

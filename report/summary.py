@@ -7,8 +7,8 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from config import PICKS, UserError
-from costs.cost_model import HardwareTable, times
+from config import PICKS, Settings, UserError
+from costs.cost_model import HardwareTable, scenario_of, times
 from search.result import JointResult
 
 REQUIRED = ('step2', 'all_client', 'all_server')
@@ -44,10 +44,10 @@ def check(result: JointResult, path: str) -> None:
         raise UserError(f'{path}: accuracy {max(accuracies):g} is above 1; accuracies are fractions of 1')
 
 
-def fits(result: JointResult, table: HardwareTable, head_tier: str) -> bool:
+def fits(result: JointResult, table: HardwareTable, settings: Settings) -> bool:
     """Do the result's tier times follow from this table? (The link and ω do not enter them.)"""
     try:
-        found = times(table, result.configuration, head_tier, omega=0.5)
+        found = times(table, result.configuration, scenario_of(settings))
     except ValueError:
         return False
     return all(math.isclose(getattr(found, name), getattr(result.times, name), rel_tol=1e-6, abs_tol=1e-9)

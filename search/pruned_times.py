@@ -7,7 +7,7 @@ from typing import Dict, Optional, Sequence, Tuple
 import numpy as np
 
 from config import Settings
-from costs.cost_model import TIERS, HardwareTable, Solution, split_times
+from costs.cost_model import TIERS, HardwareTable, Solution, scenario_of, split_times
 from costs.limits import limits_of
 from network.alpha import PruningMask, surviving_branches
 from search.candidates import fastest_ms
@@ -68,5 +68,5 @@ def unlimited_T_eff_ms(table: HardwareTable, masks: Sequence[PruningMask], setti
                  for k, choices in enumerate(options)]
         block_ms[tier] = np.stack([np.array(times[k])[index[:, k]] for k in range(len(options))], axis=1)
     splits = np.asarray(split_range(table.n_blocks, settings))
-    return np.min([split_times(table, block_ms, wire, settings.HEAD_TIER, settings.OMEGA)
+    return np.min([split_times(table, block_ms, wire, scenario_of(settings))
                    .T_eff_ms[:, splits].min(axis=1) for wire in settings.WIRE_FORMATS], axis=0)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from config import Settings
-from costs.cost_model import FLOAT32, Configuration, HardwareTable, Solution, Times, times
+from costs.cost_model import FLOAT32, Configuration, HardwareTable, Solution, Times, scenario_of, times
 from costs.goal import Goal
 from costs.limits import NothingFits
 from domain_transforms import domain_name
@@ -45,7 +45,7 @@ def picked(chosen: Configuration, val_accuracy: float, statistics: Optional[np.n
     """Measure a chosen configuration of this validation accuracy, with these BatchNorm statistics (None: the model's
     own), on test images. They are used here, for baselines in `assemble` and nowhere else."""
     correct = correct_with(model, chosen, test, settings, statistics)
-    found = times(table, chosen, settings.HEAD_TIER, settings.OMEGA)
+    found = times(table, chosen, scenario_of(settings))
     return Picked(chosen, val_accuracy, correct / len(test), wilson_interval(correct, len(test)), found,
                   goal.J(found.T_eff_ms, val_accuracy), goal.violation(val_accuracy), statistics)
 

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 import torch.nn as nn
 
+from costs.cost_model import Scenario
+
 BRANCH_NAMES = ('dense', '1x1', 'identity')
 
 # id: (name, what is fused into one operator, one entry a stream)
@@ -177,9 +179,11 @@ class NaiveTimes(NamedTuple):
     T_eff_ms: float
 
 
-def naive_times(table, gamma: Sequence[int], split: int, wire: str, head_tier: str, omega: float) -> NaiveTimes:
-    """Walk through the network piece by piece, putting each on its tier (sections 2 and 5)."""
+def naive_times(table, gamma: Sequence[int], split: int, wire: str, scenario: Scenario) -> NaiveTimes:
+    """Walk through the network piece by piece, putting each on its tier (sections 2 and 5); the image is where the head
+    is, and where the answer is needed there, too, nothing crosses the link."""
     n = len(table.block_names)
+    head_tier, omega = scenario.head_tier, scenario.omega
     tail_tier = 'server' if head_tier == 'client' else 'client'
     spent = {'client': 0.0, 'server': 0.0}
     spent[tail_tier if split == 0 else head_tier] += table.stem.T_ms[tail_tier if split == 0 else head_tier]
@@ -191,26 +195,32 @@ def naive_times(table, gamma: Sequence[int], split: int, wire: str, head_tier: s
     if 1 <= split <= n - 1 and wire in table.codec_ms:  # the output of the last head block is encoded and decoded
         spent[head_tier] += float(table.codec_ms[wire][head_tier][split - 1][0])
         spent[tail_tier] += float(table.codec_ms[wire][tail_tier][split - 1][1])
-    if split == 0:
+    rtt_ms = table.link.rtt_ms
+    if split == 0 and table.image is not None:
+        n_bytes = table.image.n_bytes
+        spent[head_tier] += table.image.encode_ms
+        spent[tail_tier] += table.image.decode_ms
+    elif split == 0:
         n_bytes = table.input_bytes
+    elif split == n and scenario.result_at == head_tier:
+        n_bytes, rtt_ms = 0, 0.0
     elif split == n:
         n_bytes = table.logits_bytes
     else:
         n_bytes = float(table.block_bytes[wire][split - 1])
     com = 8 * n_bytes / (table.link.bandwidth_mbps * 1000)
-    latency = spent['client'] + com + spent['server'] + table.link.rtt_ms
+    latency = spent['client'] + com + spent['server'] + rtt_ms
     cycle = max(spent['client'], com, spent['server'])
     return NaiveTimes(spent['client'], spent['server'], com, latency, cycle, omega * latency + (1 - omega) * cycle)
 
 
-def all_choices(table, surviving: np.ndarray, splits: Sequence[int], wires: Sequence[str], head_tier: str,
-                omega: float):
+def all_choices(table, surviving: np.ndarray, splits: Sequence[int], wires: Sequence[str], scenario: Scenario):
     """Every (γ, λ, wire format) with its times: the brute force that the exact method is held against."""
     per_block = [valid_gammas(row) for row in surviving]
     for gamma in itertools.product(*per_block):
         for split in splits:
             for wire in wires:
-                yield gamma, split, wire, naive_times(table, gamma, split, wire, head_tier, omega)
+                yield gamma, split, wire, naive_times(table, gamma, split, wire, scenario)
 
 
 def naive_roofline_loss_ms(flops: float, n_bytes: float, peak_gflops: float, bandwidth_gbs: float, scale: float,

@@ -14,7 +14,7 @@ from random_cases import OBJECTIVES, WIRE_SIZES, surviving_arrays, tables, whole
 
 import throughput_optimizer as optimizer
 from config import Settings, UserError
-from costs.cost_model import Configuration, Link, Roofline, roofline_loss_ms, times
+from costs.cost_model import Configuration, Link, Roofline, Scenario, roofline_loss_ms, scenario_of, times
 from steps import unpruned
 from throughput_optimizer import solve_exact, solve_gradient
 
@@ -26,7 +26,8 @@ def cases(draw, max_blocks: int = 4):
     surviving = draw(surviving_arrays(table.has_identity))
     low = draw(st.integers(0, table.n_blocks))
     chosen = Settings(HEAD_TIER=draw(st.sampled_from(['client', 'server'])), OMEGA=draw(st.floats(0, 1)),
-                      LAMBDA_MIN=low, LAMBDA_MAX=draw(st.integers(low, table.n_blocks)),
+                      RESULT_AT=draw(st.sampled_from(['client', 'server'])), LAMBDA_MIN=low,
+                      LAMBDA_MAX=draw(st.integers(low, table.n_blocks)),
                       WIRE_FORMATS=draw(st.sampled_from([('float32',), ('float32', 'uint8'), ('uint8',)])))
     return table, surviving, chosen
 
@@ -35,11 +36,11 @@ def brute_force(table, surviving, chosen: Settings, splits=None):
     """Every choice that these settings allow: (γ, λ, wire format, times)."""
     if splits is None:
         splits = range(chosen.LAMBDA_MIN, chosen.LAMBDA_MAX + 1)
-    return oracles.all_choices(table, surviving, splits, chosen.WIRE_FORMATS, chosen.HEAD_TIER, chosen.OMEGA)
+    return oracles.all_choices(table, surviving, splits, chosen.WIRE_FORMATS, scenario_of(chosen))
 
 
 def naive(table, solution, chosen: Settings) -> oracles.NaiveTimes:
-    return oracles.naive_times(table, solution.gamma, solution.split, solution.wire, chosen.HEAD_TIER, chosen.OMEGA)
+    return oracles.naive_times(table, solution.gamma, solution.split, solution.wire, scenario_of(chosen))
 
 
 def assert_same_times(found, expected):
@@ -55,9 +56,8 @@ def test_times_are_those_of_a_walk_through_the_network_piece_by_piece(case, data
     gamma = tuple(data.draw(st.sampled_from(oracles.valid_gammas(row))) for row in surviving)
     wire = data.draw(st.sampled_from(sorted(WIRE_SIZES)))
     for split in range(table.n_blocks + 1):
-        found = times(table, Configuration(np.ones((table.n_blocks, 3)), gamma, split, wire), chosen.HEAD_TIER,
-                      chosen.OMEGA)
-        expected = oracles.naive_times(table, gamma, split, wire, chosen.HEAD_TIER, chosen.OMEGA)
+        found = times(table, Configuration(np.ones((table.n_blocks, 3)), gamma, split, wire), scenario_of(chosen))
+        expected = oracles.naive_times(table, gamma, split, wire, scenario_of(chosen))
         assert_same_times(found, expected)
         assert set(found.as_dict()) == {*expected._asdict(), 'throughput_fps'}
         if expected.T_cyc_ms > 0:
@@ -69,13 +69,15 @@ def test_at_the_ends_one_tier_does_nothing_and_the_stem_and_classifier_run_once(
     tail_tier = 'server' if head_tier == 'client' else 'client'
     gamma = tuple(13 if has else 4 for has in table.has_identity)
     for split, busy in ((0, tail_tier), (table.n_blocks, head_tier)):
-        found = times(table, Configuration(np.ones((table.n_blocks, 3)), gamma, split), head_tier, 0.5)
+        found = times(table, Configuration(np.ones((table.n_blocks, 3)), gamma, split), Scenario(head_tier, 0.5))
         by_tier = {'client': found.T_client_ms, 'server': found.T_server_ms}
-        whole = table.stem.T_ms[busy] + table.classifier.T_ms[busy] + sum(
+        codec = (0, 0) if split or table.image is None else (table.image.encode_ms, table.image.decode_ms)
+        whole = codec[1] + table.stem.T_ms[busy] + table.classifier.T_ms[busy] + sum(
             table.T_ms[busy][k][g] for k, g in enumerate(gamma))
         assert by_tier.pop(busy) == pytest.approx(whole)
-        assert list(by_tier.values()) == [0]
-        sent = table.input_bytes if split == 0 else table.logits_bytes
+        assert list(by_tier.values()) == [codec[0]]
+        image_bytes = table.input_bytes if table.image is None else table.image.n_bytes
+        sent = image_bytes if split == 0 else table.logits_bytes if head_tier == 'server' else 0
         assert found.T_com_ms == pytest.approx(sent * 8 / (table.link.bandwidth_mbps * 1e3))
 
 
@@ -89,7 +91,7 @@ def test_a_gamma_without_a_time_is_refused(table):
     gamma = [4] * table.n_blocks
     gamma[int(np.argmin(table.has_identity))] = 13
     with pytest.raises(ValueError, match='no time'):
-        times(table, Configuration(np.ones((table.n_blocks, 3)), tuple(gamma), 0), 'client', 0.5)
+        times(table, Configuration(np.ones((table.n_blocks, 3)), tuple(gamma), 0), Scenario('client', 0.5))
 
 
 # --- the exact method -------------------------------------------------------------------------------------
@@ -113,7 +115,7 @@ def test_for_every_split_the_fastest_gammas_are_the_best_of_all(case):
     wire = chosen.WIRE_FORMATS[0]
     at_splits = optimizer.times_with_fastest(table, surviving, wire, chosen)
     for split in range(table.n_blocks + 1):
-        choices = list(oracles.all_choices(table, surviving, [split], [wire], chosen.HEAD_TIER, chosen.OMEGA))
+        choices = list(oracles.all_choices(table, surviving, [split], [wire], scenario_of(chosen)))
         for objective in OBJECTIVES:
             best = min(getattr(choice[3], objective) for choice in choices)
             assert getattr(at_splits.at(split), objective) == pytest.approx(best, rel=1e-12, abs=1e-12)
@@ -166,13 +168,12 @@ def test_baselines_are_the_best_that_each_allows(case):
     for tier in ('client', 'server'):
         baseline = found[f'all_{tier}']
         assert baseline.split == (table.n_blocks if chosen.HEAD_TIER == tier else 0)
-        assert getattr(baseline.times, 'T_server_ms' if tier == 'client' else 'T_client_ms') == 0
         best = min(choice[3].T_eff_ms for choice in brute_force(table, surviving, chosen, [baseline.split]))
         assert baseline.times.T_eff_ms == pytest.approx(best, rel=1e-12, abs=1e-12)
     unfused = found['unfused']
     for g, row in zip(unfused.gamma, surviving):
         assert g in oracles.valid_gammas(row) and len(oracles.GAMMA_TABLE[g][1]) == sum(row)
-    best = min(oracles.naive_times(table, unfused.gamma, split, wire, chosen.HEAD_TIER, chosen.OMEGA).T_eff_ms
+    best = min(oracles.naive_times(table, unfused.gamma, split, wire, scenario_of(chosen)).T_eff_ms
                for wire in chosen.WIRE_FORMATS for split in range(chosen.LAMBDA_MIN, chosen.LAMBDA_MAX + 1))
     assert unfused.times.T_eff_ms == pytest.approx(best, rel=1e-12, abs=1e-12)
     assert_same_times(unfused.times, naive(table, unfused, chosen))
@@ -216,7 +217,7 @@ def test_at_a_hard_choice_the_soft_objective_is_T_eff_plus_the_roofline_loss(cas
     costs = optimizer.SoftCosts(table, valid, wire, chosen)
     soft = float(costs.enhanced_T_eff_ms(logits, torch.tensor(split - 0.5, dtype=torch.float64)))
 
-    hard = oracles.naive_times(table, gamma, split, wire, chosen.HEAD_TIER, chosen.OMEGA)
+    hard = oracles.naive_times(table, gamma, split, wire, scenario_of(chosen))
     stage = {'client': hard.T_client_ms, 'server': hard.T_server_ms}
     for tier in stage:
         runs = [k for k in range(table.n_blocks) if (k < split) == (tier == chosen.HEAD_TIER)]
@@ -247,7 +248,7 @@ def test_between_two_cuts_the_transfer_time_is_between_theirs(case, data):
     wire = chosen.WIRE_FORMATS[0]
     costs = optimizer.SoftCosts(table, valid, wire, chosen)
     exact = [oracles.naive_times(table, [oracles.valid_gammas(row)[0] for row in surviving], split, wire,
-                                 chosen.HEAD_TIER, 0.5).T_com_ms for split in range(table.n_blocks + 1)]
+                                 scenario_of(chosen)).T_com_ms for split in range(table.n_blocks + 1)]
     for split, (here, there) in enumerate(zip(exact, exact[1:])):
         part = data.draw(st.floats(0, 1))
         found = float(costs.between_cuts(costs.com_ms, torch.tensor(split - 0.5 + part, dtype=torch.float64)))
@@ -322,8 +323,36 @@ def test_step_2_reports_the_certificate_every_split_and_the_baselines(head_tier)
     assert min(entry['T_eff_ms'] for entry in result['per_split'][2:8]) == pytest.approx(exact['T_eff_ms'])
     for entry in [exact, result['gradient'], *result['baselines'].values()]:
         gamma = [entry['gamma'][name] for name in table.block_names]
-        expected = oracles.naive_times(table, gamma, entry['lambda'], 'float32', head_tier, chosen.OMEGA)
+        expected = oracles.naive_times(table, gamma, entry['lambda'], 'float32', scenario_of(chosen))
         for name, value in expected._asdict().items():
             assert entry[name] == pytest.approx(value)
         assert all(g in oracles.valid_gammas(row) for g, row in zip(gamma, surviving))
     assert unpruned.summary(result).count('\n') == 8 - 1
+
+
+# --- where the answer is needed -----------------------------------------------------------------------------
+
+def test_the_client_alone_is_charged_no_link_where_it_needs_the_answer():
+    chosen = Settings(RTT_MS=50)
+    table = whole_table(chosen)
+    surviving = np.array([[True, True, has] for has in table.has_identity])
+    alone = optimizer.baselines(table, surviving, chosen)['all_client'].times
+    assert alone.T_com_ms == 0 and alone.T_lat_ms == pytest.approx(alone.T_client_ms)
+    at_server = dataclasses.replace(chosen, RESULT_AT='server')
+    elsewhere = optimizer.baselines(table, surviving, at_server)['all_client'].times
+    assert elsewhere.T_lat_ms == pytest.approx(alone.T_client_ms + 8 * 40 / 100e3 + 50)
+
+
+# --- ties -----------------------------------------------------------------------------------------------------
+
+@given(cases(), st.sampled_from(OBJECTIVES))
+@settings(max_examples=150)
+def test_of_equally_good_choices_the_one_of_lower_T_eff_then_latency_then_split_is_taken(case, objective):
+    table, surviving, chosen = case
+    found = solve_exact(table, surviving, chosen, objective=objective)
+
+    def rounded(times) -> tuple:
+        return tuple(float(f'{getattr(times, name):.9g}') for name in (objective, 'T_eff_ms', 'T_lat_ms'))
+
+    first = min((*rounded(times), split) for _, split, _, times in brute_force(table, surviving, chosen))
+    assert (*rounded(found.times), found.split) == pytest.approx(first, rel=1e-8)

@@ -24,6 +24,7 @@ import step2_initial_throughput_opt
 from config import Settings, UserError
 from costs import knapsack
 from costs import limits as limits_module
+from costs.cost_model import scenario_of
 from costs.limits import MB, Limits, NothingFits
 from costs.memory import MemoryTable, UnitMemory, activation_bytes, classifier_memory, memory_table, weight_bytes
 from gamma_configurator import build_plan
@@ -96,14 +97,16 @@ def cases(draw) -> Case:
     memory = MemoryTable(sizes(n, 14), sizes(n, 14), UnitMemory(*sizes(2)), UnitMemory(*sizes(2)))
     low = draw(st.integers(0, n))
     settings = Settings(HEAD_TIER=draw(st.sampled_from(['client', 'server'])), LAMBDA_MIN=low,
+                        RESULT_AT=draw(st.sampled_from(['client', 'server'])),
                         LAMBDA_MAX=draw(st.integers(low, n)), OMEGA=draw(st.sampled_from([0.0, 0.3, 0.5, 1.0])),
                         WIRE_FORMATS=draw(st.sampled_from([('float32',), tuple(table.block_bytes)])))
     splits = range(low, settings.LAMBDA_MAX + 1)
     choices = []
     for gamma, split, wire, times in all_choices(table, surviving, splits, settings.WIRE_FORMATS,
-                                                 settings.HEAD_TIER, settings.OMEGA):
-        n_bytes = (table.input_bytes if split == 0 else table.logits_bytes if split == n else
-                   table.block_bytes[wire][split - 1])
+                                                 scenario_of(settings)):
+        image_bytes = table.input_bytes if table.image is None else table.image.n_bytes
+        logits_bytes = 0 if settings.RESULT_AT == settings.HEAD_TIER else table.logits_bytes
+        n_bytes = (image_bytes if split == 0 else logits_bytes if split == n else table.block_bytes[wire][split - 1])
         choices.append((split, wire, times, naive_memory(memory, gamma, split, n, settings.HEAD_TIER), n_bytes))
 
     def limit(need) -> object:

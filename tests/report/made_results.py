@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 
 import lut_manager
-from costs.cost_model import TIERS, Configuration, Roofline, times
+from costs.cost_model import TIERS, Configuration, Roofline, Scenario, times
 from gamma_mask_builder import build_gamma_mask, runnable_gammas
 from lut_manager import TierCosts
 from network.alpha import surviving_branches, unpruned_alpha
@@ -78,4 +78,4 @@ def random_configuration(table, rng, split, wire):
 def configured(result, table, configuration, head_tier, omega=0.5):
     """The result with another configuration and the times that follow."""
     return dataclasses.replace(result, configuration=configuration,
-                               times=times(table, configuration, head_tier, omega))
+                               times=times(table, configuration, Scenario(head_tier, omega)))

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import dataclasses
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ import config
 import lut_manager
 import step5_visualize_results as step5
 from config import UserError
-from costs.cost_model import times
+from costs.cost_model import scenario_of, times
 from pipeline import kinds, writing
 from report import pictures
 from report import summary as result_summary
@@ -207,5 +208,6 @@ def test_change_is_zero_for_the_unpruned_network(finished):
     result = result_file.load(0, table, settings)
     same = result_summary.change(result, 'step2')
     assert same.T_eff_change == 0 and same.throughput_change == 0
-    assert result_summary.fits(result, table, 'client') and not result_summary.fits(result, table, 'server')
-    assert times(table, result.configuration, 'client', settings.OMEGA) == result.times
+    assert result_summary.fits(result, table, settings) and not result_summary.fits(
+        result, table, dataclasses.replace(settings, HEAD_TIER='server'))
+    assert times(table, result.configuration, scenario_of(settings)) == result.times

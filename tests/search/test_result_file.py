@@ -24,7 +24,7 @@ import create_noniid_partition
 import lut_manager
 import step_3_joint
 from config import UserError
-from costs.cost_model import Configuration, HardwareTable
+from costs.cost_model import Configuration, HardwareTable, scenario_of
 from domains.image_sets import ImageSet, wilson_interval
 from hyper_repvgg import create_hyper_repvgg
 from network.alpha import surviving_branches, unpruned_alpha
@@ -127,8 +127,7 @@ def test_gamma_is_valid_and_the_times_are_those_of_section_5(workspace):
     gamma = list(content['gamma'].values())
     for g, row in zip(gamma, alpha_in(workspace)):
         assert g in oracles.valid_gammas(np.nan_to_num(row) != 0)
-    expected = oracles.naive_times(workspace.table, gamma, content['lambda'], content['wire'], settings.HEAD_TIER,
-                                   settings.OMEGA)
+    expected = oracles.naive_times(workspace.table, gamma, content['lambda'], content['wire'], scenario_of(settings))
     for name, value in expected._asdict().items():
         assert content[name] == pytest.approx(value, rel=1e-12)
     assert content['throughput_fps'] == pytest.approx(1000 / expected.T_cyc_ms)
