@@ -45,7 +45,7 @@ class DomainDataset(Dataset):
 
 
 def load_domain(settings: Settings, domain_id: int, subset: str) -> ImageSet:
-    """Corrupted images of one subset ('train', 'val' or 'test') of a domain.
+    """Corrupted images of one subset (of partition.SUBSETS) of a domain.
 
     Raises `UserError` for a domain that does not exist, missing data, or a partition that does not fit.
     """

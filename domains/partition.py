@@ -1,9 +1,10 @@
 """Which image belongs to which subset of which domain, and the file that records it.
 
-The images are divided once into three pools: an image that is training data anywhere is never validation
-or test data anywhere. Every domain then draws from each pool, without replacement, by a label distribution
-of its own, the same one for its three subsets. Two domains may hold the same image (under different
-corruptions), but only ever in the same subset.
+The images are divided once into four pools: an image that is training data anywhere is never validation, calibration
+or test data anywhere. Every domain then draws from each pool, without replacement, by a label distribution of its own,
+the same one for its four subsets. Two domains may hold the same image (under different corruptions), but only ever in
+the same subset. Training images fit α, validation images decide, calibration images confirm the answer, test images
+report.
 """
 from __future__ import annotations
 
@@ -22,8 +23,9 @@ from domain_transforms import domain_name
 from domains.image_sources import ImageSource
 from pipeline import documents, fingerprints, writing
 
-SUBSETS = ('train', 'val', 'test')
-SHAPING = ('SEED', 'DATASET', 'NUM_DOMAINS', 'TRAIN_FRACTION', 'VAL_FRACTION', 'DIRICHLET_BETA', 'IMAGES_PER_SUBSET')
+SUBSETS = ('train', 'val', 'calibration', 'test')
+SHAPING = ('SEED', 'DATASET', 'NUM_DOMAINS', 'TRAIN_FRACTION', 'VAL_FRACTION', 'CAL_FRACTION', 'DIRICHLET_BETA',
+           'IMAGES_PER_SUBSET')
 BLOCKS_FROM = 10  # classes a domain: from here on, domains get blocks of classes instead of a skew over all
 RARE = 10  # images of a pool: a class with fewer does not limit the size of a domain
 NAMES_SHOWN = 20  # unreadable images named in the warning
@@ -46,9 +48,9 @@ def make_partition(source: ImageSource, settings: Settings) -> Partition:
 
     Raises `UserError` when a pool, or a subset of a domain, would be empty.
     """
-    if settings.TRAIN_FRACTION + settings.VAL_FRACTION >= 1:
-        raise UserError(f'TRAIN_FRACTION {settings.TRAIN_FRACTION:g} and VAL_FRACTION {settings.VAL_FRACTION:g} leave '
-                        'nothing to test on; their sum must be below 1')
+    if test_fraction(settings) <= 0:
+        raise UserError(f'TRAIN_FRACTION {settings.TRAIN_FRACTION:g}, VAL_FRACTION {settings.VAL_FRACTION:g} and '
+                        f'CAL_FRACTION {settings.CAL_FRACTION:g} leave nothing to test on; their sum must be below 1')
     readable, skipped = find_readable(source, settings.NUM_WORKERS)
     pools = subset_pools(source.labels, readable, settings)
     shares = label_shares(np.bincount(source.labels[readable], minlength=len(source.class_names)), settings)
@@ -96,21 +98,38 @@ class _Decodes:
         return self.source.decodes(index)
 
 
+def test_fraction(settings: Settings) -> float:
+    """What the other three fractions leave."""
+    rest = 1 - settings.TRAIN_FRACTION - settings.VAL_FRACTION - settings.CAL_FRACTION
+    return rest if rest > 1e-9 else 0.0  # 1 - 0.5 - 0.25 - 0.25 need not be 0 in floating point
+
+
 def subset_pools(labels: np.ndarray, readable: Indices, settings: Settings) -> Dict[str, Indices]:
-    """Divide the images by the fractions, stratified: within a class every pool is within an image of its share."""
+    """Divide the images by the fractions, stratified: within a class every pool is within two images of its share. The
+    training pool depends on SEED and TRAIN_FRACTION alone, so weights stay valid when the others change."""
     rng = np.random.default_rng([settings.SEED, 0])
     shuffled = rng.permutation(readable)
     ordered = shuffled[np.argsort(labels[shuffled], kind='stable')]  # by class, random within one
-    fractions = np.array([settings.TRAIN_FRACTION, settings.VAL_FRACTION,
-                          1 - settings.TRAIN_FRACTION - settings.VAL_FRACTION])
-    taken, owner = np.zeros(3), np.empty(len(ordered), dtype=np.int64)
-    for position in range(len(ordered)):  # the next image goes to the pool that is furthest behind its share
-        owner[position] = np.argmax(fractions * (position + 1) - taken)
-        taken[owner[position]] += 1
-    for subset, count in zip(SUBSETS, taken):
-        if not count:
+    half = (1 - settings.TRAIN_FRACTION) / 2  # held-out images are dealt in two halves: the shipped weights' pool was
+    held_out = ordered[deal(len(ordered), [settings.TRAIN_FRACTION, half, half]) > 0]
+    owner = deal(len(held_out), [settings.VAL_FRACTION, settings.CAL_FRACTION, test_fraction(settings)])
+    pools = {'train': np.setdiff1d(ordered, held_out)}
+    pools.update({subset: np.sort(held_out[owner == number]) for number, subset in enumerate(SUBSETS[1:])})
+    for subset, pool in pools.items():
+        if not len(pool):
             raise UserError(f'{len(readable)} images are too few: the {subset} subset would be empty')
-    return {subset: np.sort(ordered[owner == number]) for number, subset in enumerate(SUBSETS)}
+    return pools
+
+
+def deal(count: int, fractions: Sequence[float]) -> np.ndarray:
+    """To which share, int64 [count], each of `count` things in a row goes: the next one goes to the share that is
+    furthest behind its fraction of the sum."""
+    wanted = np.array(fractions) / sum(fractions)
+    taken, owner = np.zeros(len(wanted)), np.empty(count, dtype=np.int64)
+    for position in range(count):
+        owner[position] = np.argmax(wanted * (position + 1) - taken)
+        taken[owner[position]] += 1
+    return owner
 
 
 def label_shares(class_counts: np.ndarray, settings: Settings) -> np.ndarray:
@@ -192,8 +211,8 @@ def load_partition(source: ImageSource, settings: Settings) -> Partition:
         return partition
     document = documents.read(path, command_for(settings))
     recorded = document.get('metadata.config', dict)
-    differ = [f'{name}={recorded.get(name)!r} (now {getattr(settings, name)!r})' for name in SHAPING
-              if recorded.get(name) != getattr(settings, name)]
+    differ = [(f'{name}={recorded[name]!r}' if name in recorded else f'no {name}') + f' (now {now!r})'
+              for name, now in settings.group('data').items() if name in SHAPING and recorded.get(name) != now]
     if differ:
         raise document.refuse(f'was made with {", ".join(differ)}')
     if document.get('dataset.identity', str) != source.identity:

@@ -18,12 +18,12 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tupl
 import domain_dataset
 from config import ROOT, Settings, setting
 from domains.image_sets import ImageSet
+from domains.partition import SUBSETS
 from engines.jobs import Job, Outcome, attempt
 from engines.processes import Lines
 from pipeline import kinds, writing
 
 SCAN_S = 1.0  # how often a job's folder is searched for files that it has written
-SUBSETS = ('train', 'val', 'test')
 MOVED = ('WEIGHT_PATH_SERVER', 'DEVICE_PROFILE')  # settings that name files
 BESIDE = '_batchnorm.npz'  # a result's BatchNorm statistics lie beside its JSON file and have its name with this end
 NOT_FOR_JOBS = ('benchmarks', 'tests')  # folders of modules that no job imports

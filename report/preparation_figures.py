@@ -25,8 +25,8 @@ def partition(counts: Mapping[str, np.ndarray], class_names: Sequence[str], doma
     n_domains, n_classes = share.shape
     wide = 5.0 + 0.6 * min(max(n_classes, 6), MOST_NUMBERED)
     rows = [f'{index}  {plain(name)}' for index, name in enumerate(domains)]
-    figure, (left, right) = subplots(1, 2, size=(wide + 5.5, 3.8 + 0.42 * n_domains), sharey=True,
-                                     gridspec_kw={'width_ratios': [wide, 2.6]})
+    figure, (left, right) = subplots(1, 2, size=(wide + 2.7 + 0.95 * len(counts), 3.8 + 0.42 * n_domains), sharey=True,
+                                     gridspec_kw={'width_ratios': [wide, 0.95 * len(counts)]})
     columns = [plain(name, 20) for name in class_names]
     numbered = n_classes <= MOST_NUMBERED
     draw_heatmap(left, share, rows, columns, '% of images', 'cividis', (0, None),

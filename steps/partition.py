@@ -40,8 +40,8 @@ def print_table(partition: Partition, source: ImageSource, counts: np.ndarray) -
     """How many images there are, and what each domain got. `counts`: images [domains, classes]."""
     print(f'{len(source)} images, {len(source.class_names)} classes: ' + ', '.join(
         f'{len(partition.pools[subset])} {subset}' for subset in SUBSETS) + f'; {len(partition.skipped)} skipped')
-    print('domain    ' + ''.join(f'{subset:>7}' for subset in SUBSETS) + '  commonest class')
+    print('domain    ' + ''.join(f'{subset:>{len(subset) + 4}}' for subset in SUBSETS) + '  commonest class')
     for domain, (subsets, row) in enumerate(zip(partition.domains, counts)):
         top = row.argmax()
-        print(f'{domain:<10}' + ''.join(f'{len(subsets[subset]):>7}' for subset in SUBSETS)
+        print(f'{domain:<10}' + ''.join(f'{len(subsets[subset]):>{len(subset) + 4}}' for subset in SUBSETS)
               + f'  {source.class_names[top]} ({row[top] / row.sum():.0%})')

@@ -1,6 +1,8 @@
 """Claims about the data: fixed pixels, disjoint pools, real label skew, and one clear line for whatever is wrong."""
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import os
 import random
@@ -31,6 +33,9 @@ from domains.partition import (
     subset_pools,
 )
 from network.inputs import normalise, predict
+
+
+TRAINED_ON = '1adde9e4895b772bcb6fcf1c126f74a251b0e8a5583f90a44e5577cb3de5699c'  # the 2,500 images, int64
 
 
 def settings_with(tmp_path, **overrides) -> config.Settings:
@@ -131,11 +136,11 @@ def test_fewer_domains_refuse_the_others(tmp_path):
 # --- the partition --------------------------------------------------------------------------------
 
 @hypothesis_settings(deadline=None, max_examples=40)
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=40).filter(lambda counts: sum(counts) >= 8),
-       st.sampled_from([(0.5, 0.25), (0.8, 0.1), (0.34, 0.33)]), st.integers(0, 5))
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=40).filter(lambda counts: sum(counts) >= 20),
+       st.sampled_from([(0.5, 0.2, 0.15), (0.7, 0.1, 0.1), (0.25, 0.25, 0.25)]), st.integers(0, 5))
 def test_pools_are_disjoint_complete_and_stratified(class_counts, fractions, seed):
     labels = np.repeat(np.arange(len(class_counts)), class_counts)
-    settings = config.Settings(TRAIN_FRACTION=fractions[0], VAL_FRACTION=fractions[1], SEED=seed)
+    settings = config.Settings(**dict(zip(('TRAIN_FRACTION', 'VAL_FRACTION', 'CAL_FRACTION'), fractions)), SEED=seed)
     pools = subset_pools(labels, np.arange(len(labels)), settings)
     assert sorted(np.concatenate(list(pools.values()))) == list(range(len(labels)))
     for subset, fraction in zip(SUBSETS, (*fractions, 1 - sum(fractions))):
@@ -163,13 +168,26 @@ def test_splits_of_all_domains_are_disjoint_and_the_label_skew_is_real(tmp_path)
     source = open_source(settings)
     partition = make_partition(source, settings)
     union = {subset: set(np.concatenate([domain[subset] for domain in partition.domains])) for subset in SUBSETS}
-    assert not (union['train'] & union['val'] or union['train'] & union['test'] or union['val'] & union['test'])
+    assert not any(union[one] & union[other] for one, other in itertools.combinations(SUBSETS, 2))
     shares = np.array([[np.bincount(source.labels[domain[subset]], minlength=10) / len(domain[subset])
                         for subset in SUBSETS] for domain in partition.domains])  # (domains, subsets, classes)
-    assert np.abs(shares[:, :1] - shares).max() < 0.01  # one distribution for the three subsets of a domain
+    assert np.abs(shares[:, :1] - shares).max() < 0.01  # one distribution for the four subsets of a domain
     distance = np.abs(shares[:, None, 0] - shares[None, :, 0]).sum(axis=2) / 2  # total variation between domains
     assert distance[~np.eye(10, dtype=bool)].min() > 0.1
     assert make_partition(source, settings).domains[3]['val'].tolist() == partition.domains[3]['val'].tolist()
+
+
+def test_the_training_pool_does_not_depend_on_how_the_others_are_divided():
+    labels = np.repeat(np.arange(7), 61)
+    pools = [subset_pools(labels, np.arange(len(labels)), config.Settings(VAL_FRACTION=val, CAL_FRACTION=cal))
+             for val, cal in ((0.2, 0.15), (0.1, 0.3), (0.25, 0.05))]
+    assert all(np.array_equal(pools[0]['train'], other['train']) for other in pools[1:])
+
+
+def test_the_shipped_weights_training_images_are_still_the_training_pool():
+    labels = open_source(config.Settings(DATA_PATH=os.path.join(config.ROOT, 'data'))).labels
+    train = subset_pools(labels, np.arange(len(labels)), config.Settings())['train']
+    assert hashlib.sha256(train.astype('<i8').tobytes()).hexdigest() == TRAINED_ON
 
 
 def test_many_classes_are_dealt_out_in_blocks():
@@ -238,6 +256,13 @@ def test_a_partition_of_other_images_or_settings_is_refused(tmp_path):
     load_clean(settings_with(tmp_path, IMAGES_PER_SUBSET=50), 'val')
     with pytest.raises(UserError, match='IMAGES_PER_SUBSET=50 .now 60'):
         load_domain(settings_with(tmp_path, IMAGES_PER_SUBSET=60), 0, 'val')
+    path = tmp_path / 'partition_info.json'
+    content = json.loads(path.read_text(encoding='utf-8'))
+    del content['metadata']['config']['CAL_FRACTION']  # as in files of earlier versions, which had three subsets
+    older = tmp_path / 'older.json'
+    older.write_text(json.dumps(content), encoding='utf-8')
+    with pytest.raises(UserError, match='no CAL_FRACTION .now 0.15.; make it again with `python create_noniid_part'):
+        load_domain(settings_with(tmp_path, IMAGES_PER_SUBSET=50, PARTITION_FILE=str(older)), 0, 'val')
     os.makedirs(tmp_path / 'other')
     with np.load(os.path.join(config.ROOT, 'data', 'mnist5k.npz')) as arrays:
         np.savez_compressed(tmp_path / 'other' / 'mnist5k.npz', images=arrays['images'][::-1], labels=arrays['labels'])
@@ -310,7 +335,7 @@ def _all_broken(images):
     (_no_folder, 'no such folder'), (lambda images: None, 'no class folders'), (_empty_class, 'class1b.*no images'),
     (_split_folders, 'instead of class folders'), (_all_broken, 'none of the 4 images'),
     (lambda images: folder_of(images, classes=11, each=1), 'has 11 classes.*NUM_CLASSES=10'),
-    (lambda images: folder_of(images, classes=1, each=2), 'test subset would be empty'),
+    (lambda images: folder_of(images, classes=1, each=2), 'calibration subset would be empty'),
 ])
 def test_an_unusable_folder_is_refused_in_one_clear_line(prepare, says, tmp_path):
     (tmp_path / 'images').mkdir()
@@ -339,13 +364,15 @@ def test_a_torchvision_dataset_is_found_whatever_its_case(tmp_path):
 @pytest.mark.parametrize('size', [16, 32, 48])
 def test_the_digits_come_in_any_size(size, tmp_path):
     images = load_clean(settings_with(tmp_path, INPUT_SIZE=size), 'val').images
-    assert images.shape == (1250, 3, size, size)
+    assert images.shape == (1000, 3, size, size)
     assert torch.equal(images[:, 0], images[:, 2]) and 20 < float(images.float().mean()) < 35
 
 
-def test_fractions_that_leave_no_test_data_are_refused(tmp_path):
+@pytest.mark.parametrize('fractions', [(0.8, 0.1, 0.1), (0.7, 0.2, 0.1), (0.4, 0.3, 0.3), (0.9, 0.5, 0.5)])
+def test_fractions_that_leave_no_test_data_are_refused(fractions, tmp_path):
     with pytest.raises(UserError, match='leave nothing to test on'):
-        load_clean(settings_with(tmp_path, TRAIN_FRACTION=0.8, VAL_FRACTION=0.2), 'train')
+        load_clean(settings_with(tmp_path, **dict(zip(('TRAIN_FRACTION', 'VAL_FRACTION', 'CAL_FRACTION'), fractions))),
+                   'train')
 
 
 # --- the base model -------------------------------------------------------------------------------

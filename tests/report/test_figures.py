@@ -16,6 +16,7 @@ import config
 import lut_manager
 from costs.cost_model import TIERS, SplitTimes, other_tier
 from costs.importance import importance_of, model_branch_flops, ranking
+from domains.partition import SUBSETS
 from network.alpha import unpruned_alpha
 from network.gammas import GAMMAS
 from report import cost_figures, frontier_figures, preparation_figures, result_figures, style, summary
@@ -258,7 +259,7 @@ def test_the_importance_picture_shows_the_mean_and_how_far_domains_are_apart(mad
 def test_names_of_classes_and_domains_do_not_break_a_picture(n_classes, n_domains):
     rng = np.random.default_rng(0)
     names = [NAMES[k % len(NAMES)] for k in range(n_classes)]
-    counts = {subset: rng.integers(0, 50, (n_domains, n_classes)) for subset in ('train', 'val', 'test')}
+    counts = {subset: rng.integers(0, 50, (n_domains, n_classes)) for subset in SUBSETS}
     figure = drawn(preparation_figures.partition(counts, names, [NAMES[k % 10] for k in range(n_domains)], NAMES[0]))
     share = figure.axes[0].images[0].get_array()
     assert np.allclose(share.sum(axis=1), 100)

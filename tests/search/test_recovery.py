@@ -310,7 +310,7 @@ def test_a_network_goes_over_the_wire_with_the_lowest_J_and_the_accuracy_that_th
 
 def recalibrating_problem(**changes):
     """A problem in which some networks are better with re-estimated statistics and some without."""
-    return problem_of(dataclasses.replace(SETTINGS, EPSILON=0.1, **changes), domain=9)
+    return problem_of(dataclasses.replace(SETTINGS, EPSILON=0.1, **changes), domain=6)
 
 
 def accuracies_with_and_without(problem, network: EvaluatedNetwork) -> Tuple[float, float]:

@@ -33,7 +33,7 @@ from search import domain_inputs, result_file, state_file
 from search.result import AccuracyReport, JointResult
 from throughput_optimizer import solve_exact
 
-DOMAIN = 9
+DOMAIN = 3
 
 
 class Workspace(NamedTuple):
