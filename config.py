@@ -152,7 +152,7 @@ class Settings:
     THROUGHPUT_OPTIM_LR: float = setting(0.01, 'gradient', above_0)
 
     # --- step 3: α, γ and λ together -----------------------------------------------------------
-    EPSILON: float = setting(0.02, 'joint', fraction)  # allowed loss of accuracy, fraction of 1
+    EPSILON: float = setting(0.02, 'accuracy', fraction)  # allowed loss of accuracy, fraction of 1
     KAPPA: float = setting(100.0, 'joint', at_least_0)  # price of violating it
     MU: float = setting(1.0, 'joint', at_least_0)  # reward of accuracy
     MAX_PRUNING_ROUNDS: int = setting(30, 'joint', at_least_0)  # accepted changes at most

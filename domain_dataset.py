@@ -57,10 +57,14 @@ def load_domain(settings: Settings, domain_id: int, subset: str) -> ImageSet:
     return _read_all(dataset, settings, f'domain {domain_id} ({domain_name(domain_id)}), {subset}')
 
 
-def load_clean(settings: Settings, subset: str) -> ImageSet:
-    """All images of a subset, of all domains together and uncorrupted: what the base model is trained on."""
+def load_clean(settings: Settings, subset: str, at_most: Optional[int] = None) -> ImageSet:
+    """All images of a subset, of all domains together and uncorrupted: what the base model is trained on. `at_most`:
+    that many of them, evenly spaced."""
     source, partition = _open(settings, subset)
-    return _read_all(DomainDataset(source, partition.pools[subset], None, settings.SEED), settings, f'clean, {subset}')
+    pool = partition.pools[subset]
+    if at_most is not None and at_most < len(pool):
+        pool = pool[np.linspace(0, len(pool) - 1, at_most).astype(int)]
+    return _read_all(DomainDataset(source, pool, None, settings.SEED), settings, f'clean, {subset}')
 
 
 def _open(settings: Settings, subset: str):

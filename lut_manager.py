@@ -6,7 +6,7 @@ One tier's costs are a `TierCosts`; two of them and the link make a `cost_model.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -173,9 +173,11 @@ def roofline_from_json(document: Document, field: str) -> Roofline:
 # --- the complete table ---------------------------------------------------------------------------
 
 def merge(server: TierCosts, client: TierCosts, settings: Settings, link: Optional[Link] = None,
-          wire: Optional[WireCosts] = None) -> HardwareTable:
-    """Two tiers, a link (None: the settings') and the wire formats' costs (None: sizes by formula where they do not
-    depend on values, encoding taken as free) make the complete table."""
+          wire: Optional[WireCosts] = None, image_codec_ms: Optional[Mapping[str, Tuple[float, float]]] = None,
+          ) -> HardwareTable:
+    """Two tiers, a link (None: the settings'), the wire formats' costs (None: sizes by formula where they do not
+    depend on values, encoding taken as free) and what PNG and JPEG take (None: not measured) make the complete table.
+    """
     arch = architecture(settings.MODEL_NAME)
     stem, shapes = block_shapes(arch, settings.INPUT_SIZE)
     flops, bytes_moved = work_table(shapes)
@@ -192,6 +194,7 @@ def merge(server: TierCosts, client: TierCosts, settings: Settings, link: Option
         classifier=EndCosts({'server': server.classifier_ms, 'client': client.classifier_ms}, *last),
         input_bytes=3 * settings.INPUT_SIZE ** 2,
         block_bytes=wire.block_bytes if wire else block_bytes_of(shapes), codec_ms=wire.codec_ms if wire else {},
+        image_codec_ms=image_codec_ms or {},
         logits_bytes=4 * settings.NUM_CLASSES,
         link=link or Link(settings.BANDWIDTH_MBPS, settings.RTT_MS, measured=False),
         roofline={'server': server.roofline, 'client': client.roofline})
@@ -225,6 +228,7 @@ def save(table: HardwareTable, settings: Settings) -> str:
                       'logits': {FLOAT32: table.logits_bytes}},
         'codec_ms': {wire: {tier: dict(zip(names, values.tolist())) for tier, values in by_tier.items()}
                      for wire, by_tier in table.codec_ms.items()},
+        'image_codec_ms': {name: list(values) for name, values in table.image_codec_ms.items()},
         'bandwidth': {'bandwidth_mbps': table.link.bandwidth_mbps, 'rtt_ms': table.link.rtt_ms,
                       'measured': table.link.measured},
         'roofline': {tier: roofline_to_json(table.roofline[tier]) for tier in TIERS},
@@ -260,7 +264,7 @@ def load(path: str, settings: Settings) -> HardwareTable:
         input_bytes=int(document.number('Comm_size.input.uint8', 1)),
         block_bytes={wire: np.array([document.number(('Comm_size', name, wire), 1) for name in names])
                      for wire in wires},
-        codec_ms=codec_from_json(document, wires, names),
+        codec_ms=codec_from_json(document, wires, names), image_codec_ms=image_codec_from_json(document),
         logits_bytes=int(document.number(('Comm_size', 'logits', FLOAT32), 1)),
         link=Link(document.number('bandwidth.bandwidth_mbps', 1e-9), document.number('bandwidth.rtt_ms', 0),
                   document.get('bandwidth.measured', bool)),
@@ -272,6 +276,12 @@ def codec_from_json(document: Document, wires: List[str], names: List[str]) -> D
     measured = document.get('codec_ms') if 'codec_ms' in document.content else {}
     return {wire: {tier: np.array([document.numbers(('codec_ms', wire, tier, name), 2, lowest=0) for name in names])
                    for tier in TIERS} for wire in wires if wire in measured}
+
+
+def image_codec_from_json(document: Document) -> Dict[str, Tuple[float, float]]:
+    """Encoding and decoding an image, ms, by format; empty where nothing was measured."""
+    measured = document.get('image_codec_ms') if 'image_codec_ms' in document.content else {}
+    return {name: tuple(document.numbers(('image_codec_ms', name), 2, lowest=0)) for name in measured}
 
 
 def with_link(table: HardwareTable, link: Link) -> HardwareTable:

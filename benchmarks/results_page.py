@@ -33,7 +33,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from statistics import mean
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -41,10 +41,12 @@ import config
 import lut_manager
 from benchmarks.links import LINKS_MBPS, on_link
 from costs.cost_model import TIERS, Configuration, HardwareTable, Solution, Times, scenario_of, split_times
+from costs.verdict import sentences, words_of
 from network.alpha import surviving_branches, unpruned_alpha
 from pipeline import fingerprints, kinds
 from search import domain_inputs, domain_search, result_assembly, result_file
-from search.result import JointResult
+from search.one_tier import verdict_on
+from search.result import Baseline, JointResult
 from throughput_optimizer import baselines, solve_exact, solve_unfused, split_range
 from wire.formats import is_lossless
 
@@ -83,20 +85,32 @@ def prune_as_before(pruned_in: str, overrides: Sequence[str]) -> None:
     path = kinds.path_of('lut', settings)
     table, other = lut_manager.load(path, settings), lut_manager.load(kinds.path_of('lut', before), before)
     model, whole = domain_inputs.base_model(settings), surviving_branches(unpruned_alpha(table.has_identity))
-    ends = {**baselines(table, whole, settings), 'step2': domain_search.solve_unpruned(table, settings)}
+    step2 = domain_search.solve_unpruned(table, settings)
     for domain in range(10):
         inputs = fingerprints.inputs_of('sequential_accuracy', settings, domain, lut=path)
         if fingerprints.is_current([kinds.path_of('sequential_accuracy', settings, domain)], inputs):
             continue
         pruned = result_file.load(domain, other, before, 'sequential_accuracy')
         alpha = pruned.configuration.alpha
-        best = solve_exact(table, surviving_branches(alpha), settings, splits=[ends['step2'].split])
-        pruned = replace(pruned, curve=[], baselines={name: replace(baseline, times=ends[name].times)
-                                                      for name, baseline in pruned.baselines.items()})
+        best = solve_exact(table, surviving_branches(alpha), settings, splits=[step2.split])
+        kept = {name: timed_again(name, baseline, whole, table, settings)
+                for name, baseline in pruned.baselines.items() if 'pruned' not in name}
+        pruned = replace(pruned, curve=[], baselines={**kept, 'step2': replace(kept['step2'], times=step2.times)})
         result = result_assembly.as_chosen(pruned, Configuration(alpha, best.gamma, best.split, best.wire),
                                          pruned.accuracy.val_final, model,
-                                         domain_inputs.images_of(settings, domain, 'test'), table, settings)
+                                         *(domain_inputs.images_of(settings, domain, subset)
+                                           for subset in ('val', 'test')), table, settings)
         result_file.save('sequential_accuracy', result, settings, inputs)
+
+
+def timed_again(name: str, baseline: Baseline, surviving: np.ndarray, table: HardwareTable, settings: config.Settings,
+                ) -> Baseline:
+    """A baseline of the unpruned network with the times that it has on this table."""
+    if not name.startswith('all_'):
+        return baseline
+    split = table.n_blocks if name.split('_')[1] == settings.HEAD_TIER else 0
+    times = solve_exact(replace(table, image=baseline.image), surviving, settings, splits=[split]).times
+    return replace(baseline, times=times)
 
 
 def run(page: Page) -> None:
@@ -162,18 +176,15 @@ def show(page: Page) -> None:
                   f'{mean(len(r.pruned) for r in joint):.1f} branches pruned'))
         print(row('sequential', mean(r.accuracy.final for r in sequential), [r.times for r in sequential],
                   f'{mean(len(r.pruned) for r in sequential):.1f} branches pruned'))
-        names: Dict[str, str] = {'step2': 'unpruned, best split', 'all_client': 'all on the client',
-                                 'all_server': 'all on the server'}
-        for key, name in names.items():
-            found = [r.baselines[key] for r in joint]
-            print(row(name, mean(b.accuracy for b in found), [b.times for b in found]))
-        best = {name: mean(r.baselines[name].times.T_eff_ms for r in joint) for name in ('all_client', 'all_server')}
-        nearest = min(best, key=best.__getitem__)
-        own = mean(r.times.T_eff_ms for r in joint)
-        pays, least = own < best[nearest], least_T_eff_ms(table, settings)
-        print(f'\n{compared(joint, sequential)} Splitting {"pays" if pays else "does not pay"}: '
-              f'{nearest.replace("_", " ")} (unpruned) has T_eff {best[nearest]:.3f} ms, joint {own:.3f} ms. No '
-              f'pruning at all, whatever it loses in accuracy, has a T_eff below {least:.3f} ms, '
+        for key in joint[0].baselines:
+            found = [r.baselines[key] for r in joint if key in r.baselines]
+            name = {'step2': 'unpruned, best split'}.get(key, words_of(key) if key.startswith('all_') else '')
+            if name and len(found) == len(joint):
+                print(row(name, mean(b.accuracy for b in found), [b.times for b in found]))
+        least = least_T_eff_ms(table, settings)
+        verdict = '; '.join(sentences([verdict_on(result, settings) for result in joint]))
+        print(f'\n{compared(joint, sequential)} {verdict[0].upper() + verdict[1:]}. No pruning at all, whatever it '
+              f'loses in accuracy, has a T_eff below {least:.3f} ms, '
               f'{100 * (1 - least / mean(s.times.T_eff_ms for s in sequential)):.1f} % below sequential.')
 
 

@@ -57,7 +57,7 @@ class Roofline:
 @dataclass(frozen=True)
 class ImageFormat:
     """How the image travels when the tail tier does everything (λ = 0), measured on images of the data set."""
-    name: str  # of IMAGE_FORMATS
+    name: str  # 'png' or 'jpeg'
     quality: Optional[int]  # of a JPEG
     n_bytes: float  # mean
     encode_ms: float  # on the tier of the head
@@ -94,6 +94,8 @@ class HardwareTable:
     roofline: Mapping[str, Roofline]  # by tier
     codec_ms: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)  # by wire format, then tier: [N, 2]
     #                                     encoding and decoding of each block's output; none: taken as free
+    image_codec_ms: Mapping[str, Tuple[float, float]] = field(default_factory=dict)  # 'png', 'jpeg': encoding and
+    #                                     decoding an image on the server's machine; none: not measured
     image: Optional[ImageFormat] = None  # how the image travels at split 0; None: as it is, uint8
 
     @property

@@ -22,8 +22,8 @@ _STEP3 = 'python step_3_joint.py --domain_id {domain} --mode pseudo'
 _TRAINED = ('model', 'weights', 'data', 'alpha')
 _TABLE = ('model', 'lut', 'server', 'client', 'link')
 _SEARCH = FileKind('{results}/joint_optimization/domain_{domain}_state.json', _STEP3,
-                   (*_TRAINED, 'link', 'objective', 'joint'), ('lut', 'alpha', 'importance_rankings', 'partition'),
-                   ('WEIGHT_PATH_SERVER',))
+                   (*_TRAINED, 'link', 'objective', 'accuracy', 'joint'),
+                   ('lut', 'alpha', 'importance_rankings', 'partition'), ('WEIGHT_PATH_SERVER',))
 _SEQUENTIAL = _SEARCH._replace(path='{results}/sequential/domain_{domain}_sequential.json',
                               made_by='python step3_accuracy_opt.py --domain_id {domain}')
 KINDS: Dict[str, FileKind] = {
@@ -45,7 +45,8 @@ KINDS: Dict[str, FileKind] = {
     'lut': FileKind('{results}/hardware_lut_complete.json', _STEP1 + 'merge', _TABLE, ('lut_server', 'lut_client')),
     'step2': FileKind('{results}/initial_throughput_config.json',
                       'python step2_initial_throughput_opt.py --lut_file {results}/hardware_lut_complete.json',
-                      ('model', 'link', 'objective', 'gradient'), ('lut',)),
+                      ('model', 'weights', 'data', 'link', 'objective', 'accuracy', 'gradient'), ('lut', 'partition'),
+                      ('WEIGHT_PATH_SERVER',)),
     'joint': _SEARCH._replace(path='{results}/joint_optimization/domain_{domain}_joint.json',
                               groups=(*_SEARCH.groups, 'pick')),
     'joint_state': _SEARCH,

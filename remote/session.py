@@ -20,6 +20,7 @@ import lut_manager
 import roofline_measure
 from config import Settings
 from costs.cost_model import HardwareTable, Roofline
+from domains import image_formats
 from hyper_repvgg import create_hyper_repvgg, deploy
 from lut_manager import TierCosts, WireCosts
 from network.gammas import N_GAMMA
@@ -78,7 +79,8 @@ class Session:
         cli.say(f'link: {link.up_mbps:.1f} Mbit/s up, {link.down_mbps:.1f} Mbit/s down, '
                 f'{link.rtt_ms:.2f} ms round trip')
         wire = self.wire_costs(images[:WIRE_SAMPLES])
-        table = lut_manager.merge(server, client, self.settings, link.towards_tail(self.settings.HEAD_TIER), wire)
+        table = lut_manager.merge(server, client, self.settings, link.towards_tail(self.settings.HEAD_TIER), wire,
+                                  image_formats.codec_ms(images))
         lut_manager.save(table, self.settings)
         return table
 

@@ -14,10 +14,10 @@ from report.summary import PICK_WORDS, DomainChange, change, mean_change, percen
 from search.frontier import FrontierPoint
 from search.result import JointResult
 
-BASELINE_LOOK = {'all_client': (ORANGE, 'v'), 'all_server': (BLUE, '^'), 'step2': (BLACK, 's'),
+BASELINE_LOOK = {'all_client_pruned': (ORANGE, 'v'), 'all_server_pruned': (BLUE, '^'), 'step2': (BLACK, 's'),
                  'sequential': (PURPLE, 'D')}  # (colour, marker), in all pictures
-BASELINE_LABEL = {'all_client': 'everything on the client, unpruned',
-                  'all_server': 'everything on the server, unpruned',
+BASELINE_LABEL = {'all_client_pruned': 'the chosen network, all of it on the client',
+                  'all_server_pruned': 'the chosen network, all of it on the server',
                   'step2': 'best allowed split, unpruned', 'sequential': 'sequential: prune first, then split'}
 SHOWN_LOSS = 2.5  # of ε: networks that lost more would flatten the rest of the picture
 COLUMNS = {1: 1, 2: 2, 4: 2, 7: 4, 8: 4, 10: 5}  # of small multiples, by their number; otherwise 3
@@ -114,10 +114,10 @@ def draw_panel(axes: Axes, result: JointResult, speed: Speed, sequential: Option
               label=f'frontier: best accuracy found at each {speed.word}, allowed splits')
     axes.plot(getattr(start, speed.field), 100 * start.accuracy, 's', color=BLACK, markersize=9, zorder=4,
               label=BASELINE_LABEL['step2'])
-    for name in ('all_client', 'all_server'):  # these compute what the unpruned network computes
+    for name in ('all_client_pruned', 'all_server_pruned'):  # these compute what the chosen network computes
         colour, marker = BASELINE_LOOK[name]
-        axes.plot(getattr(result.baselines[name].times, speed.field), reference, marker, color=colour, markersize=10,
-                  zorder=4, label=BASELINE_LABEL[name])
+        axes.plot(getattr(result.baselines[name].times, speed.field), 100 * result.accuracy.val_final, marker,
+                  color=colour, markersize=10, zorder=4, label=BASELINE_LABEL[name])
     if sequential:
         axes.plot(getattr(sequential.times, speed.field), 100 * sequential.accuracy.val_final, 'D', color=PURPLE,
                   markeredgecolor=BLACK, markersize=9, zorder=4, label=BASELINE_LABEL['sequential'])

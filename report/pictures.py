@@ -97,7 +97,7 @@ def write_all(folder: str, made: Pictures) -> None:
 
 def text_of(inputs: Inputs) -> str:
     """The summary as text, with what a reader of the numbers must know."""
-    return summary.text(inputs.results, notes_on(inputs))
+    return summary.text(inputs.results, notes_on(inputs), inputs.settings)
 
 
 def notes_on(inputs: Inputs) -> List[str]:

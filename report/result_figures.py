@@ -94,7 +94,7 @@ def draw_accuracies(axes: Axes, results: Sequence[JointResult]) -> None:
 
 
 def draw_times(axes: Axes, results: Sequence[JointResult], value: Callable[[Times], float], label: str) -> None:
-    """Bars for what was optimised, lines across each domain for the unpruned baselines."""
+    """Bars for what was optimised, lines across each domain for what it is held against."""
     x = np.arange(len(results))
     bars = [('chosen (pruned)', RED, [value(result.times) for result in results])]
     if any('sequential' in result.baselines for result in results):
@@ -109,7 +109,7 @@ def draw_times(axes: Axes, results: Sequence[JointResult], value: Callable[[Time
             if len(bars) * len(results) <= 20 and not np.isnan(height):
                 axes.annotate(short(height), (bar.get_x() + bar.get_width() / 2, 0), (0, 4), fontsize=10,
                               textcoords='offset points', ha='center', color='white', zorder=5)
-    for name, style in (('step2', '-'), ('all_client', ':'), ('all_server', '--')):
+    for name, style in (('step2', '-'), ('all_client_pruned', ':'), ('all_server_pruned', '--')):
         axes.hlines([value(result.baselines[name].times) for result in results], x - 0.45, x + 0.45, linestyles=style,
                     color=BASELINE_LOOK[name][0], linewidth=2.4, zorder=3,
                     label=BASELINE_LABEL[name].replace(', ', ',\n'))

@@ -3,15 +3,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
 
 from config import PICKS, Settings, UserError
-from costs.cost_model import HardwareTable, scenario_of, times
-from search.result import JointResult
+from costs.cost_model import HardwareTable, other_tier, scenario_of, times
+from costs.verdict import sentences
+from search.one_tier import verdict_on
+from search.result import Baseline, JointResult
 
-REQUIRED = ('step2', 'all_client', 'all_server')
+REQUIRED = ('step2', 'all_client', 'all_server', 'all_client_pruned', 'all_server_pruned')
 PICK_WORDS = {'constraint': 'best trade of T_eff for accuracy (lowest J)',
               'knee': 'the knee of the T_eff frontier', 'budget': 'the most accurate within the budget'}
 
@@ -70,24 +72,6 @@ def mean_change(results: Sequence[JointResult], baseline: Optional[str] = None) 
                           for name in DomainChange.__dataclass_fields__))
 
 
-def best_single_tier(result: JointResult) -> Tuple[str, float]:
-    """('all_server', its T_eff in ms): the better of the two baselines without a split."""
-    return min(((name, result.baselines[name].times.T_eff_ms) for name in ('all_client', 'all_server')),
-               key=lambda item: item[1])
-
-
-def splitting_verdict(results: Sequence[JointResult]) -> str:
-    """Plainly: in how many domains does one tier alone have the lower T_eff than the joint answer?"""
-    worse = [result for result in results if best_single_tier(result)[1] < result.times.T_eff_ms]
-    if not worse:
-        return 'splitting pays in every domain: no single tier alone has a lower T_eff than the joint answer'
-    names = sorted({best_single_tier(result)[0].replace('_', ' ') for result in worse})
-    ours = np.mean([result.times.T_eff_ms for result in worse])
-    theirs = np.mean([best_single_tier(result)[1] for result in worse])
-    return (f'splitting does not pay in {len(worse)} of {len(results)} domains: {" or ".join(names)} (unpruned) has '
-            f'the lower T_eff there, {theirs:.3f} ms against {ours:.3f} ms on average')
-
-
 def disagreements(results: Sequence[JointResult]) -> List[str]:
     """Why these results should not be averaged: other tables or settings; normally empty."""
     found = []
@@ -103,20 +87,26 @@ def disagreements(results: Sequence[JointResult]) -> List[str]:
 
 # --- as text ------------------------------------------------------------------------------------------------
 
-HEADER = ['domain', 'unpruned', 'chosen', '95 % interval', 'loss', 'unpruned', 'chosen', 'change',
-          'unpruned', 'chosen', 'change', 'λ', 'pruned']
-GROUPS = (('', 1), ('test accuracy (%)', 4), ('T_eff (ms per image)', 3), ('throughput (frames/s)', 3), ('', 2))
+HEADER = ['domain', 'unpruned', 'chosen', '95 % interval', 'loss', 'unpruned', 'chosen', 'change', 'client', 'server',
+          'PNG', 'JPEG', 'unpruned', 'chosen', 'change', 'λ', 'pruned']
+ONE_TIER = ('all_client_pruned', 'all_server_pruned')  # the columns of one tier; then the image as PNG and as JPEG
+GROUPS = (('', 1), ('test accuracy (%)', 4), ('T_eff (ms per image)', 3), ('without a split: T_eff (ms)', 4),
+          ('throughput (frames/s)', 3), ('', 2))
 GAP = '  '
 
 
-def text(results: Sequence[JointResult], notes: Sequence[str]) -> str:
+def text(results: Sequence[JointResult], notes: Sequence[str], settings: Settings) -> str:
     """A line per domain, the means, and what a reader must know besides, one line per fact."""
     mean = mean_change(results)
     rows = [HEADER, *(domain_row(result) for result in results),
             [f'mean of {len(results)}', '', '', '', points(mean.accuracy_loss), '', '', percent(mean.T_eff_change),
-             '', '', percent(mean.throughput_change), '', '']]
+             '', '', '', '', '', '', percent(mean.throughput_change), '', '']]
     lines = aligned(rows)
+    sender, receiver = settings.HEAD_TIER, other_tier(settings.HEAD_TIER)
     lines += ['', 'unpruned: the whole network at the best allowed split (step 2)',
+              'without a split: the same pruned network on the client alone, on the server alone, and on the '
+              f'{receiver} with the image sent by the {sender} as PNG or as JPEG',
+              *(['-: no JPEG keeps the accuracy'] if any(None in without_split(result) for result in results) else []),
               'loss: percentage points of test accuracy; below 0 is a gain',
               'λ: blocks that run before the feature map is sent; pruned: branches taken out of the network']
     lines += [f'chosen: {PICK_WORDS[rule]}' for rule in sorted({result.pick.rule for result in results})]
@@ -126,7 +116,7 @@ def text(results: Sequence[JointResult], notes: Sequence[str]) -> str:
         lines.append(f'sequential baseline (prune first, then split), mean of {len(sequential)}: test accuracy loss '
                      f'{points(other.accuracy_loss)} points, T_eff {percent(other.T_eff_change)}, throughput '
                      f'{percent(other.throughput_change)}')
-    lines.append(splitting_verdict(results))
+    lines += sentences([verdict_on(result, settings) for result in results])
     return '\n'.join(lines + list(notes))
 
 
@@ -136,8 +126,17 @@ def domain_row(result: JointResult) -> List[str]:
     return [f'{result.domain_id}  {" ".join(result.domain_name.split())}'[:29], points(a.reference), points(a.final),
             f'{points(a.ci95[0])} to {points(a.ci95[1])}', points(moved.accuracy_loss),
             f'{step2.T_eff_ms:.3f}', f'{result.times.T_eff_ms:.3f}', percent(moved.T_eff_change),
+            *(f'{found.times.T_eff_ms:.3f}' if found else '-' for found in without_split(result)),
             f'{step2.throughput_fps:.1f}', f'{result.times.throughput_fps:.1f}', percent(moved.throughput_change),
             str(result.configuration.split), str(len(result.pruned))]
+
+
+def without_split(result: JointResult) -> List[Optional[Baseline]]:
+    """The chosen network on the client, on the server, and there with the image as PNG and as JPEG (None: no
+    quality keeps the accuracy)."""
+    sent = {found.image.name: found for name, found in result.baselines.items()
+            if name.startswith(ONE_TIER) and found.image is not None}
+    return [*(result.baselines[name] for name in ONE_TIER), sent.get('png'), sent.get('jpeg')]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> List[str]:
@@ -166,11 +165,22 @@ def percent(fraction: float) -> str:
 
 # --- for programs ---------------------------------------------------------------------------------------------
 
-def as_dict(results: Sequence[JointResult]) -> Dict[str, Any]:
+def as_dict(results: Sequence[JointResult], settings: Settings) -> Dict[str, Any]:
     """summary.json's content: these numbers for programs; fractions of 1."""
     with_sequential = [result for result in results if 'sequential' in result.baselines]
     return {'domains': {str(result.domain_id): {'domain_name': result.domain_name, **vars(change(result))}
                         for result in results},
             'mean': vars(mean_change(results)),
             'mean_sequential': vars(mean_change(with_sequential, 'sequential')) if with_sequential else None,
-            'splitting': splitting_verdict(results)}
+            'splitting': splitting(results, settings)}
+
+
+def splitting(results: Sequence[JointResult], settings: Settings) -> Dict[str, Any]:
+    """Whether splitting pays, in words and by domain."""
+    verdicts = {str(result.domain_id): verdict_on(result, settings) for result in results}
+    return {'text': sentences(list(verdicts.values())), 'domains': {
+        domain: {'pays': found.pays, 'pays_if_images_may_leave': found.pays_anyway,
+                 'counted': found.counted.name, 'counted_T_eff_ms': found.counted.times.T_eff_ms,
+                 'not_counted': None if found.not_counted is None else found.not_counted.name,
+                 'not_counted_T_eff_ms': None if found.not_counted is None else found.not_counted.times.T_eff_ms}
+        for domain, found in verdicts.items()}}

@@ -6,7 +6,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 
-from costs.cost_model import Configuration, Times
+from costs.cost_model import Configuration, ImageFormat, Times
 from network.shapes import BRANCHES
 from search.frontier import FrontierPoint
 from search.pick import PickRule
@@ -30,10 +30,13 @@ class Baseline:
     """A configuration to compare with."""
     accuracy: float  # test
     times: Times
+    sends_image: bool = False  # does the image cross the link?
+    image: Optional[ImageFormat] = None  # as what; None: as it is, uint8
 
-    def as_dict(self) -> Dict[str, float]:
+    def as_dict(self) -> Dict[str, Any]:
         """As the result file holds it."""
-        return {'accuracy': self.accuracy, **self.times.as_dict()}
+        return {'accuracy': self.accuracy, **self.times.as_dict(), 'sends_image': self.sends_image,
+                'image': None if self.image is None else vars(self.image)}
 
 
 @dataclass(frozen=True)

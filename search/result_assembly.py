@@ -11,20 +11,24 @@ from config import Settings
 from costs.cost_model import FLOAT32, Configuration, HardwareTable, Solution, Times, scenario_of, times
 from costs.goal import Goal
 from costs.limits import NothingFits
+from costs.verdict import sentences
 from domain_transforms import domain_name
 from domains.image_sets import ImageSet, wilson_interval
 from hyper_repvgg import HyperRepVGG, deploy
 from network import batchnorm
-from network.alpha import surviving_branches, unpruned_alpha
+from network.alpha import unpruned_alpha
 from search import alpha_training, pick
 from search.alpha_training import recalibrated_statistics
 from search.domain_inputs import images_of, reference_alpha
 from search.domain_search import SearchOutcome, solve_unpruned
 from search.frontier import frontiers_of
+from search.one_tier import Network, SentImages, verdict_on, without_split
 from search.result import AccuracyReport, Baseline, JointResult
 from search.wire_loss import WireLoss, through_wire
-from throughput_optimizer import baselines
 from wire.formats import by_loss
+
+
+PRUNED_ENDS = ('all_client_pruned', 'all_server_pruned')
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,6 @@ def assemble(outcome: SearchOutcome, chosen: Configuration, accuracy: float, mod
     table, settings, goal = problem.table, problem.settings, problem.goal
     test = images_of(settings, problem.domain_id, 'test')
     ones = unpruned_alpha(table.has_identity)
-    compared = baselines(table, surviving_branches(ones), settings)
     step2 = solve_unpruned(table, settings)
 
     def share(alpha: np.ndarray, split: int, wire: str) -> float:
@@ -67,24 +70,32 @@ def assemble(outcome: SearchOutcome, chosen: Configuration, accuracy: float, mod
     original, reference = (share(alpha, 0, FLOAT32) for alpha in (ones, problem.unpruned))
     at_step2 = share(problem.unpruned, step2.split, step2.wire)
     answer = picked(chosen, accuracy, statistics, goal, problem.model, test, table, settings)
+    images = SentImages(problem.val, test, table, settings)
+    unpruned = Network(problem.unpruned, correct_on(problem.model, problem.unpruned, None, settings),
+                       goal.min_accuracy)
+    pruned = Network(chosen.alpha, correct_on(problem.model, chosen.alpha, statistics, settings), goal.min_accuracy)
     return JointResult(
         problem.domain_id, domain_name(problem.domain_id), mode, table.block_names, chosen,
         AccuracyReport(original, reference, answer.test_accuracy, len(test), answer.ci95, goal.A_ref, accuracy),
         settings.EPSILON, answer.xi_A, answer.J, answer.times,
-        {'all_client': Baseline(reference, compared['all_client'].times),
-         'all_server': Baseline(reference, compared['all_server'].times),
-         'step2': Baseline(at_step2, step2.times)},
+        {**without_split(unpruned, '', images, table, settings), 'step2': Baseline(at_step2, step2.times),
+         **without_split(pruned, '_pruned', images, table, settings)},
         state.curve, None, settings.SEED, outcome.wall_s, state.work.block_evaluations, batchnorm=statistics)
 
 
-def as_chosen(result: JointResult, chosen: Configuration, accuracy: float, model: HyperRepVGG, test: ImageSet,
-              table: HardwareTable, settings: Settings, statistics: Optional[np.ndarray] = None) -> JointResult:
+def as_chosen(result: JointResult, chosen: Configuration, accuracy: float, model: HyperRepVGG, val: ImageSet,
+              test: ImageSet, table: HardwareTable, settings: Settings, statistics: Optional[np.ndarray] = None,
+              ) -> JointResult:
     """A search's result with another configuration, of this validation accuracy and with these BatchNorm statistics
     (None: the model's own), as its answer."""
-    answer = picked(chosen, accuracy, statistics, goal_of(result, settings), model, test, table, settings)
+    goal = goal_of(result, settings)
+    answer = picked(chosen, accuracy, statistics, goal, model, test, table, settings)
+    pruned = Network(chosen.alpha, correct_on(model, chosen.alpha, statistics, settings), goal.min_accuracy)
+    same_alpha = without_split(pruned, '_pruned', SentImages(val, test, table, settings), table, settings)
+    others = {name: found for name, found in result.baselines.items() if not name.startswith(PRUNED_ENDS)}
     report = replace(result.accuracy, final=answer.test_accuracy, ci95=answer.ci95, val_final=accuracy)
     return replace(result, configuration=chosen, accuracy=report, times=answer.times, J=answer.J, xi_A=answer.xi_A,
-                   batchnorm=statistics)
+                   baselines={**others, **same_alpha}, batchnorm=statistics)
 
 
 def goal_of(result: JointResult, settings: Settings) -> Goal:
@@ -135,14 +146,14 @@ def pick_again(result: JointResult, table: HardwareTable, settings: Settings, mo
     """What PICK chooses from the frontiers of a finished result, without a new search."""
     torch.set_num_threads(settings.threads(settings.TORCH_THREADS))
     point = pick.pick(result.frontier, settings, goal_of(result, settings))
-    statistics = None
+    domain, statistics = result.domain_id, None
+    val = images_of(settings, domain, 'val')
     if point.recalibrated:  # as the search did
-        domain = result.domain_id
-        train, val = images_of(settings, domain, 'train'), images_of(settings, domain, 'val')
+        train = images_of(settings, domain, 'train')
         unpruned, _ = reference_alpha(model, val, domain, settings)
         statistics, _ = recalibrated_statistics(model, point.configuration.alpha, unpruned, train, domain, settings)
-    test = images_of(settings, result.domain_id, 'test')
-    again = as_chosen(result, point.configuration, point.accuracy, model, test, table, settings, statistics)
+    test = images_of(settings, domain, 'test')
+    again = as_chosen(result, point.configuration, point.accuracy, model, val, test, table, settings, statistics)
     return replace(again, pick=pick.rule_of(settings), measured=None)
 
 
@@ -155,7 +166,13 @@ def correct_with(model: HyperRepVGG, chosen: Configuration, data: ImageSet, sett
         return alpha_training.count_correct(through_wire(deploy(model), chosen.split, chosen.wire), data, settings)
 
 
-def summary(result: JointResult) -> str:
+def correct_on(model: HyperRepVGG, alpha: np.ndarray, statistics: Optional[np.ndarray], settings: Settings,
+               ) -> Callable[[ImageSet], int]:
+    """`correct_with` for any images, without a split."""
+    return lambda data: correct_with(model, Configuration(alpha, (), 0, FLOAT32), data, settings, statistics)
+
+
+def summary(result: JointResult, settings: Settings) -> str:
     """What a user wants to know first, in a few lines."""
     step2, a = result.baselines['step2'], result.accuracy
     lines = [f'domain {result.domain_id} ({result.domain_name}): {len(result.pruned)} branches pruned, '
@@ -170,8 +187,5 @@ def summary(result: JointResult) -> str:
         lines.append(f'  picked by {result.pick.rule} from a frontier of {len(points)} points: T_eff '
                      f'{points[0].times.T_eff_ms:.3f} to {points[-1].times.T_eff_ms:.3f} ms, validation accuracy '
                      f'{points[0].accuracy:.3f} to {points[-1].accuracy:.3f}')
-    single_tier = {name: result.baselines[name].times.T_eff_ms for name in ('all_client', 'all_server')}
-    best = min(single_tier, key=single_tier.__getitem__)
-    if single_tier[best] < result.times.T_eff_ms:
-        lines.append(f"  splitting does not pay here: {best.replace('_', ' ')} has T_eff {single_tier[best]:.3f} ms")
+    lines += [f'  {line}' for line in sentences([verdict_on(result, settings)])]
     return '\n'.join(lines)

@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Optional, Tuple
 import numpy as np
 
 from config import Settings, UserError
-from costs.cost_model import Configuration, HardwareTable, Times
+from costs.cost_model import Configuration, HardwareTable, ImageFormat, Times
 from gamma_mask_builder import build_gamma_mask
 from network.alpha import alpha_by_block, alpha_from_blocks, surviving_branches, unpruned_alpha
 from network.gammas import gamma_by_id
@@ -95,8 +95,7 @@ def load(domain: int, table: HardwareTable, settings: Settings, kind: str = 'joi
         AccuracyReport(**accuracy, n_test=document.get('accuracy.n_test', int), ci95=(low, high)),
         document.number('epsilon', 0), document.number('xi_A', 0), document.number('J'),
         times_from_json(document, ()),
-        {name: Baseline(document.number(('baselines', name, 'accuracy'), 0),
-                        times_from_json(document, ('baselines', name))) for name in document.get('baselines')},
+        {name: baseline_from_json(document, ('baselines', name)) for name in document.get('baselines')},
         curve_from_json(document), None if measured is None else document.get('measured'),
         document.get('seed', int), document.number('wall_s', 0), document.get('block_evaluations', int),
         frontier_from_json(document, table), pick_from_json(document), load_batchnorm(document))
@@ -143,6 +142,18 @@ def add_sequential_baseline(sequential: JointResult, settings: Settings) -> None
                             'sequential': Baseline(sequential.accuracy.final, sequential.times).as_dict()}
     del content['schema_version']
     writing.write(path, content, content.pop('metadata'))
+
+
+def baseline_from_json(document: Document, where: Tuple[str, ...]) -> Baseline:
+    """The baseline in the object at `where`."""
+    image = None
+    if document.find((*where, 'image')) is not None:
+        numbers = {name: document.number((*where, 'image', name), 0) for name in ('n_bytes', 'encode_ms', 'decode_ms')}
+        quality = document.find((*where, 'image', 'quality'))
+        image = ImageFormat(document.get((*where, 'image', 'name'), str),
+                            None if quality is None else document.get((*where, 'image', 'quality'), int), **numbers)
+    return Baseline(document.number((*where, 'accuracy'), 0), times_from_json(document, where),
+                    document.get((*where, 'sends_image'), bool), image)
 
 
 def times_from_json(document: Document, where: Tuple[str, ...]) -> Times:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+from typing import Dict, Tuple
 
 from tqdm import tqdm
 
@@ -9,6 +10,8 @@ import cli
 import lut_manager
 from config import Settings, UserError
 from costs.cost_model import TIERS
+from domain_dataset import load_clean
+from domains import image_formats
 from pipeline import documents, fingerprints, kinds, writing
 from roofline_measure import current_roofline
 
@@ -45,11 +48,20 @@ def merge(settings: Settings) -> None:
             cli.say(f'{path} {reason}: {how}')
             make_tier(tier, settings)
     table = lut_manager.merge(lut_manager.load_tier('server', settings), lut_manager.load_tier('client', settings),
-                              settings)
+                              settings, image_codec_ms=image_codec_ms(settings))
     path = lut_manager.save(table, settings)
     simulated = [tier for tier in TIERS if table.tier_info[tier].get('simulated')]
     print(f"{table.n_blocks} blocks, link {table.link.bandwidth_mbps:g} Mbit/s with {table.link.rtt_ms:g} ms round trip"
           f"{', simulated: ' + ' and '.join(simulated) if simulated else ''} -> {path}")
+
+
+def image_codec_ms(settings: Settings) -> Dict[str, Tuple[float, float]]:
+    """What PNG and JPEG take for images of the data set; nothing, with a line that says so, where there is no data."""
+    try:
+        return image_formats.codec_ms(load_clean(settings, 'val', image_formats.TIMED).images)
+    except UserError as error:
+        cli.say(f'note: PNG and JPEG are not timed: {error}')
+        return {}
 
 
 def why_make(tier: str, path: str, settings: Settings) -> str:

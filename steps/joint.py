@@ -89,5 +89,5 @@ def optimise(domain: int, table: HardwareTable, settings: Settings, inputs: Join
         result = dataclasses.replace(result, measured=measured(model, result))
     result_file.save('joint', result, settings, inputs.result, inputs.search)
     state_file.drop('joint_state', domain, settings)
-    print(result_assembly.summary(result))
+    print(result_assembly.summary(result, settings))
     print(f"  -> {kinds.path_of('joint', settings, domain)}")

@@ -36,7 +36,7 @@ def prune(domain: int, settings: Settings, inputs: str, lut_file: str) -> None:
     result = result_assembly.assemble(outcome, configuration, accuracy, 'pseudo', statistics)
     result_file.save(PRUNED, result, settings, inputs)
     state_file.drop(f'{PRUNED}_state', domain, settings)
-    print(result_assembly.summary(result))
+    print(result_assembly.summary(result, settings))
     print(f'  -> {kinds.path_of(PRUNED, settings, domain)}')
 
 
@@ -48,13 +48,12 @@ def split(domain: int, settings: Settings, inputs: str, lut_file: str) -> None:
     torch.set_num_threads(settings.threads(settings.TORCH_THREADS))
     goal = Goal(pruned.baselines['step2'].times.T_eff_ms, pruned.accuracy.val_reference, settings.EPSILON,
                 settings.KAPPA, settings.MU)
+    val, test = (domain_inputs.images_of(settings, domain, subset) for subset in ('val', 'test'))
     chosen, accuracy = result_assembly.best_on_wire(
-        alpha, lambda chosen: solve_within_limits(table, surviving_branches(alpha), chosen), model,
-        domain_inputs.images_of(settings, domain, 'val'), goal, settings, pruned.batchnorm)
-    result = result_assembly.as_chosen(pruned, chosen, accuracy, model,
-                                       domain_inputs.images_of(settings, domain, 'test'), table, settings,
-                                       pruned.batchnorm)
+        alpha, lambda chosen: solve_within_limits(table, surviving_branches(alpha), chosen), model, val, goal, settings,
+        pruned.batchnorm)
+    result = result_assembly.as_chosen(pruned, chosen, accuracy, model, val, test, table, settings, pruned.batchnorm)
     result_file.save('sequential', result, settings, inputs)
     result_file.add_sequential_baseline(result, settings)
-    print(result_assembly.summary(result))
+    print(result_assembly.summary(result, settings))
     print(f"  -> {kinds.path_of('sequential', settings, domain)}")

@@ -2,21 +2,35 @@
 holds them and as a table for people."""
 from __future__ import annotations
 
-from typing import Any, Dict
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, Dict, Mapping
 
 import numpy as np
 
+import cli
 import lut_manager
 import throughput_optimizer
-from config import Settings
-from costs.cost_model import HardwareTable, Solution
+from config import Settings, UserError
+from costs.cost_model import HardwareTable, ImageFormat, Solution, Times, other_tier
 from costs.limits import NothingFits, limited_to_json, limits_of, nearest_to_json
+from costs.verdict import OneTier, sentences, verdict_of
+from domain_dataset import load_clean
+from domains import image_formats
+from domains.image_sets import ImageSet
 from network.alpha import surviving_branches, unpruned_alpha
+from search import alpha_training
+from search.domain_inputs import base_model
+from search.one_tier import SentImages
 from throughput_optimizer_limit import check_possible, solve_limited
 
 
-def optimise(table: HardwareTable, settings: Settings, pruning_follows: bool = False) -> Dict[str, Any]:
-    """Everything that the output file holds, from a table.
+IMAGES = 128  # validation images on which PNG and JPEG are measured: enough for a size, and for ε of 2 points
+
+
+def optimise(table: HardwareTable, settings: Settings, pruning_follows: bool = False,
+             sent_as: Mapping[str, ImageFormat] = MappingProxyType({})) -> Dict[str, Any]:
+    """Everything that the output file holds, from a table. `sent_as`: how else the image may travel, by name.
 
     Raises `NothingFits`; with `pruning_follows` only when no pruned network can be within the limits either.
     """
@@ -30,6 +44,10 @@ def optimise(table: HardwareTable, settings: Settings, pruning_follows: bool = F
     gradient = throughput_optimizer.solve_gradient(table, surviving, settings)
     per_split = throughput_optimizer.times_with_fastest(table, surviving, exact.wire, settings)
     splits = throughput_optimizer.split_range(table.n_blocks, settings)
+    tail = other_tier(settings.HEAD_TIER)
+    sending = {f'all_{tail}_{name}': {
+        **to_json(throughput_optimizer.solve_exact(replace(table, image=image), surviving, settings, splits=[0])),
+        'image': vars(image)} for name, image in sent_as.items()}
     result = {
         'head_tier': settings.HEAD_TIER, 'omega': settings.OMEGA, 'wire': exact.wire,
         'lambda_range': [splits[0], splits[-1]],
@@ -38,8 +56,8 @@ def optimise(table: HardwareTable, settings: Settings, pruning_follows: bool = F
         'optimality_gap': gradient.solution.times.T_eff_ms / exact.times.T_eff_ms - 1,
         'optimal_lambda': exact.split, 'optimal_gamma': dict(zip(table.block_names, exact.gamma)),
         'per_split': [{'lambda': split, **per_split.at(split).as_dict()} for split in range(table.n_blocks + 1)],
-        'baselines': {name: to_json(found) for name, found in
-                      throughput_optimizer.baselines(table, surviving, settings).items()},
+        'baselines': {**{name: to_json(found) for name, found in
+                         throughput_optimizer.baselines(table, surviving, settings).items()}, **sending},
         'history': [{'step': step, 'T_eff_ms': value} for step, value in gradient.history],
     }
     if limits_of(settings).any:
@@ -48,8 +66,34 @@ def optimise(table: HardwareTable, settings: Settings, pruning_follows: bool = F
 
 
 def optimise_from(lut_file: str, settings: Settings, pruning_follows: bool = False) -> Dict[str, Any]:
-    """`optimise` with the table in a file."""
-    return optimise(lut_manager.load(lut_file, settings), settings, pruning_follows)
+    """`optimise` with the table in a file, and with the image as PNG and JPEG as far as that can be measured."""
+    table = lut_manager.load(lut_file, settings)
+    return optimise(table, settings, pruning_follows, image_formats_of(table, settings))
+
+
+def image_formats_of(table: HardwareTable, settings: Settings) -> Dict[str, ImageFormat]:
+    """PNG and JPEG, measured on clean validation images; the JPEG of the lowest quality at which the network stays
+    within ε of its accuracy on them. Without images neither, without trained weights no JPEG; a line says so."""
+    try:
+        images = load_clean(settings, 'val', IMAGES)
+    except UserError as error:
+        cli.say(f'note: no comparison with the image as PNG or JPEG: {error}')
+        return {}
+    sent = SentImages(images, images, table, settings)
+    found = {'png': sent.format(None)}
+    if not settings.WEIGHT_PATH_SERVER:
+        cli.say('note: random weights (WEIGHT_PATH_SERVER is empty), so no comparison with the image as JPEG, whose '
+                'quality depends on them')
+        return found
+    model = base_model(settings)
+    device = next(model.parameters()).device
+
+    def accuracy_on(data: ImageSet) -> float:
+        return alpha_training.accuracy(model, data.to(device), settings)
+
+    quality = image_formats.smallest_within(lambda quality: accuracy_on(sent.received(quality, 'val')),
+                                            accuracy_on(images) - settings.EPSILON)
+    return found if quality is None else {**found, 'jpeg': sent.format(quality)}
 
 
 def limited(table: HardwareTable, surviving: np.ndarray, settings: Settings, pruning_follows: bool) -> Dict[str, Any]:
@@ -70,10 +114,10 @@ def summary(result: Dict[str, Any]) -> str:
     if 'limited' in result:
         rows.insert(0, ('limited' if result['limited']['fits'] else 'nearest', result['limited']))
     rows += [(name.replace('_', ' '), entry) for name, entry in result['baselines'].items()]
-    lines = [f"{'':12} {'λ':>3} " + ' '.join(f'{word:>8}' for word in ('client', 'link', 'server', 'T_lat', 'T_cyc',
+    lines = [f"{'':15} {'λ':>3} " + ' '.join(f'{word:>8}' for word in ('client', 'link', 'server', 'T_lat', 'T_cyc',
                                                                        'T_eff', 'fps'))]
     for name, entry in rows:
-        lines.append(f"{name:12} {entry['lambda']:>3} " + ' '.join(
+        lines.append(f"{name:15} {entry['lambda']:>3} " + ' '.join(
             f'{entry[key]:8.2f}' for key in ('T_client_ms', 'T_com_ms', 'T_server_ms', 'T_lat_ms', 'T_cyc_ms',
                                              'T_eff_ms')) + f" {entry['throughput_fps']:8.1f}")
     lines.append(f"(ms per image) gradient method {100 * result['optimality_gap']:.2f} % above the exact optimum")
@@ -94,10 +138,8 @@ def limits_used(limited: Dict[str, Any]) -> str:
 
 
 def whether_splitting_pays(result: Dict[str, Any]) -> str:
-    """One sentence: the best split against everything on one tier."""
-    best_name, best = min(((name, result['baselines'][name]) for name in ('all_client', 'all_server')),
-                          key=lambda item: item[1]['T_eff_ms'])
-    ratio = result['exact']['T_eff_ms'] / best['T_eff_ms']
-    verdict = (f'splitting pays: T_eff is {100 * (1 - ratio):.1f} % below' if ratio < 1 else
-               f'splitting does not pay here: T_eff is {100 * (ratio - 1):.1f} % above')
-    return f"{verdict} {best_name.replace('_', ' ')} ({best['T_eff_ms']:.2f} ms)"
+    """Plainly: the best split against everything on one tier, both unpruned."""
+    ways = [OneTier(name, Times(**{field: entry[field] for field in Times.__dataclass_fields__}), entry['lambda'] == 0)
+            for name, entry in result['baselines'].items() if name.startswith('all_')]
+    verdict = verdict_of(result['exact']['T_eff_ms'], ways, images_stay=result['lambda_range'][0] > 0)
+    return '\n'.join(sentences([verdict]))

@@ -129,7 +129,7 @@ def whole_table(settings: Settings, seed: int = 0) -> HardwareTable:
     return lut_manager.merge(
         tier_costs('server', settings, seed, {'name': 'a server', 'simulated': False}),
         tier_costs('client', settings, seed + 1, {'name': 'a client', 'simulated': True, 'profile': 'edge-cpu'}),
-        settings)
+        settings, image_codec_ms={'png': (0.2, 0.05), 'jpeg': (0.07, 0.1)})
 
 
 # --- models -------------------------------------------------------------------------------------------

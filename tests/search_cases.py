@@ -46,7 +46,8 @@ def slow_client_table(seed: int = 5, settings: Settings = SETTINGS) -> HardwareT
         return TierCosts(name, {'name': name, 'simulated': True, 'profile': 'fake'}, block_ms, 0 * block_ms, 0.05, 0.05,
                          Roofline(50, 10))
 
-    return lut_manager.merge(tier('server', 0.03), tier('client', 0.12), settings)
+    return lut_manager.merge(tier('server', 0.03), tier('client', 0.12), settings,
+                             image_codec_ms={'png': (0.2, 0.05), 'jpeg': (0.07, 0.1)})
 
 
 def trained_model() -> HyperRepVGG:

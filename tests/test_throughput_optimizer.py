@@ -327,7 +327,9 @@ def test_step_2_reports_the_certificate_every_split_and_the_baselines(head_tier)
         for name, value in expected._asdict().items():
             assert entry[name] == pytest.approx(value)
         assert all(g in oracles.valid_gammas(row) for g, row in zip(gamma, surviving))
-    assert unpruned.summary(result).count('\n') == 8 - 1
+    assert [line.split('  ')[0] for line in unpruned.summary(result).splitlines()[1:6]] == [
+        'exact', 'gradient', 'all client', 'all server', 'unfused']
+    assert 'splitting' in unpruned.summary(result).splitlines()[7]
 
 
 # --- where the answer is needed -----------------------------------------------------------------------------

@@ -4,19 +4,22 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import torch
 
 import lut_manager
 from costs.cost_model import TIERS, Configuration, Roofline, Scenario, times
+from domains.image_sets import ImageSet
 from gamma_mask_builder import build_gamma_mask, runnable_gammas
 from lut_manager import TierCosts
 from network.alpha import surviving_branches, unpruned_alpha
 from search import result_file
 from search.frontier import OBJECTIVES, Candidate, measured_frontier
+from search.one_tier import Network, SentImages, without_split
 from search.pick import PickRule
 from search.result import AccuracyReport, Baseline, JointResult
 from search.state import CurvePoint
 from search.wire_loss import WireLoss
-from throughput_optimizer import baselines, solve_exact
+from throughput_optimizer import solve_exact
 
 
 def make_table(settings, seed=0):
@@ -30,6 +33,16 @@ def make_table(settings, seed=0):
         tiers[tier] = TierCosts(tier, {'name': f'a {tier} for $5', 'simulated': tier == 'client', 'profile': 'made up'},
                                 block_ms, 0 * block_ms, scale, scale, Roofline(10.0, 5.0))
     return lut_manager.merge(tiers['server'], tiers['client'], settings)
+
+
+def ends(table, alpha, suffix, accuracy, settings):
+    """A network of this accuracy without a split, as `one_tier.without_split` reports it."""
+    images = SentImages(ImageSet(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.zeros(4, dtype=torch.long)),
+                        ImageSet(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.zeros(2, dtype=torch.long)),
+                        table, settings)
+    network = Network(alpha, lambda data: round(accuracy * len(data)), 0.0)
+    found = without_split(network, suffix, images, table, settings)
+    return {name: dataclasses.replace(baseline, accuracy=accuracy) for name, baseline in found.items()}
 
 
 def make_result(table, settings, domain, sequential=False):
@@ -49,9 +62,8 @@ def make_result(table, settings, domain, sequential=False):
         Candidate(network, accuracy, True, solve_exact(table, surviving_branches(network), settings, None, objective))
         for network, accuracy in networks], objective, WireLoss(None, None, settings))
         for name, objective in OBJECTIVES.items()}
-    compared = {**baselines(table, surviving_branches(ones), settings), 'step2': unpruned}
-    del compared['unfused']
-    others = {name: Baseline(0.89, solution.times) for name, solution in compared.items()}
+    others = {'step2': Baseline(0.89, unpruned.times),
+              **ends(table, ones, '', 0.89, settings), **ends(table, alpha, '_pruned', 0.885, settings)}
     if sequential:
         others['sequential'] = Baseline(0.88, unpruned.times)
     return JointResult(

@@ -208,7 +208,7 @@ def test_short_numbers(value, expected):
 def test_the_columns_of_the_summary_never_touch(made, factor):
     results = [dataclasses.replace(result, times=dataclasses.replace(result.times, T_cyc_ms=1e-4 / factor))
                for result in made[2]]
-    lines = summary.text(results, ['a note']).splitlines()
+    lines = summary.text(results, ['a note'], config.load((), {})).splitlines()
     table = lines[1:len(results) + 2]
     ends = [len(line) for line in table]
     assert len(set(ends[:-1])) == 1

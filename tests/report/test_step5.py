@@ -103,10 +103,10 @@ def test_the_summary_holds_the_means_of_the_domains(finished):
 def test_it_says_when_one_tier_alone_is_better(finished):
     _, settings, table, printed = finished
     results = [result_file.load(domain, table, settings) for domain in (0, 3)]
-    pays = all(min(r.baselines[name].times.T_eff_ms for name in ('all_client', 'all_server')) >= r.times.T_eff_ms
-               for r in results)
-    assert ('splitting pays' in printed) == pays
-    assert ('splitting does not pay' in printed) == (not pays)
+    pays = [min(r.baselines[name].times.T_eff_ms for name in ('all_client', 'all_client_pruned')) > r.times.T_eff_ms
+            for r in results]  # images stay on the device: LAMBDA_MIN is 1
+    assert ('splitting pays' in printed) == any(pays)
+    assert ('splitting does not pay' in printed) == (not all(pays))
 
 
 def test_if_changed_draws_again_only_for_other_content_or_a_lost_picture(folder, capsys, monkeypatch):
