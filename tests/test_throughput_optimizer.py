@@ -59,8 +59,8 @@ def test_times_are_those_of_a_walk_through_the_network_piece_by_piece(case, data
         found = times(table, Configuration(np.ones((table.n_blocks, 3)), gamma, split, wire), scenario_of(chosen))
         expected = oracles.naive_times(table, gamma, split, wire, scenario_of(chosen))
         assert_same_times(found, expected)
-        assert set(found.as_dict()) == {*expected._asdict(), 'throughput_fps'}
         if expected.T_cyc_ms > 0:
+            assert set(found.as_dict()) == {*expected._asdict(), 'throughput_fps'}
             assert found.throughput_fps == pytest.approx(1000 / expected.T_cyc_ms)
 
 
