@@ -12,19 +12,21 @@ from __future__ import annotations
 from typing import Callable, Optional, Sequence
 
 import cli
+from config import Settings
 from engines import many_domains
 
 
-def load_work() -> Callable[..., None]:
-    """What prunes one domain."""
-    from steps import sequential  # loads PyTorch, which --help and files that are up to date do not need
+def load_work(settings: Settings) -> Callable[..., None]:
+    """What prunes one domain. Warnings that hold for all domains are said now, once."""
+    from steps import sequential, shared_warnings  # load PyTorch, which --help does not need
+    shared_warnings.say(settings)
     return sequential.prune
 
 
 def main(argv: Optional[Sequence[str]]) -> int:
     """The command line."""
     args, settings = cli.parse(many_domains.parser(__doc__), argv)
-    return many_domains.run(load_work, 'sequential_accuracy', args, settings)
+    return many_domains.run(lambda: load_work(settings), 'sequential_accuracy', args, settings)
 
 
 if __name__ == '__main__':

@@ -71,7 +71,8 @@ def main(argv: Optional[Sequence[str]]) -> None:
     with writing.replacing(text_path) as temporary:
         with open(temporary, 'w', encoding='utf-8') as stream:
             stream.write(text + '\n')
-    content = {**summary.as_dict(found.results, settings), 'pictures': sorted(made)}
+    content = {**summary.as_dict(found.results, settings), 'warnings': pictures.warnings_on(found),
+               'pictures': sorted(made)}
     writing.write(path, content, writing.make_metadata(settings, 'summary', inputs))
     print(text)
     print(f'-> {folder}: {len(made)} pictures as PDF and PNG, summary.txt, summary.json')

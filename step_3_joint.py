@@ -16,14 +16,15 @@ import dataclasses
 from typing import Callable, Optional, Sequence
 
 import cli
-from config import UserError
+from config import Settings, UserError
 from engines import many_domains
 from pipeline import fingerprints, kinds, writing
 
 
-def load_work(mode: str = 'pseudo') -> Callable[..., None]:
-    """What does one domain in this mode."""
-    from steps import joint, real_mode  # load PyTorch, which --help and a file that is up to date do not need
+def load_work(settings: Settings, mode: str = 'pseudo') -> Callable[..., None]:
+    """What does one domain in this mode. Warnings that hold for all domains are said now, once."""
+    from steps import joint, real_mode, shared_warnings  # load PyTorch, which --help does not need
+    shared_warnings.say(settings)
     return joint.joint if mode == 'pseudo' else real_mode.joint
 
 
@@ -41,7 +42,7 @@ def main(argv: Optional[Sequence[str]]) -> int:
     search_again = not args.if_changed and args.pick is None
     if args.mode == 'pseudo':
         lut_file = args.lut_file or kinds.path_of('lut', settings)
-        return many_domains.run(load_work, 'joint', args, settings, lut_file, lambda domain: {
+        return many_domains.run(lambda: load_work(settings), 'joint', args, settings, lut_file, lambda domain: {
             'search_inputs': fingerprints.inputs_of('joint_state', settings, domain, lut=lut_file),
             'search_again': search_again})
     if args.domain_id is None or args.engine is not None:
@@ -53,7 +54,7 @@ def main(argv: Optional[Sequence[str]]) -> int:
         cli.say(f'{path} is up to date')
         return 0
     writing.check_writable(path)
-    load_work('real')(domain, settings, cli.server_flags(args), search_again)
+    load_work(settings, 'real')(domain, settings, cli.server_flags(args), search_again)
     return 0
 
 

@@ -3,15 +3,16 @@
 The images are divided once into four pools: an image that is training data anywhere is never validation, calibration
 or test data anywhere. Every domain then draws from each pool, without replacement, by a label distribution of its own,
 the same one for its four subsets. Two domains may hold the same image (under different corruptions), but only ever in
-the same subset. Training images fit α, validation images decide, calibration images confirm the answer, test images
-report.
+the same subset. Where the data has train/ and val/, training images come from the first alone; images that the base
+weights were trained on are training images. Training images fit α, validation images decide, calibration images confirm
+the answer, test images report.
 """
 from __future__ import annotations
 
 import hashlib
 import os
 from dataclasses import dataclass
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 from torch.utils.data import DataLoader
@@ -20,6 +21,8 @@ from tqdm import tqdm
 from cli import say
 from config import Settings, UserError
 from domain_transforms import domain_name
+from domains import trained_images
+from domains.folders import shown
 from domains.image_sources import ImageSource
 from pipeline import documents, fingerprints, writing
 
@@ -28,7 +31,7 @@ SHAPING = ('SEED', 'DATASET', 'NUM_DOMAINS', 'TRAIN_FRACTION', 'VAL_FRACTION', '
            'IMAGES_PER_SUBSET')
 BLOCKS_FROM = 10  # classes a domain: from here on, domains get blocks of classes instead of a skew over all
 RARE = 10  # images of a pool: a class with fewer does not limit the size of a domain
-NAMES_SHOWN = 20  # unreadable images named in the warning
+NAMES_SHOWN = 20  # images that are left out, named in the warning
 
 Indices = np.ndarray  # int64 [n], sorted
 
@@ -38,13 +41,13 @@ class Partition:
     """Indices into an ImageSource."""
     pools: Dict[str, Indices]  # by subset: all images of it
     domains: List[Dict[str, Indices]]  # by domain and subset
-    skipped: List[str]  # unreadable images
+    skipped: List[str]  # unreadable images, and copies of others
 
 
 # --- making one -----------------------------------------------------------------------------------
 
 def make_partition(source: ImageSource, settings: Settings) -> Partition:
-    """Pools and domains, a pure function of the source and the settings in `SHAPING`.
+    """Pools and domains, a pure function of the source, what the weights have seen, and the settings in `SHAPING`.
 
     Raises `UserError` when a pool, or a subset of a domain, would be empty.
     """
@@ -52,7 +55,10 @@ def make_partition(source: ImageSource, settings: Settings) -> Partition:
         raise UserError(f'TRAIN_FRACTION {settings.TRAIN_FRACTION:g}, VAL_FRACTION {settings.VAL_FRACTION:g} and '
                         f'CAL_FRACTION {settings.CAL_FRACTION:g} leave nothing to test on; their sum must be below 1')
     readable, skipped = find_readable(source, settings.NUM_WORKERS)
-    pools = subset_pools(source.labels, readable, settings)
+    readable, copies = find_first(source, readable)
+    seen = trained_images.seen_images(source, settings)
+    pools = subset_pools(source.labels, readable, settings, seen, source.held_out)
+    refuse_nothing_left(pools, seen, source, settings)
     shares = label_shares(np.bincount(source.labels[readable], minlength=len(source.class_names)), settings)
     domains: List[Dict[str, Indices]] = []
     for domain, share in enumerate(shares):
@@ -64,7 +70,7 @@ def make_partition(source: ImageSource, settings: Settings) -> Partition:
                 raise UserError(f'domain {domain} would have no {subset} images: use more images, a larger '
                                 'DIRICHLET_BETA or fewer NUM_DOMAINS')
             domains[-1][subset] = drawn
-    return Partition(pools, domains, skipped)
+    return Partition(pools, domains, skipped + copies)
 
 
 def find_readable(source: ImageSource, num_workers: int = 0) -> Tuple[Indices, List[str]]:
@@ -77,12 +83,22 @@ def find_readable(source: ImageSource, num_workers: int = 0) -> Tuple[Indices, L
     readable = np.concatenate([part.numpy() for part in progress])
     skipped = [source.describe(index) for index in np.flatnonzero(~readable)]
     if skipped:
-        more = f' and {len(skipped) - NAMES_SHOWN} more' if len(skipped) > NAMES_SHOWN else ''
-        say(f'warning: skipped {len(skipped)} unreadable of {len(source)} images: '
-            f'{", ".join(skipped[:NAMES_SHOWN])}{more}')
+        say(f'warning: skipped {len(skipped)} unreadable of {len(source)} images: {shown(skipped, NAMES_SHOWN)}')
     if len(skipped) == len(source):
         raise UserError(f'{source.name}: none of the {len(source)} images can be read')
     return everything[readable], skipped
+
+
+def find_first(source: ImageSource, readable: Indices) -> Tuple[Indices, List[str]]:
+    """The images without copies of earlier ones, which could get into another subset; and the names of the copies."""
+    if source.digests is None:
+        return readable, []
+    _, first = np.unique(source.digests[readable], return_index=True)
+    kept = readable[np.sort(first)]
+    copies = [source.describe(index) for index in np.setdiff1d(readable, kept)]
+    if copies:
+        say(f'warning: left out {len(copies)} copies of other images: {shown(copies, NAMES_SHOWN)}')
+    return kept, copies
 
 
 class _Decodes:
@@ -104,21 +120,59 @@ def test_fraction(settings: Settings) -> float:
     return rest if rest > 1e-9 else 0.0  # 1 - 0.5 - 0.25 - 0.25 need not be 0 in floating point
 
 
-def subset_pools(labels: np.ndarray, readable: Indices, settings: Settings) -> Dict[str, Indices]:
+def subset_pools(labels: np.ndarray, readable: Indices, settings: Settings,
+                 seen: Optional[np.ndarray] = None, held_out: Optional[np.ndarray] = None) -> Dict[str, Indices]:
     """Divide the images by the fractions, stratified: within a class every pool is within two images of its share. The
-    training pool depends on SEED and TRAIN_FRACTION alone, so weights stay valid when the others change."""
+    training pool depends on SEED and TRAIN_FRACTION alone, so weights stay valid when the others change.
+
+    `seen`: bool [images], those that the weights were trained on; they become training images where they would not be
+    (None: none).
+    `held_out`: bool [images], the division into training and other images that the data brings along; None: none.
+    """
+    seen = np.zeros(len(labels), dtype=bool) if seen is None else seen
     rng = np.random.default_rng([settings.SEED, 0])
     shuffled = rng.permutation(readable)
     ordered = shuffled[np.argsort(labels[shuffled], kind='stable')]  # by class, random within one
     half = (1 - settings.TRAIN_FRACTION) / 2  # held-out images are dealt in two halves: the shipped weights' pool was
-    held_out = ordered[deal(len(ordered), [settings.TRAIN_FRACTION, half, half]) > 0]
-    owner = deal(len(held_out), [settings.VAL_FRACTION, settings.CAL_FRACTION, test_fraction(settings)])
-    pools = {'train': np.setdiff1d(ordered, held_out)}
-    pools.update({subset: np.sort(held_out[owner == number]) for number, subset in enumerate(SUBSETS[1:])})
+    out = deal(len(ordered), [settings.TRAIN_FRACTION, half, half]) > 0 if held_out is None else held_out[ordered]
+    if (out & seen[ordered]).any():
+        out = unseen_held_out(labels[ordered], out, seen[ordered])
+    rest = ordered[out]
+    owner = deal(len(rest), [settings.VAL_FRACTION, settings.CAL_FRACTION, test_fraction(settings)])
+    pools = {'train': np.sort(ordered[~out])}
+    pools.update({subset: np.sort(rest[owner == number]) for number, subset in enumerate(SUBSETS[1:])})
     for subset, pool in pools.items():
         if not len(pool):
-            raise UserError(f'{len(readable)} images are too few: the {subset} subset would be empty')
+            known = f', {int(seen[readable].sum())} of which the weights were trained on' if seen.any() else ''
+            raise UserError(f'{len(readable)} images{known}, are too few: the {subset} subset would be empty')
     return pools
+
+
+def unseen_held_out(classes: np.ndarray, held_out: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """bool [n]: what of a row of images is held out when what was seen must not be. The training images of a class stay
+    as many, or become as many as were seen; with those as what was seen the answer is the same again."""
+    left = ~seen
+    for label in np.unique(classes):
+        here = classes == label
+        room = int((here & ~held_out).sum()) - int((here & seen).sum())
+        left[np.flatnonzero(here & ~held_out & ~seen)[:max(0, room)]] = False
+    return left
+
+
+def refuse_nothing_left(pools: Dict[str, Indices], seen: np.ndarray, source: ImageSource, settings: Settings) -> None:
+    """Raise `UserError` when the weights have seen what must stay unseen."""
+    weights = settings.WEIGHT_PATH_SERVER
+    if source.held_out is not None and (seen & source.held_out).any():
+        both = [source.describe(index) for index in np.flatnonzero(seen & source.held_out)]
+        raise UserError(f'{weights} was trained on {len(both)} held-out images of {source.name}: {shown(both)}; use '
+                        'other weights or other images')
+    train = label_histogram(source, pools['train'])
+    held_out = label_histogram(source, np.concatenate([pools[subset] for subset in SUBSETS[1:]]))
+    gone = [name for label, name in enumerate(source.class_names)
+            if train[label] >= len(SUBSETS) and not held_out[label]]
+    if gone and seen.any():
+        raise UserError(f'{weights} was trained on every image of class {shown(gone)}: none is left to validate and '
+                        'test on; use other weights or more images')
 
 
 def deal(count: int, fractions: Sequence[float]) -> np.ndarray:
@@ -172,9 +226,10 @@ def round_to_sum(values: np.ndarray) -> np.ndarray:
 # --- the file -------------------------------------------------------------------------------------
 
 def inputs_fingerprint(source: ImageSource, settings: Settings) -> str:
-    """What the partition file was made from."""
-    own = fingerprints.inputs_of('partition', settings)
-    return hashlib.sha256(f'{own}:{source.identity}'.encode()).hexdigest()
+    """What the partition file was made from. After a training on its own training pool it is made once more, with the
+    same content, so that nothing behind it changes."""
+    own, seen = fingerprints.inputs_of('partition', settings), trained_images.seen_images(source, settings)
+    return hashlib.sha256(f'{own}:{source.identity}:'.encode() + seen.tobytes()).hexdigest()
 
 
 def save_partition(partition: Partition, source: ImageSource, settings: Settings) -> None:
@@ -183,6 +238,7 @@ def save_partition(partition: Partition, source: ImageSource, settings: Settings
     writing.write(settings.PARTITION_FILE, {
         'dataset': {'name': settings.DATASET, 'identity': source.identity, 'n_images': len(source),
                     'n_classes': len(source.class_names), 'class_names': source.class_names},
+        'warnings': data_warnings(partition, source, settings),
         'skipped': {'count': len(partition.skipped), 'names': partition.skipped},
         'pools': {subset: {'n': len(pool), 'label_histogram': counts[subset], 'indices': pool.tolist()}
                   for subset, pool in partition.pools.items()},
@@ -191,6 +247,21 @@ def save_partition(partition: Partition, source: ImageSource, settings: Settings
                                 'indices': drawn.tolist()} for subset, drawn in subsets.items()}}
                     for domain, subsets in enumerate(partition.domains)],
     }, writing.make_metadata(settings, 'partition', inputs_fingerprint(source, settings)))
+
+
+def data_warnings(partition: Partition, source: ImageSource, settings: Settings) -> List[str]:
+    """What a user should know about the data, a sentence each."""
+    found, named = list(source.warnings), len(source.class_names)
+    if named < settings.NUM_CLASSES:
+        found.append(f'{source.name} has {named} classes, the model NUM_CLASSES={settings.NUM_CLASSES}: are some '
+                     'missing? Class numbers count from 0 in the order of the names')
+    lacking: Dict[Tuple[str, ...], List[str]] = {}  # classes by the subsets that have no image of them
+    have = {subset: label_histogram(source, pool) for subset, pool in partition.pools.items()}
+    for label, name in enumerate(source.class_names):
+        lacking.setdefault(tuple(subset for subset in SUBSETS if not have[subset][label]), []).append(name)
+    found += [f'{source.name}: no {" or ".join(subsets)} image of class {shown(names)}'
+              for subsets, names in lacking.items() if subsets]
+    return found
 
 
 def label_histogram(source: ImageSource, indices: Indices) -> List[int]:
@@ -208,6 +279,8 @@ def load_partition(source: ImageSource, settings: Settings) -> Partition:
         partition = make_partition(source, settings)
         save_partition(partition, source, settings)
         say(f'{path}: there was none, made it')
+        for line in data_warnings(partition, source, settings):
+            say(f'warning: {line}')
         return partition
     document = documents.read(path, command_for(settings))
     recorded = document.get('metadata.config', dict)
@@ -225,6 +298,12 @@ def load_partition(source: ImageSource, settings: Settings) -> Partition:
         if (owner[pools[subset]] >= 0).any():
             raise document.refuse(f'pools.{subset} shares images with another pool')
         owner[pools[subset]] = number
+    seen = trained_images.seen_images(source, settings)
+    for subset in SUBSETS[1:]:
+        of_training = int(seen[pools[subset]].sum())
+        if of_training:
+            raise document.refuse(f'{of_training} of {len(pools[subset])} {subset} images are training images of '
+                                  f'{settings.WEIGHT_PATH_SERVER}')
     domains: List[Dict[str, Indices]] = []
     for entry in document.get('domains', list):
         where = f'domains[{len(domains)}]'

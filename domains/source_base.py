@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Sequence
+from typing import Optional, Sequence
 
 import numpy as np
 import torch
@@ -11,11 +11,16 @@ import torch
 class ImageSource(ABC):
     """Images with labels. Index i always means the same image as long as `identity` is the same."""
 
-    def __init__(self, name: str, class_names: Sequence[str], labels: np.ndarray, identity: str) -> None:
+    def __init__(self, name: str, class_names: Sequence[str], labels: np.ndarray, identity: str,
+                 digests: Optional[np.ndarray] = None, held_out: Optional[np.ndarray] = None,
+                 warnings: Sequence[str] = ()) -> None:
         self.name = name
         self.class_names = list(class_names)
         self.labels = labels  # int64 [n]
         self.identity = identity  # a hash that changes when the dataset on disk is another one
+        self.digests = digests  # text [n]: what the images' files hold; None: not files of their own
+        self.held_out = held_out  # bool [n]: never training images, the others nothing else; None: no such parts
+        self.warnings = list(warnings)  # what a user should know about the data, a sentence each
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -8,7 +8,7 @@ import difflib
 import hashlib
 import inspect
 import os
-from typing import Any, List, Sequence, Tuple
+from typing import Any, Sequence
 
 import numpy as np
 import torch
@@ -18,36 +18,24 @@ from torchvision import datasets
 from torchvision.transforms import functional
 
 from config import Settings, UserError
+from domains import folders
 from domains.source_base import ImageSource
 
-SPLIT_FOLDERS = {'train', 'val', 'test', 'valid', 'validation'}  # not names of classes
-EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp')  # as torchvision's ImageFolder
 IDENTITY_SAMPLES = 64  # images of a torchvision dataset that are hashed into its identity
 
 
 class FolderImages(ImageSource):
-    """An ImageFolder tree: one folder per class, classes in alphabetical order, images at any depth."""
+    """An ImageFolder tree: one folder per class, classes in alphabetical order, images at any depth; or train/ and val/
+    of such folders (`folders`)."""
 
     def __init__(self, root: str, size: int) -> None:
-        if not os.path.isdir(root):
-            raise UserError(f'DATA_PATH {root}: no such folder; set DATA_PATH to a folder with one folder per class')
-        classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith('.'))
-        if not classes:
-            raise UserError(f'DATA_PATH {root}: no class folders in it; it needs one folder with images per class')
-        if set(classes) <= SPLIT_FOLDERS:
-            raise UserError(f'DATA_PATH {root}: holds {", ".join(classes)} instead of class folders; set DATA_PATH to '
-                            f'{os.path.join(root, "val" if "val" in classes else classes[0])}')
-        files: List[Tuple[str, int]] = []  # (path relative to root, label)
-        for label, name in enumerate(classes):
-            found = [(path, label) for path in _images_below(os.path.join(root, name), root)]
-            if not found:
-                raise UserError(f'{os.path.join(root, name)}: no images in this class folder; add some or remove it')
-            files += found
-        digest = hashlib.sha256()
-        for path, _ in files:
-            digest.update(f'{path}\0{os.path.getsize(os.path.join(root, path))}\n'.encode('utf-8', 'surrogateescape'))
-        super().__init__(root, classes, np.array([label for _, label in files], dtype=np.int64), digest.hexdigest())
-        self.root, self.size, self.paths = root, size, [path for path, _ in files]
+        tree = folders.read_tree(root)
+        identity = hashlib.sha256()
+        for path, digest, held_out in zip(tree.paths, tree.digests, tree.held_out or [None] * len(tree.paths)):
+            identity.update(f'{path}\0{digest}\0{held_out}\n'.encode('utf-8', 'surrogateescape'))
+        super().__init__(root, tree.class_names, np.array(tree.labels, dtype=np.int64), identity.hexdigest(),
+                         np.array(tree.digests), np.array(tree.held_out) if tree.held_out else None, tree.warnings)
+        self.root, self.size, self.paths = root, size, tree.paths
 
     def read(self, index: int) -> torch.Tensor:
         return resize_and_crop(self._decode(index), self.size, round(self.size * 256 / 224))
@@ -69,15 +57,6 @@ class FolderImages(ImageSource):
 
     def can_be_damaged(self) -> bool:
         return True
-
-
-def _images_below(folder: str, root: str) -> List[str]:
-    """Image files below `folder`, relative to `root` with forward slashes, sorted."""
-    found = []
-    for where, _, names in os.walk(folder, followlinks=True):
-        found += [os.path.relpath(os.path.join(where, name), root).replace(os.sep, '/') for name in names
-                  if name.lower().endswith(EXTENSIONS) and not name.startswith('.')]
-    return sorted(found)
 
 
 def resize_and_crop(image: Image.Image, size: int, shorter_side: int) -> torch.Tensor:

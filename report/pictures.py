@@ -17,7 +17,7 @@ from pipeline import kinds
 from report import cost_figures, frontier_figures, result_figures, style, summary
 from report.cost_figures import UnprunedSplits
 from report.frontier_figures import T_EFF, THROUGHPUT
-from search import result_file
+from search import result_file, result_warnings
 from search.result import JointResult
 
 Pictures = Dict[str, Callable[[], Figure]]  # by file name without suffix
@@ -72,7 +72,8 @@ def load_sequential(results: Sequence[JointResult], table: HardwareTable, settin
 def pictures_of(inputs: Inputs) -> Pictures:
     """What to draw: the functions that make the figures."""
     results, table = inputs.results, inputs.table
-    note = cost_figures.simulated_note(table)
+    simulated = cost_figures.simulated_note(table)
+    note = simulated + (', with warnings: see summary.txt' if warnings_on(inputs) else '')
     made: Pictures = {}
     for name, speed in (('throughput', THROUGHPUT), ('teff', T_EFF)):
         made[f'accuracy_{name}_curve'] = partial(frontier_figures.two_domains, results, speed, inputs.sequential, note)
@@ -82,7 +83,7 @@ def pictures_of(inputs: Inputs) -> Pictures:
     made['domain_comparison'] = partial(result_figures.domain_comparison, results, note)
     made['lut_heatmap'] = partial(cost_figures.lut_heatmap, table)
     if inputs.unpruned is not None:
-        made['split_times'] = partial(cost_figures.split_times, inputs.unpruned, note)
+        made['split_times'] = partial(cost_figures.split_times, inputs.unpruned, simulated)
     for result in filter(inputs.fits, results):
         made[f'domain_{result.domain_id}_configuration'] = partial(
             result_figures.configuration, result, table, inputs.settings.HEAD_TIER, note)
@@ -96,8 +97,16 @@ def write_all(folder: str, made: Pictures) -> None:
 
 
 def text_of(inputs: Inputs) -> str:
-    """The summary as text, with what a reader of the numbers must know."""
-    return summary.text(inputs.results, notes_on(inputs), inputs.settings)
+    """The summary as text, with what a reader of the numbers must know; warnings stand before the numbers."""
+    warnings = [f'warning: {line}' for line in warnings_on(inputs)]
+    text = summary.text(inputs.results, notes_on(inputs), inputs.settings)
+    return '\n'.join([*warnings, '', text] if warnings else [text])
+
+
+def warnings_on(inputs: Inputs) -> List[str]:
+    """Why the results mean less than they seem to: what holds for all, then each domain's own."""
+    return result_warnings.of_settings(inputs.settings) + [
+        f'domain {result.domain_id}: {line}' for result in inputs.results for line in result.warnings]
 
 
 def notes_on(inputs: Inputs) -> List[str]:

@@ -17,7 +17,7 @@ from domains.image_sets import ImageSet, wilson_interval
 from hyper_repvgg import HyperRepVGG, deploy
 from network import batchnorm
 from network.alpha import unpruned_alpha
-from search import alpha_training, pick
+from search import alpha_training, pick, result_warnings
 from search.alpha_training import recalibrated_statistics
 from search.domain_inputs import images_of, reference_alpha
 from search.domain_search import SearchOutcome, solve_unpruned
@@ -80,7 +80,8 @@ def assemble(outcome: SearchOutcome, chosen: Configuration, accuracy: float, mod
         settings.EPSILON, answer.xi_A, answer.J, answer.times,
         {**without_split(unpruned, '', images, table, settings), 'step2': Baseline(at_step2, step2.times),
          **without_split(pruned, '_pruned', images, table, settings)},
-        state.curve, None, settings.SEED, outcome.wall_s, state.work.block_evaluations, batchnorm=statistics)
+        state.curve, None, settings.SEED, outcome.wall_s, state.work.block_evaluations, batchnorm=statistics,
+        warnings=tuple(result_warnings.of_domain(problem.val, goal.A_ref, settings.EPSILON)))
 
 
 def as_chosen(result: JointResult, chosen: Configuration, accuracy: float, model: HyperRepVGG, val: ImageSet,
@@ -188,4 +189,5 @@ def summary(result: JointResult, settings: Settings) -> str:
                      f'{points[0].times.T_eff_ms:.3f} to {points[-1].times.T_eff_ms:.3f} ms, validation accuracy '
                      f'{points[0].accuracy:.3f} to {points[-1].accuracy:.3f}')
     lines += [f'  {line}' for line in sentences([verdict_on(result, settings)])]
+    lines += [f'  warning: {line}' for line in result.warnings]
     return '\n'.join(lines)

@@ -16,6 +16,7 @@ from network.gammas import gamma_by_id
 from network.shapes import BRANCHES
 from pipeline import documents, fingerprints, kinds, writing
 from pipeline.documents import Document
+from search import result_warnings
 from search.frontier import OBJECTIVES, FrontierPoint
 from search.pick import PickRule
 from search.result import AccuracyReport, Baseline, JointResult
@@ -39,7 +40,8 @@ def save(kind: str, result: JointResult, settings: Settings, inputs: str, search
         'curve': [vars(point) for point in result.curve], 'measured': result.measured,
         'block_evaluations': result.block_evaluations, 'seed': result.seed, 'wall_s': result.wall_s,
         'frontier': {name: [point_to_json(point, result.block_names) for point in points]
-                     for name, points in result.frontier.items()}}
+                     for name, points in result.frontier.items()},
+        'warnings': [*result_warnings.of_settings(settings), *result.warnings]}
     if result.batchnorm is not None:
         content['batchnorm'] = save_batchnorm(path, result)
     metadata = writing.make_metadata(settings, kind, inputs)
@@ -88,7 +90,7 @@ def load(domain: int, table: HardwareTable, settings: Settings, kind: str = 'joi
     accuracy = {name: document.number(f'accuracy.{name}', 0) for name in
                 ('original', 'reference', 'final', 'val_reference', 'val_final')}
     low, high = document.numbers('accuracy.ci95', 2, lowest=0)
-    measured = document.find('measured')
+    measured, shared = document.find('measured'), result_warnings.of_settings(settings)
     return JointResult(
         domain, document.get('domain_name', str), document.get('mode', str), table.block_names,
         configuration_from_json(document, table),
@@ -98,7 +100,8 @@ def load(domain: int, table: HardwareTable, settings: Settings, kind: str = 'joi
         {name: baseline_from_json(document, ('baselines', name)) for name in document.get('baselines')},
         curve_from_json(document), None if measured is None else document.get('measured'),
         document.get('seed', int), document.number('wall_s', 0), document.get('block_evaluations', int),
-        frontier_from_json(document, table), pick_from_json(document), load_batchnorm(document))
+        frontier_from_json(document, table), pick_from_json(document), load_batchnorm(document),
+        tuple(str(line) for line in document.get('warnings', list) if line not in shared))
 
 
 def load_finished(domain: int, table: HardwareTable, settings: Settings, search_inputs: str, mode: str,

@@ -4,5 +4,6 @@ In the order of the pipeline:
 partition: the images of each domain. trained_alpha: task 1. importance: task 2. hardware_table: step 1, the table.
 unpruned: step 2, γ and λ without pruning. joint: step 3, the joint search. sequential: the baseline that prunes first
 and splits afterwards. real_mode: steps through a connected client, and a measured stream.
+shared_warnings: what is said once for all domains.
 base_model_training, base_model_report: the network of the built-in example, trained and measured.
 """

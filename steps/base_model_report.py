@@ -11,7 +11,10 @@ import torch
 from config import Settings
 from domain_dataset import load_clean, load_domain
 from domain_transforms import domain_name
+from domains import trained_images
 from domains.image_sets import ImageSet, wilson_interval
+from domains.image_sources import open_source
+from domains.partition import load_partition
 from hyper_repvgg import HyperRepVGG, create_hyper_repvgg, deploy
 from network.inputs import normalise, predict
 from network.shapes import DENSE
@@ -25,18 +28,31 @@ Labelled = Tuple[torch.Tensor, torch.Tensor]  # normalised images [n, 3, S, S], 
 
 def write(settings: Settings, recipe: Recipe, seconds: Optional[float]) -> Tuple[Dict[str, Any], str]:
     """Measure the weights at WEIGHT_PATH_SERVER and write the report beside them; the report and its path. `seconds` of
-    training; None: those of the report that is there."""
+    training; None: not trained now, so what the report that is there says about the training stays."""
     path = kinds.path_of('base_model', settings)
     writing.check_writable(path)
-    if seconds is None and os.path.exists(path):
-        seconds = documents.read(path, '').content.get('wall_s')
-    report = measure(settings)
-    report['wall_s'] = seconds
-    report['recipe'] = dataclasses.asdict(recipe)
-    report['weights_sha256'] = fingerprints.content_hash(settings.WEIGHT_PATH_SERVER)
-    writing.write(path, report, writing.make_metadata(
-        settings, 'base_model', fingerprints.inputs_of('base_model', settings)))
+    metadata = writing.make_metadata(settings, 'base_model', fingerprints.inputs_of('base_model', settings))
+    if seconds is None:
+        training = earlier_training(path)
+    else:
+        source = open_source(settings)
+        unseen = dataclasses.replace(settings, WEIGHT_PATH_SERVER='')  # as for the training itself
+        pool = load_partition(source, unseen).pools['train']
+        training = {'wall_s': seconds, 'recipe': dataclasses.asdict(recipe),
+                    'weights_sha256': fingerprints.content_hash(settings.WEIGHT_PATH_SERVER),
+                    'training_pool': trained_images.to_json(source, pool, settings)}
+        writing.write(path, training, metadata)  # known from here on, also when measuring is interrupted
+    report = {**measure(settings), **training}
+    writing.write(path, report, metadata)
     return report, path
+
+
+def earlier_training(path: str) -> Dict[str, Any]:
+    """What the report at `path` says about the training; nothing where there is none."""
+    if not os.path.exists(path):
+        return {}
+    content = documents.read(path, '').content
+    return {name: content[name] for name in ('wall_s', 'recipe', 'weights_sha256', 'training_pool') if name in content}
 
 
 def measure(settings: Settings) -> Dict[str, Any]:

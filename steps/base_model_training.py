@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Callable, List, Sequence
 
 import numpy as np
@@ -117,7 +117,8 @@ def train_and_save(path: str, recipe: Recipe, settings: Settings) -> float:
     torch.manual_seed(recipe.seed)  # the initial weights
     network = RepVGG(settings.MODEL_NAME, settings.NUM_CLASSES)
     start = time.perf_counter()
-    train(network, load_clean(settings, 'train'), settings.NORM_MEAN, settings.NORM_STD, recipe)
+    images = load_clean(replace(settings, WEIGHT_PATH_SERVER=''), 'train')  # whatever weights at `path` have seen
+    train(network, images, settings.NORM_MEAN, settings.NORM_STD, recipe)
     seconds = time.perf_counter() - start
     with writing.replacing(path) as temporary, open(temporary, 'wb') as stream:
         torch.save(network.state_dict(), stream)  # given a path, torch writes its (random) name into the file

@@ -12,6 +12,7 @@ from domains.image_sources import ImageSource, open_source
 from domains.partition import SUBSETS, Partition, inputs_fingerprint, label_histogram, make_partition, save_partition
 from pipeline import fingerprints, writing
 from report import preparation_figures, style
+from steps import shared_warnings
 
 
 def make(settings: Settings, if_changed: bool = False) -> None:
@@ -22,12 +23,11 @@ def make(settings: Settings, if_changed: bool = False) -> None:
     source = open_source(settings)
     if if_changed and fingerprints.is_current([path, picture], inputs_fingerprint(source, settings)):
         cli.say(f'{path}: is current')
+        shared_warnings.say(settings)
         return
-    if len(source.class_names) < settings.NUM_CLASSES:
-        cli.say(f'note: {source.name} has {len(source.class_names)} classes, the model {settings.NUM_CLASSES}: '
-                'labels count from 0 in alphabetical order of the classes')
     partition = make_partition(source, settings)
     save_partition(partition, source, settings)
+    shared_warnings.say(settings)
     counts = {subset: np.array([label_histogram(source, subsets[subset]) for subsets in partition.domains])
               for subset in SUBSETS}  # by subset: (domains, classes)
     names = [domain_name(domain) for domain in range(len(partition.domains))]

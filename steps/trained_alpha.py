@@ -17,6 +17,7 @@ from pipeline import writing
 from report import preparation_figures, style
 from search import alpha_training
 from search.domain_inputs import base_model, images_of
+from steps import shared_warnings
 
 Entries = Dict[str, Dict[str, Any]]  # by domain id, as the JSON files hold them
 
@@ -70,6 +71,7 @@ def train_all(domains: Sequence[int], done: Dict[str, Entries], settings: Settin
     """Train these domains, adding each to `done` and to the files (both by kind) as soon as it is ready."""
     torch.set_num_threads(settings.threads(settings.TORCH_THREADS))
     torch.manual_seed(settings.SEED)
+    shared_warnings.say(settings)
     model = base_model(settings)
     for domain in domains:
         name = domain_name(domain)
