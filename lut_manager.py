@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from config import Settings
+from costs.correction import Correction, HeldOut, fit_correction
 from costs.cost_model import FLOAT32, TIERS, EndCosts, HardwareTable, Link, Roofline
 from costs.device_profiles import load_profile, predict_block_ms, predict_classifier_ms, predict_stem_ms, slowdown_of
 from costs.work import block_work, classifier_work, out_elements, work_table
@@ -22,7 +23,7 @@ from network.shapes import BlockShape, architecture, block_names, block_shapes
 from pipeline import documents, fingerprints, kinds, writing
 from pipeline.documents import Document
 from pipeline.writing import numbers_or_none
-from tier.block_timing import time_network
+from tier.block_timing import NetworkTiming, PartTiming, ThisMachine, branch_counts, time_network
 from tier.devices import device_name, device_of
 from wire.formats import WIRE_FORMATS, wire_bytes
 
@@ -31,7 +32,7 @@ BATCH_SIZE = 1  # images a forward pass: a camera delivers one frame at a time
 
 @dataclass(frozen=True)
 class TierCosts:
-    """One tier's times, ms for one image; NaN where a block cannot run a γ."""
+    """One tier's times as measured, ms for one image; NaN where a block cannot run a γ."""
     tier: str
     info: Dict[str, Any]  # name, simulated, threads, ...
     block_ms: np.ndarray  # [N, 14]
@@ -39,6 +40,18 @@ class TierCosts:
     stem_ms: float
     classifier_ms: float
     roofline: Roofline
+    parts: Tuple[PartTiming, ...] = ()  # heads, tails and whole networks timed as a whole
+
+    def sum_ms(self, part: PartTiming) -> float:
+        """The sum of the entries of a part."""
+        blocks = range(part.first, part.last)
+        ends = self.stem_ms * (part.first == 0) + self.classifier_ms * (part.last == len(self.block_ms))
+        return ends + float(self.block_ms[blocks, [part.gamma[k] for k in blocks]].sum())
+
+    def correction(self) -> Correction:
+        """What the sums miss of the parts that were timed as a whole."""
+        return fit_correction(np.array([self.sum_ms(part) for part in self.parts]),
+                              np.array([part.ms for part in self.parts]), min(self.stem_ms, self.classifier_ms))
 
 
 @dataclass(frozen=True)
@@ -79,11 +92,28 @@ def _measured(tier: str, settings: Settings, device: torch.device, threads: int,
     torch.manual_seed(settings.SEED)  # random weights: times do not depend on their values
     model = create_hyper_repvgg(None, settings.MODEL_NAME, settings.NUM_CLASSES).to(device)
     image = torch.rand(BATCH_SIZE, 3, settings.INPUT_SIZE, settings.INPUT_SIZE, device=device)
-    timing = time_network(model, image, threads, settings.LUT_ROUNDS, progress)
+    timing = time_network(ThisMachine(model, image, threads), branch_counts(model), same_work(settings),
+                          settings.LUT_ROUNDS, progress or (lambda done, total: None))
     info = {'name': device_name(device), 'device': device.type, 'threads': threads, 'simulated': slowdown != 1.0 or
-            bool(extra), 'slowdown': slowdown, 'samples_per_entry': timing.n_samples, **extra}
+            bool(extra), 'slowdown': slowdown, **extra}
+    return costs_of(tier, timing, info, roofline, slowdown)
+
+
+def costs_of(tier: str, timing: NetworkTiming, info: Dict[str, Any], roofline: Roofline, slowdown: float = 1.0,
+             ) -> TierCosts:
+    """A tier's costs from its timing."""
+    info = {**info, 'samples_per_entry': timing.n_samples, 'cells_timed_again': timing.n_timed_again}
+    parts = tuple(part._replace(ms=slowdown * part.ms) for part in timing.parts)
     return TierCosts(tier, info, slowdown * timing.block_ms, slowdown * timing.block_iqr_ms,
-                     slowdown * timing.stem_ms, slowdown * timing.classifier_ms, roofline)
+                     slowdown * timing.stem_ms, slowdown * timing.classifier_ms, roofline, parts)
+
+
+def same_work(settings: Settings) -> np.ndarray:
+    """Cells that do the same work have the same number: int [N, 14], below 0 where a block cannot run a γ."""
+    flops, n_bytes = work_table(block_shapes(architecture(settings.MODEL_NAME), settings.INPUT_SIZE)[1])
+    work = np.stack([flops, n_bytes], axis=-1).reshape(-1, 2)
+    numbers = np.unique(np.nan_to_num(work, nan=-1.0), axis=0, return_inverse=True)[1].reshape(flops.shape)
+    return np.where(np.isnan(flops), -1, numbers)
 
 
 # --- one tier's file ----------------------------------------------------------------------------
@@ -100,7 +130,7 @@ def save_tier(costs: TierCosts, settings: Settings) -> str:
         'tier': costs.tier, 'block_names': names, 'has_identity': dict(zip(names, has_identity)),
         key: rows_to_json(names, costs.block_ms), 'IQR': rows_to_json(names, costs.block_iqr_ms),
         'stem': {key: costs.stem_ms}, 'classifier': {key: costs.classifier_ms},
-        'roofline': roofline_to_json(costs.roofline)}, metadata)
+        'roofline': roofline_to_json(costs.roofline), 'parts': [part._asdict() for part in costs.parts]}, metadata)
     return path
 
 
@@ -114,7 +144,22 @@ def load_tier(tier: str, settings: Settings, path: Optional[str] = None) -> Tier
     return TierCosts(tier, document.get(f'metadata.{tier}'), rows_from_json(document, key, has_identity, settings),
                      rows_from_json(document, 'IQR', has_identity, settings),
                      document.number(f'stem.{key}', 0), document.number(f'classifier.{key}', 0),
-                     roofline_from_json(document, 'roofline'))
+                     roofline_from_json(document, 'roofline'), parts_from_json(document, has_identity))
+
+
+def parts_from_json(document: Document, has_identity: List[bool]) -> Tuple[PartTiming, ...]:
+    """The parts that were timed as a whole: spans and γ that the network can run."""
+    n, runnable, found = len(has_identity), runnable_gammas(np.array(has_identity)), []
+    for i, entry in enumerate(document.get('parts', list)):
+        part = Document(document.path, {f'parts[{i}]': entry}, document.made_by)
+        first, last = (part.get((f'parts[{i}]', name), int) for name in ('first', 'last'))
+        ms = part.number((f'parts[{i}]', 'ms'), 0)
+        gamma = part.numbers((f'parts[{i}]', 'gamma'), n, lowest=0)
+        runs = all(g in np.flatnonzero(row) for g, row in zip(gamma, runnable))
+        if not 0 <= first < last <= n or not runs or ms <= 0:
+            raise document.refuse(f"field 'parts[{i}]' is no part of the network with a time")
+        found.append(PartTiming(first, last, tuple(int(g) for g in gamma), ms))
+    return tuple(found)
 
 
 def blocks_of(settings: Settings) -> Tuple[List[str], List[bool]]:
@@ -177,21 +222,25 @@ def merge(server: TierCosts, client: TierCosts, settings: Settings, link: Option
           ) -> HardwareTable:
     """Two tiers, a link (None: the settings'), the wire formats' costs (None: sizes by formula where they do not
     depend on values, encoding taken as free) and what PNG and JPEG take (None: not measured) make the complete table.
-    """
+    The tiers' times are corrected (costs/correction.py)."""
     arch = architecture(settings.MODEL_NAME)
     stem, shapes = block_shapes(arch, settings.INPUT_SIZE)
     flops, bytes_moved = work_table(shapes)
     stem_work = block_work(stem, fused_gamma((True, True, stem.has_identity)))
     last = classifier_work(arch.channels[4], settings.NUM_CLASSES, shapes[-1].out_size)
     names, has_identity = blocks_of(settings)
+    tiers = {'server': server, 'client': client}
+    corrections = {tier: costs.correction() for tier, costs in tiers.items()}
     return HardwareTable(
         model=settings.MODEL_NAME, num_classes=settings.NUM_CLASSES,
         input_shape=(3, settings.INPUT_SIZE, settings.INPUT_SIZE), batch_size=BATCH_SIZE,
         tier_info={'server': server.info, 'client': client.info},
         block_names=tuple(names), has_identity=np.array(has_identity),
-        T_ms={'server': server.block_ms, 'client': client.block_ms}, flops=flops, bytes_moved=bytes_moved,
-        stem=EndCosts({'server': server.stem_ms, 'client': client.stem_ms}, *stem_work),
-        classifier=EndCosts({'server': server.classifier_ms, 'client': client.classifier_ms}, *last),
+        T_ms={tier: corrections[tier].scale * costs.block_ms for tier, costs in tiers.items()},
+        flops=flops, bytes_moved=bytes_moved,
+        stem=EndCosts({tier: corrections[tier].part_ms(costs.stem_ms) for tier, costs in tiers.items()}, *stem_work),
+        classifier=EndCosts({tier: corrections[tier].part_ms(costs.classifier_ms) for tier, costs in tiers.items()},
+                            *last), correction=corrections,
         input_bytes=3 * settings.INPUT_SIZE ** 2,
         block_bytes=wire.block_bytes if wire else block_bytes_of(shapes), codec_ms=wire.codec_ms if wire else {},
         image_codec_ms=image_codec_ms or {},
@@ -232,6 +281,7 @@ def save(table: HardwareTable, settings: Settings) -> str:
         'bandwidth': {'bandwidth_mbps': table.link.bandwidth_mbps, 'rtt_ms': table.link.rtt_ms,
                       'measured': table.link.measured},
         'roofline': {tier: roofline_to_json(table.roofline[tier]) for tier in TIERS},
+        'correction': {tier: correction_to_json(table.correction[tier]) for tier in TIERS},
     }, {**writing.make_metadata(settings, 'lut', fingerprints.inputs_of('lut', settings)), **shape_metadata(settings),
         **{tier: table.tier_info[tier] for tier in TIERS}})
     return path
@@ -268,7 +318,23 @@ def load(path: str, settings: Settings) -> HardwareTable:
         logits_bytes=int(document.number(('Comm_size', 'logits', FLOAT32), 1)),
         link=Link(document.number('bandwidth.bandwidth_mbps', 1e-9), document.number('bandwidth.rtt_ms', 0),
                   document.get('bandwidth.measured', bool)),
-        roofline={tier: roofline_from_json(document, f'roofline.{tier}') for tier in TIERS})
+        roofline={tier: roofline_from_json(document, f'roofline.{tier}') for tier in TIERS},
+        correction={tier: correction_from_json(document, tier) for tier in TIERS})
+
+
+def correction_to_json(found: Correction) -> Dict[str, Any]:
+    """{scale, offset_ms, held_out {n, median, worst, share} or None}; the times of the file are corrected by it."""
+    return {'scale': found.scale, 'offset_ms': found.offset_ms,
+            'held_out': None if found.held_out is None else found.held_out._asdict()}
+
+
+def correction_from_json(document: Document, tier: str) -> Correction:
+    """The inverse."""
+    field = f'correction.{tier}'
+    held_out = None if document.find(f'{field}.held_out') is None else HeldOut(
+        document.get(f'{field}.held_out.n', int),
+        *(document.number(f'{field}.held_out.{name}', 0) for name in HeldOut._fields[1:]))
+    return Correction(document.number(f'{field}.scale', 1e-9), document.number(f'{field}.offset_ms'), held_out)
 
 
 def codec_from_json(document: Document, wires: List[str], names: List[str]) -> Dict[str, Dict[str, np.ndarray]]:

@@ -10,6 +10,8 @@ from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple, Type
 
 import numpy as np
 
+from costs.correction import Correction
+
 from config import Settings
 
 TIERS = ('client', 'server')
@@ -96,12 +98,18 @@ class HardwareTable:
     #                                     encoding and decoding of each block's output; none: taken as free
     image_codec_ms: Mapping[str, Tuple[float, float]] = field(default_factory=dict)  # 'png', 'jpeg': encoding and
     #                                     decoding an image on the server's machine; none: not measured
+    correction: Mapping[str, Correction] = field(default_factory=dict)  # by tier: what was made of measured sums
     image: Optional[ImageFormat] = None  # how the image travels at split 0; None: as it is, uint8
 
     @property
     def n_blocks(self) -> int:
         """N."""
         return len(self.block_names)
+
+    def undivided_ms(self, tier: str) -> float:
+        """What a whole network on one tier takes beyond stem, blocks and classifier: the correction's offset is in the
+        stem, for heads, and in the classifier, for tails, and counts once."""
+        return -self.correction[tier].offset_ms if tier in self.correction else 0.0
 
     def cut_bytes(self, wire: str) -> np.ndarray:
         """Bytes of what is cut at split 0..N: the image, N-1 feature maps, the logits."""
@@ -211,9 +219,9 @@ def split_times(table: HardwareTable, block_ms: Mapping[str, np.ndarray], wire: 
     tail_tier = other_tier(head_tier)
     head, tail = np.zeros((2, *block_ms[head_tier].shape[:-1], n + 1))
     head[..., 1:] = table.stem.T_ms[head_tier] + np.cumsum(block_ms[head_tier], axis=-1)
-    head[..., n] += table.classifier.T_ms[head_tier]
+    head[..., n] += table.classifier.T_ms[head_tier] + table.undivided_ms(head_tier)
     tail[..., :n] = np.cumsum(block_ms[tail_tier][..., ::-1], axis=-1)[..., ::-1] + table.classifier.T_ms[tail_tier]
-    tail[..., 0] += table.stem.T_ms[tail_tier]
+    tail[..., 0] += table.stem.T_ms[tail_tier] + table.undivided_ms(tail_tier)
     encode, decode = table.cut_codec_ms(wire, head_tier, tail_tier)
     head, tail = head + encode, tail + decode
     client, server = (head, tail) if head_tier == 'client' else (tail, head)

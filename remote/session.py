@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from types import TracebackType
-from typing import Any, Dict, List, Optional, Tuple, Type
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Type
 
 import numpy as np
 import torch
@@ -18,26 +18,25 @@ from tqdm import tqdm
 import cli
 import lut_manager
 import roofline_measure
-from config import Settings
+from config import Settings, UserError
 from costs.cost_model import HardwareTable, Roofline
 from domains import image_formats
 from hyper_repvgg import create_hyper_repvgg, deploy
 from lut_manager import TierCosts, WireCosts
-from network.gammas import N_GAMMA
 from network.inputs import normalise
 from network.shapes import architecture, block_shapes
 from pipeline import documents, fingerprints, kinds, writing
 from remote.client import RemoteClient, wait_for_client
 from remote.link import measure_link
 from tier import devices
-from tier.block_timing import BlockSamples, NetworkTiming
+from tier.block_timing import Gammas, NetworkTiming, PartTiming, Round, time_network
 from tier.tasks import wire_ms
 from wire import codec as wire_codec
 from wire.formats import WIRE_FORMATS, formats_of
-from wire.frames import ProtocolError
+from wire.frames import Message, ProtocolError
 
 WIRE_SAMPLES = 4  # images whose feature maps are encoded to measure a format's size
-MAX_TIMES = 1024  # timings that a client may send for one visit
+MAX_PASSES = 1024  # timings that a client may send for one visit
 
 
 def open_session(settings: Settings, bind: Optional[str] = None, port: Optional[int] = None, allow_open: bool = False,
@@ -104,35 +103,22 @@ class Session:
         timing = self.time_client(facts)
         reply = self.client.request('roofline')
         roofline = Roofline(reply.number('peak_gflops', 1e-9), reply.number('bandwidth_gbs', 1e-9))
-        info = {**facts, 'simulated': False, 'slowdown': 1.0, 'samples_per_entry': timing.n_samples}
-        costs = TierCosts('client', info, timing.block_ms, timing.block_iqr_ms, timing.stem_ms, timing.classifier_ms,
-                          roofline)
+        costs = lut_manager.costs_of('client', timing, {**facts, 'simulated': False, 'slowdown': 1.0}, roofline)
         lut_manager.save_tier(costs, self.settings)
         return costs
 
     def time_client(self, facts: Dict[str, Any]) -> NetworkTiming:
         """Block timings on the client. Every finished round is kept on disk until the table is complete."""
-        settings, rounds = self.settings, self.settings.LUT_ROUNDS
+        settings = self.settings
         rounds_file = _RoundsFile(settings, str(facts.get('name')))
-        done = rounds_file.read()
-        n = len(lut_manager.blocks_of(settings)[0])
-        with tqdm(total=rounds * N_GAMMA, initial=len(done) * N_GAMMA, desc='timing blocks (client)', unit='visit',
-                  leave=False, delay=2) as bar:
-            def progress(at: int, total: int) -> None:
-                bar.update(max(0, min(at, rounds * N_GAMMA) - bar.n))
+        n_branches = [3 if has else 2 for has in lut_manager.blocks_of(settings)[1]]
+        with tqdm(desc='timing blocks (client)', unit='visit', leave=False, delay=2) as bar:
+            def progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(max(0, done - bar.n))
 
-            for number in range(len(done), rounds):
-                reply = self.client.request('time_round', {
-                    'model': settings.MODEL_NAME, 'classes': settings.NUM_CLASSES, 'input_size': settings.INPUT_SIZE,
-                    'round': number, 'rounds': rounds}, progress=progress)
-                gamma, ms = reply.tensor('gamma', torch.int64, 2), reply.tensor('ms', torch.float64, 3)
-                done.append(_checked_round(gamma, ms, n))
-                rounds_file.write(done)
-        samples = BlockSamples(n)
-        for gammas, ms_rows in done:
-            for gamma_row, rows in zip(gammas, ms_rows):
-                samples.add(gamma_row, np.array(rows))
-        timing = samples.timing()
+            timing = time_network(_ClientMachine(self.client, settings), n_branches, lut_manager.same_work(settings),
+                                  settings.LUT_ROUNDS, progress, rounds_file.read(), rounds_file.write)
         rounds_file.drop()
         return timing
 
@@ -164,13 +150,35 @@ class Session:
         return WireCosts({**block_bytes, **sizes}, codec)
 
 
-def _checked_round(gamma: torch.Tensor, ms: torch.Tensor, n_blocks: int) -> Tuple[List[List[int]], List[Any]]:
-    """A round as lists, its shapes and values checked."""
-    fits = (gamma.shape[1] == n_blocks and ms.shape[0] == gamma.shape[0] <= MAX_TIMES and
-            ms.shape[2] == n_blocks + 2 and 0 < ms.shape[1] <= MAX_TIMES)
-    if not fits or not bool(((gamma >= 0) & (gamma < N_GAMMA)).all()) or not bool(torch.isfinite(ms).all()):
-        raise ProtocolError('time_round: shapes or values out of range')
-    return gamma.tolist(), ms.tolist()
+class _ClientMachine:
+    """The client as what times a network (`tier.block_timing.Machine`)."""
+
+    def __init__(self, client: RemoteClient, settings: Settings) -> None:
+        self.client = client
+        self.fields = {'model': settings.MODEL_NAME, 'classes': settings.NUM_CLASSES,
+                       'input_size': settings.INPUT_SIZE}
+
+    def visits(self, gammas: Sequence[Gammas], progress: Callable[[int], None]) -> np.ndarray:
+        """ms [visits, passes, N + 2]."""
+        reply = self.client.request('time_visits', self.fields, {'gamma': torch.tensor(gammas)},
+                                    progress=lambda done, total: progress(min(done, len(gammas))))
+        return _checked_times(reply, (len(gammas), len(gammas[0]) + 2))
+
+    def parts(self, parts: Sequence[PartTiming]) -> np.ndarray:
+        """ms [parts, passes]."""
+        reply = self.client.request('time_parts', self.fields, {
+            'gamma': torch.tensor([part.gamma for part in parts]),
+            'span': torch.tensor([(part.first, part.last) for part in parts])})
+        return _checked_times(reply, (len(parts),))
+
+
+def _checked_times(reply: Message, shape: Tuple[int, ...]) -> np.ndarray:
+    """Times of a reply, ms [shape[0], passes, *shape[1:]]; `ProtocolError` for other shapes and impossible times."""
+    ms = reply.tensor('ms', torch.float64, len(shape) + 1)
+    fits = (ms.shape[0], *ms.shape[2:]) == shape and 0 < ms.shape[1] <= MAX_PASSES
+    if not fits or not bool((torch.isfinite(ms) & (ms > 0)).all()):
+        raise ProtocolError('times of the client: shapes or values out of range')
+    return ms.numpy()
 
 
 class _RoundsFile:
@@ -181,21 +189,27 @@ class _RoundsFile:
         self.path = kinds.path_of('lut_client', settings).replace('.json', '_rounds.json')
         self._inputs = fingerprints.inputs_of('lut_client', settings)
 
-    def read(self) -> List[Any]:
-        """Rounds of the same device and settings, [(γ, ms), ...]."""
+    def read(self) -> List[Round]:
+        """Rounds of the same device and settings; none where the file is damaged."""
         if not fingerprints.is_current([self.path], self._inputs):
             return []
         document = documents.read(self.path, '')
         if document.get('client', str) != self._client_name:
             return []
-        n = len(lut_manager.blocks_of(self._settings)[0])
+        n, found = len(lut_manager.blocks_of(self._settings)[0]), []
         try:
-            return [_checked_round(torch.tensor(gamma), torch.tensor(ms, dtype=torch.float64), n)
-                    for gamma, ms in document.get('rounds', list)][:self._settings.LUT_ROUNDS]
-        except (ProtocolError, ValueError, TypeError, IndexError):
+            for gamma, ms, part_ms in document.get('rounds', list)[:self._settings.LUT_ROUNDS]:
+                gammas, times = np.array(gamma, dtype=int), np.array(ms, dtype=float)
+                parts = np.array(part_ms or [[1.0]], dtype=float)
+                if gammas.shape[1:] != (n,) or times.ndim != 3 or times.shape[::2] != (len(gammas), n + 2) or \
+                        parts.ndim != 2 or not all(np.isfinite(values).all() for values in (times, parts)):
+                    return []
+                found.append(Round(gamma, ms, part_ms))
+        except (UserError, ValueError, TypeError):
             return []
+        return found
 
-    def write(self, rounds: List[Any]) -> None:
+    def write(self, rounds: List[Round]) -> None:
         """Replace the file."""
         writing.write(self.path, {'client': self._client_name, 'rounds': [list(entry) for entry in rounds]},
                          writing.make_metadata(self._settings, 'lut_client', self._inputs))

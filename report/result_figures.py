@@ -137,8 +137,9 @@ def stages(result: JointResult, table: HardwareTable, head_tier: str) -> List[St
     block_ms = {tier: gathered(table.T_ms[tier], choice.gamma) for tier in set(tiers)}
     blocks = [Stage(name, tier, float(block_ms[tier][k]), gamma_words(GAMMAS[choice.gamma[k]]), k)
               for k, (name, tier) in enumerate(zip(table.block_names, tiers))]
+    undivided_ms = table.undivided_ms(first) if choice.split in (0, n) else 0.0
     computing = [Stage('stem', first, table.stem.T_ms[first], ''), *blocks,
-                 Stage('classifier', last, table.classifier.T_ms[last], '')]
+                 Stage('classifier', last, table.classifier.T_ms[last] + undivided_ms, '')]
     what = {0: 'image', n: 'logits'}.get(choice.split, f'feature map, {choice.wire}')
     encode, decode = (values[choice.split] for values in table.cut_codec_ms(choice.wire, head_tier, tail_tier))
     sending = [Stage('encode', head_tier, float(encode), what), Stage('send', 'link', result.times.T_com_ms, what),

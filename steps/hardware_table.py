@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 from typing import Dict, Tuple
 
+import numpy as np
 from tqdm import tqdm
 
 import cli
@@ -33,8 +34,15 @@ def make_tier(tier: str, settings: Settings) -> None:
     path = lut_manager.save_tier(costs, settings)
     how = f"simulated by {costs.info['profile']}" if costs.info['simulated'] else 'measured'
     fused = costs.block_ms[:, [4, 13]]
-    total = costs.stem_ms + costs.classifier_ms + sum(row[1] if row[1] == row[1] else row[0] for row in fused)
+    correction = costs.correction()
+    total = correction.part_ms(costs.stem_ms + costs.classifier_ms + np.where(np.isnan(fused[:, 1]), *fused.T).sum())
     print(f"{tier} ({costs.info['name']}, {how}): whole network fused {total:.2f} ms -> {path}")
+    if costs.info.get('cells_timed_again'):
+        print(f"  {costs.info['cells_timed_again']} entries looked disturbed and were timed again")
+    if correction.held_out is not None:
+        print(f'  {correction.held_out.n} whole heads, tails and networks against the corrected sums of their blocks: '
+              f'{100 * correction.held_out.median:.1f} % off (median, held out), at most '
+              f'{100 * correction.held_out.worst:.1f} %')
 
 
 def merge(settings: Settings) -> None:

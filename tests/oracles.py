@@ -192,6 +192,8 @@ def naive_times(table, gamma: Sequence[int], split: int, wire: str, scenario: Sc
         spent[tier] += float(table.T_ms[tier][k][gamma[k]])
     classifier_tier = head_tier if split == n else tail_tier
     spent[classifier_tier] += table.classifier.T_ms[classifier_tier]
+    if split in (0, n) and table.correction:  # a whole network: the offset is in the stem and in the classifier
+        spent[classifier_tier] -= table.correction[classifier_tier].offset_ms
     if 1 <= split <= n - 1 and wire in table.codec_ms:  # the output of the last head block is encoded and decoded
         spent[head_tier] += float(table.codec_ms[wire][head_tier][split - 1][0])
         spent[tail_tier] += float(table.codec_ms[wire][tail_tier][split - 1][1])

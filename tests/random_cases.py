@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import lut_manager
 from config import Settings
+from costs.correction import Correction
 from costs.cost_model import HardwareTable, ImageFormat, Link, Roofline
 from gamma_mask_builder import runnable_gammas
 from hyper_repvgg import HyperRepVGG, HyperRepVGGBlock
@@ -104,6 +105,7 @@ def tables(draw, max_blocks: int = 4) -> HardwareTable:
         logits_bytes=int(rng.integers(1, 200)),
         link=Link(draw(st.sampled_from([0.5, 5.0, 1000.0])), draw(st.sampled_from([0.0, 2.0])), False),
         roofline={'client': Roofline(40.0, 5.0), 'server': Roofline(100.0, 20.0)},
+        correction=draw(st.sampled_from([{}, {tier: Correction(1.1, -0.2 * speed[tier]) for tier in speed}])),
         codec_ms={wire: {tier: 0.1 * numbers(n, 2) for tier in speed}
                   for wire in draw(st.sampled_from([[], ['uint8'], ['float32', 'uint8']]))},
         image=draw(st.sampled_from([None, ImageFormat('png', None, 700.5, 0.25, 0.5)])))

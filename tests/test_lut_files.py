@@ -99,6 +99,8 @@ REFUSED = {
     'negative round trip': (put('bandwidth', 'rtt_ms', -1), "'bandwidth.rtt_ms' is -1.0"),
     'measured maybe': (put('bandwidth', 'measured', 'maybe'), "'bandwidth.measured' is \"maybe\", not true or false"),
     'no peak': (put('roofline', 'client', 'peak_gflops', 0), 'peak_gflops'),
+    'no correction': (remove('correction', 'client'), "'correction.client.*' is missing"),
+    'a scale of nothing': (put('correction', 'server', 'scale', 0), "'correction.server.scale' is 0.0"),
     'a nest': (damaged(lambda content: '[' * 100000), 'is not valid JSON'),
 }
 
@@ -164,8 +166,9 @@ def test_whatever_one_value_is_replaced_by_the_table_is_refused_or_unharmed(good
     except UserError as error:
         assert str(error).startswith(f'{path}: ') and '\n' not in str(error)
     else:
-        # codec_ms is optional, a wire format that is not used may go, and a link may well have been measured
-        if way[0] not in ('codec_ms', 'Comm_size') and way != ('bandwidth', 'measured'):
+        # codec_ms is optional, a wire format that is not used may go, a link may well have been measured, and an offset
+        # has any sign
+        if way[0] not in ('codec_ms', 'Comm_size') and way != ('bandwidth', 'measured') and 'offset_ms' not in way:
             assert_same(dataclasses.replace(found, tier_info={}), dataclasses.replace(expected, tier_info={}))
 
 
@@ -227,7 +230,8 @@ def test_merge_uses_tables_that_are_there(made, tmp_path):
     chosen = Settings(RESULTS_DIR=str(tmp_path))
     table = lut_manager.load(kinds.path_of('lut', chosen), chosen)
     for tier in TIERS:
-        np.testing.assert_array_equal(table.T_ms[tier], lut_manager.load_tier(tier, chosen).block_ms)
+        costs = lut_manager.load_tier(tier, chosen)
+        np.testing.assert_array_equal(table.T_ms[tier], costs.correction().scale * costs.block_ms)
 
 
 def test_merge_makes_a_table_again_that_was_made_under_other_settings(made, tmp_path):

@@ -167,21 +167,22 @@ def test_a_simulated_client_says_so(profile, tmp_path):
 @settings(max_examples=4)
 def test_every_round_of_visits_runs_every_block_under_every_gamma_that_it_can_run(model, rounds):
     network = create_hyper_repvgg(None, model, 10)
-    visits = list(block_timing.latin_visits(network, rounds))
+    counts = block_timing.branch_counts(network)
+    visits = list(block_timing.latin_visits(counts, rounds))
     assert len(visits) == 14 * rounds
     for k, block in enumerate(network.blocks):
         can_run = {gamma for gamma, (_, paths) in oracles.GAMMA_TABLE.items()
                    if block.rbr_identity is not None or 'identity' not in str(paths)}
         for start in range(0, len(visits), 14):
             assert {visit[k] for visit in visits[start:start + 14]} == can_run
-    assert visits == list(block_timing.latin_visits(network, rounds))
+    assert visits == list(block_timing.latin_visits(counts, rounds))
     before = {tuple(visit[:2]) for visit in visits}
     assert len(before) > 7  # neighbours do not go through the table in step
 
 
 def test_a_visit_runs_each_block_with_exactly_the_branches_of_its_gamma():
     model = create_hyper_repvgg(None, 'RepVGG-Micro', 10)
-    for gamma in block_timing.latin_visits(model, 1):
+    for gamma in block_timing.latin_visits(block_timing.branch_counts(model), 1):
         network = block_timing.assign(model, gamma)
         for plan, g, row in zip(network.blocks, gamma, model.alpha_array()):
             paths = oracles.GAMMA_TABLE[g][1]
@@ -213,3 +214,86 @@ def test_intervals_between_marks_add_up_to_the_whole_pass():
     intervals = marked.intervals_ms()
     assert intervals.shape == (1, 13) and (intervals > 0).all()
     assert intervals.sum() == pytest.approx(1000 * (marked.passes[0][-1] - marked.passes[0][0]))
+
+
+# --- disturbed cells ----------------------------------------------------------------------------------------------
+
+class MadeMachine:
+    """Answers at once with times of its own: 1 ms a block, unless `disturbed(call, visit)` says otherwise."""
+
+    def __init__(self, n_blocks: int, disturb) -> None:
+        self.n_blocks, self.disturb, self.asked = n_blocks, disturb, []
+
+    def visits(self, gammas, progress):
+        ms = np.ones((len(gammas), 3, self.n_blocks + 2))
+        for visit, gamma in enumerate(gammas):
+            progress(visit)
+            for k, g in enumerate(gamma):
+                ms[visit, :, k + 1] = 8.6 + 0.1 * k + 0.01 * g
+                self.disturb(len(self.asked), k, g, ms[visit, :, k + 1])
+        self.asked.append([tuple(gamma) for gamma in gammas])
+        return ms
+
+    def parts(self, parts):
+        return np.ones((len(parts), 3))
+
+
+def measured_with(disturb, model: str = 'RepVGG-Micro', rounds: int = 2):
+    chosen = Settings(MODEL_NAME=model)
+    counts = [3 if has else 2 for has in lut_manager.blocks_of(chosen)[1]]
+    machine = MadeMachine(len(counts), disturb)
+    return machine, block_timing.time_network(machine, counts, lut_manager.same_work(chosen), rounds)
+
+
+@pytest.mark.parametrize('cell', [(1, 13), (0, 0), (3, 4), (9, 1)])
+def test_a_disturbed_cell_is_found_by_others_of_the_same_work_and_timed_again(cell):
+    def disturb(call, k, g, ms):
+        if (k, g) == cell and call < 2:  # in both rounds
+            ms[:] = 32.0
+
+    machine, timing = measured_with(disturb)
+    assert timing.n_timed_again == 1 and len(machine.asked) == 3
+    assert timing.block_ms[cell] == pytest.approx(8.6 + 0.1 * cell[0] + 0.01 * cell[1])
+    assert all(gamma[cell[0]] == cell[1] for gamma in machine.asked[2])  # nothing else needs it
+
+
+def test_a_disturbance_that_comes_and_goes_is_found_in_the_cells_own_timings():
+    alone = np.argwhere([[np.sum(row == lut_manager.same_work(Settings())) == 1 and row >= 0 for row in rows]
+                         for rows in lut_manager.same_work(Settings())])
+    cell = tuple(alone[0])  # nothing to compare it with
+
+    def disturb(call, k, g, ms):
+        if (k, g) == cell and call < 2:
+            ms[1:] *= 1 + 3 * (call == 1)
+
+    machine, timing = measured_with(disturb)
+    assert timing.n_timed_again == 1 and timing.block_ms[cell] == pytest.approx(8.6 + 0.1 * cell[0] + 0.01 * cell[1])
+
+
+def test_what_is_slow_again_is_slow_and_nothing_is_timed_for_ever():
+    def disturb(call, k, g, ms):
+        if (k, g) == (1, 13):
+            ms[:] = 32.0
+
+    machine, timing = measured_with(disturb)
+    assert len(machine.asked) == 3 and timing.block_ms[1, 13] == 32.0
+
+
+def test_an_undisturbed_table_is_timed_once():
+    machine, timing = measured_with(lambda *arguments: None)
+    assert len(machine.asked) == 2 and timing.n_timed_again == 0 and len(timing.parts) == 12
+
+
+def test_cells_of_the_same_work_are_those_that_run_the_same_kernels_on_the_same_shapes():
+    numbers = lut_manager.same_work(Settings(MODEL_NAME='RepVGG-A0', INPUT_SIZE=224))
+    assert len({numbers[1, g] for g in (0, 4, 6, 13)}) == 1 and numbers[1, 1] == numbers[1, 8] != numbers[1, 2]
+    shapes = block_shapes(architecture('RepVGG-A0'), 224)[1]
+    same = [k for k, shape in enumerate(shapes) if shape == shapes[8]]
+    assert len(same) > 3 and len({numbers[k, 9] for k in same}) == 1
+    assert (numbers[0, [2, 9, 13]] == -1).all()
+
+
+def test_parts_are_timed_in_nine_rounds_spread_over_all_of_them_or_in_each():
+    assert [sum(block_timing.times_parts(i, rounds) for i in range(rounds)) for rounds in (1, 5, 9, 21, 40)] == [
+        1, 5, 9, 9, 9]
+    assert block_timing.times_parts(0, 21) and any(block_timing.times_parts(i, 21) for i in (18, 19, 20))

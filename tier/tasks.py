@@ -18,7 +18,6 @@ import torch
 
 from config import UserError
 from hyper_repvgg import create_hyper_repvgg
-from network.gammas import N_GAMMA
 from network.shapes import architecture
 from tier import block_timing
 from tier.devices import device_name
@@ -32,7 +31,7 @@ from wire.frames import MAX_PAYLOAD_BYTES, Message, NetworkError, PeerError, Pro
 from wire.stream import head_compute, stream_head, stream_tail, tail_compute
 
 Reply = Tuple[Dict[str, Any], Dict[str, torch.Tensor]]
-MAX_INPUT_SIZE, MAX_CLASSES, MAX_THREADS, MAX_ROUNDS = 4096, 1 << 17, 1024, 10000
+MAX_INPUT_SIZE, MAX_CLASSES, MAX_ROWS = 4096, 1 << 17, 10000
 REFUSED, CANCELLED, UNKNOWN, FAILED = 'refused', 'cancelled', 'unknown', 'failed'
 FIGURE = 'figure_'  # prefix of a stream's figures in the reply
 WIRE_REPEATS = 9  # timed encodings and decodings; the median is sent
@@ -56,8 +55,8 @@ class Tasks:
         self._timing_model: Tuple[Tuple[str, int], Any] = (('', 0), None)
         self.handlers: Mapping[str, Callable[[Message], Reply]] = {
             'facts': self.facts, 'have': self.have, 'put': self.put, 'part': self.part, 'echo': self.echo,
-            'time_round': self.time_round, 'time_wire': self.time_wire, 'roofline': self.roofline,
-            'forward': self.forward, 'backward': self.backward, 'stream': self.stream}
+            'time_visits': self.time_visits, 'time_parts': self.time_parts, 'time_wire': self.time_wire,
+            'roofline': self.roofline, 'forward': self.forward, 'backward': self.backward, 'stream': self.stream}
 
     def run(self, message: Message) -> Reply:
         """Answer one request; raises `TaskError`, and `NetworkError` from within a stream."""
@@ -214,24 +213,44 @@ class Tasks:
 
     # --- measurements ---
 
-    def time_round(self, message: Message) -> Reply:
-        """One round of block timings: every block under every γ at least once (tier/block_timing.py)."""
+    def time_visits(self, message: Message) -> Reply:
+        """Times of stem, blocks and classifier in visits of the network, each under a γ of its own."""
+        machine, (gammas,) = self.machine(message), self.checked_rows(message, 'gamma')
+        ms = machine.visits(gammas, lambda done: self.check(done, len(gammas)))
+        return {}, {'ms': torch.from_numpy(ms)}
+
+    def time_parts(self, message: Message) -> Reply:
+        """Times of parts of the network that run without a stop."""
+        machine, (gammas, spans) = self.machine(message), self.checked_rows(message, 'gamma', 'span')
+        n = len(gammas[0])
+        if any(len(span) != 2 or not 0 <= span[0] <= span[1] <= n for span in spans):
+            raise message.wrong('span')
+        self.check()
+        parts = [block_timing.PartTiming(*span, tuple(gamma), math.nan) for gamma, span in zip(gammas, spans)]
+        return {}, {'ms': torch.from_numpy(machine.parts(parts))}
+
+    def machine(self, message: Message) -> block_timing.ThisMachine:
+        """What times the model that a request names."""
         key = message.text('model'), message.integer('classes', 1, MAX_CLASSES)
-        rounds = message.integer('rounds', 1, MAX_ROUNDS)
-        number, size = message.integer('round', 0, rounds - 1), message.integer('input_size', 1, MAX_INPUT_SIZE)
+        size = message.integer('input_size', 1, MAX_INPUT_SIZE)
         if self._timing_model[0] != key:
             self._part = self._step = None  # two models may be more than a small device can hold
             torch.manual_seed(0)  # random weights: times do not depend on their values
             self._timing_model = key, create_hyper_repvgg(None, *key).to(self.device)
-        model = self._timing_model[1]
         image = torch.rand(1, 3, size, size, device=self.device)
-        visits = list(block_timing.latin_visits(model, rounds))[number * N_GAMMA:(number + 1) * N_GAMMA]
-        times = []
-        with torch.inference_mode():
-            for done, gamma in enumerate(visits):
-                self.check(number * N_GAMMA + done, rounds * N_GAMMA)
-                times.append(block_timing.timed_passes(block_timing.assign(model, gamma), image, self.threads))
-        return {}, {'gamma': torch.tensor(visits), 'ms': torch.from_numpy(np.stack(times))}
+        return block_timing.ThisMachine(self._timing_model[1], image, self.threads)
+
+    def checked_rows(self, message: Message, *names: str) -> List[List[List[int]]]:
+        """Tensors of a timing request as lists, one row a visit or part; γ [rows, N] that every block can run."""
+        tensors = [message.tensor(name, torch.int64, rank=2) for name in names]
+        counts = block_timing.branch_counts(self._timing_model[1])
+        gammas = tensors[0].tolist()
+        if tensors[0].shape[1] != len(counts) or not 0 < len(gammas) <= MAX_ROWS or any(
+                g not in block_timing.runnable_ids(count) for row in gammas for g, count in zip(row, counts)):
+            raise message.wrong(names[0])
+        if any(len(tensor) != len(gammas) for tensor in tensors):
+            raise message.wrong(names[-1])
+        return [tensor.tolist() for tensor in tensors]
 
     def time_wire(self, message: Message) -> Reply:
         """Encode and decode a feature map in each format: median ms of both."""

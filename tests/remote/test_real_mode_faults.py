@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from client_process import SETTINGS, Client, N, free_port, stream_case
+from client_process import SETTINGS, Client, N, free_port, random_model, stream_case
 from relay import Relay
 
 import config
@@ -19,6 +19,7 @@ import network_utils
 from remote.client import RemoteClient, wait_for_client
 from remote.link import fit_line, measure_link
 from split_trainer import predict
+from tier import block_timing
 from wire import connection
 from wire.blobs import BlobStore, hash_of
 
@@ -76,18 +77,21 @@ def test_timing_rounds_and_training_go_on_behind_the_last_finished_one(served, t
     session, asked = real_mode.Session(client, settings), []
     original = client.ask
 
-    def ask(connection, op, fields=None, *rest):
-        if op == 'time_round':
-            asked.append(fields['round'])
+    visits = list(block_timing.latin_visits(block_timing.branch_counts(random_model(0)), 3))
+    monkeypatch.setattr(block_timing, 'disturbed_cells', lambda *arguments: [])
+
+    def ask(connection, op, fields=None, tensors=None, *rest):
+        if op == 'time_visits':
+            asked.append(visits.index(tensors['gamma'].tolist()[0]) // 14)
             if len(asked) == 2:
                 process.kill()
                 process.start()
-        return original(connection, op, fields, *rest)
+        return original(connection, op, fields, tensors, *rest)
 
     monkeypatch.setattr(client, 'ask', ask)
     assert session.time_client(client.facts()).n_samples >= 9 and asked in ([0, 1, 1, 2], [0, 1, 2])
     rounds = real_mode._RoundsFile(settings, 'this client')
-    rounds.write([([[0] * N], [[[1.0] * (N + 2)]])])
+    rounds.write([block_timing.Round([[0] * N], [[[1.0] * (N + 2)]], [])])
     assert len(rounds.read()) == 1 and real_mode._RoundsFile(settings, 'another').read() == []
 
 
@@ -128,14 +132,14 @@ def test_a_busy_client_tells_its_state_cancels_and_shuts_down(tmp_path):
 
     def work() -> None:
         try:
-            client.request('time_round', {'model': 'RepVGG-A0', 'classes': 10, 'input_size': 224, 'round': 0,
-                                          'rounds': 1})
+            client.request('time_visits', {'model': 'RepVGG-A0', 'classes': 10, 'input_size': 224},
+                           {'gamma': torch.zeros(14, 21, dtype=torch.int64)})
         except config.UserError as error:
             failures.append(str(error))
 
     thread = threading.Thread(target=work)
     thread.start()
-    while not network_utils.ask_client(process.control_port, 'status').startswith('working time_round'):
+    while not network_utils.ask_client(process.control_port, 'status').startswith('working time_visits'):
         pass
     network_utils.ask_client(process.control_port, 'cancel')
     thread.join(30)
