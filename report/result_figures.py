@@ -32,7 +32,7 @@ from report.style import (
     styled,
     subplots,
 )
-from report.summary import change, mean_change, percent
+from report.summary import change, mean_change, percent, without_split
 from search.result import JointResult
 
 ALPHA_LIMITS = (0.0, 2.0)  # colours of α, in every domain of every model; 1 is the original network
@@ -109,13 +109,21 @@ def draw_times(axes: Axes, results: Sequence[JointResult], value: Callable[[Time
             if len(bars) * len(results) <= 20 and not np.isnan(height):
                 axes.annotate(short(height), (bar.get_x() + bar.get_width() / 2, 0), (0, 4), fontsize=10,
                               textcoords='offset points', ha='center', color='white', zorder=5)
-    for name, style in (('step2', '-'), ('all_client_pruned', ':'), ('all_server_pruned', '--')):
-        axes.hlines([value(result.baselines[name].times) for result in results], x - 0.45, x + 0.45, linestyles=style,
-                    color=BASELINE_LOOK[name][0], linewidth=2.4, zorder=3,
-                    label=BASELINE_LABEL[name].replace(', ', ',\n'))
+    lines = [(BASELINE_LABEL[name].replace(', ', ',\n'), BASELINE_LOOK[name][0], style,
+              [result.baselines[name].times for result in results])
+             for name, style in (('step2', '-'), ('all_client_pruned', ':'), ('all_server_pruned', '--'))]
+    lines.append(('and there with the image\nas PNG or JPEG', SKY, '-.', [compressed(result) for result in results]))
+    for name, colour, style, taken in lines:
+        axes.hlines([value(times) for times in taken], x - 0.45, x + 0.45, linestyles=style, color=colour,
+                    linewidth=2.4, zorder=3, label=name)
     axes.set_ylim(bottom=0)
     axes.set_ylabel(label)
     axes.grid(axis='y', color='0.88', linewidth=0.6)
+
+
+def compressed(result: JointResult) -> Times:
+    """The chosen network on the tier that is sent the image as PNG or JPEG, whichever has the lower T_eff."""
+    return min((found.times for found in without_split(result)[2:] if found), key=lambda times: times.rank())
 
 
 # --- one domain's configuration ------------------------------------------------------------------------
