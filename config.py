@@ -167,6 +167,8 @@ class Settings:
     RECALIBRATE_BN: bool = setting(False, 'joint')  # re-estimate BatchNorm's statistics for pruned networks
     RECALIBRATION_IMAGES: int = setting(128, 'joint', above_0)  # training images for it, without labels
     PICK: str = setting('constraint', 'pick', one_of(*PICKS))  # the point of the frontier that is the answer
+    CONFIDENCE: Optional[float] = setting(0.9, 'confidence', or_none(inner_fraction))  # that the loss is at most ε on
+    #                                             new data (docs/frontier.md); none: validation images alone decide
     BUDGET_T_EFF_MS: Optional[float] = setting(None, 'pick', limit)  # of PICK=budget; none: no bound
     BUDGET_LATENCY_MS: Optional[float] = setting(None, 'pick', limit)  # T_lat, round trip included
     BUDGET_MIN_FPS: Optional[float] = setting(None, 'pick', limit)  # frames a second of a stream, 1000 / T_cyc

@@ -45,6 +45,8 @@ from costs.verdict import sentences, words_of
 from network.alpha import surviving_branches, unpruned_alpha
 from pipeline import fingerprints, kinds
 from search import domain_inputs, domain_search, result_assembly, result_file
+from search.answers import Answer
+from search.confirmation import Comparison
 from search.one_tier import verdict_on
 from search.result import Baseline, JointResult
 from throughput_optimizer import baselines, solve_exact, solve_unfused, split_range
@@ -96,8 +98,10 @@ def prune_as_before(pruned_in: str, overrides: Sequence[str]) -> None:
         kept = {name: timed_again(name, baseline, whole, table, settings)
                 for name, baseline in pruned.baselines.items() if 'pruned' not in name}
         pruned = replace(pruned, curve=[], baselines={**kept, 'step2': replace(kept['step2'], times=step2.times)})
-        result = result_assembly.as_chosen(pruned, Configuration(alpha, best.gamma, best.split, best.wire),
-                                         pruned.accuracy.val_final, model,
+        a = pruned.accuracy  # formats without loss: what was measured does not depend on the link
+        answer = Answer(Configuration(alpha, best.gamma, best.split, best.wire), a.val_final,
+                        Comparison(a.cal_reference, a.cal_final, a.n_cal, a.cal_p_value))
+        result = result_assembly.as_chosen(pruned, answer, model,
                                          *(domain_inputs.images_of(settings, domain, subset)
                                            for subset in ('val', 'test')), table, settings)
         result_file.save('sequential_accuracy', result, settings, inputs)

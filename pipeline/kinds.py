@@ -25,7 +25,8 @@ _SEARCH = FileKind('{results}/joint_optimization/domain_{domain}_state.json', _S
                    (*_TRAINED, 'link', 'objective', 'accuracy', 'joint'),
                    ('lut', 'alpha', 'importance_rankings', 'partition'), ('WEIGHT_PATH_SERVER',))
 _SEQUENTIAL = _SEARCH._replace(path='{results}/sequential/domain_{domain}_sequential.json',
-                              made_by='python step3_accuracy_opt.py --domain_id {domain}')
+                              made_by='python step3_accuracy_opt.py --domain_id {domain}',
+                              groups=(*_SEARCH.groups, 'confidence'))
 KINDS: Dict[str, FileKind] = {
     'partition': FileKind('{partition}', 'python create_noniid_partition.py', ('data',)),
     'base_model': FileKind('{weights}.json', 'python train_base_model.py', ('model', 'data'), ('partition',)),
@@ -48,7 +49,7 @@ KINDS: Dict[str, FileKind] = {
                       ('model', 'weights', 'data', 'link', 'objective', 'accuracy', 'gradient'), ('lut', 'partition'),
                       ('WEIGHT_PATH_SERVER',)),
     'joint': _SEARCH._replace(path='{results}/joint_optimization/domain_{domain}_joint.json',
-                              groups=(*_SEARCH.groups, 'pick')),
+                              groups=(*_SEARCH.groups, 'pick', 'confidence')),
     'joint_state': _SEARCH,
     'sequential_accuracy': _SEQUENTIAL._replace(path='{results}/sequential/domain_{domain}_accuracy.json'),
     'sequential_accuracy_state': _SEQUENTIAL._replace(path='{results}/sequential/domain_{domain}_state.json'),

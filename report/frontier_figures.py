@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from costs.goal import SMALLEST_LOSS
 from report.style import BLACK, BLUE, ORANGE, PURPLE, RED, headline, plain, styled, subplots
-from report.summary import PICK_WORDS, DomainChange, change, mean_change, percent, points
+from report.summary import DomainChange, change, mean_change, percent, pick_words, points
 from search.frontier import FrontierPoint
 from search.result import JointResult
 
@@ -148,7 +148,7 @@ def is_on_frontier(result: JointResult, speed: Speed) -> bool:
 def chosen_label(result: JointResult, speed: Speed) -> str:
     """The legend's entry of what was chosen: by which rule, or why it may lie below the line."""
     if is_on_frontier(result, speed):
-        return f'chosen: {PICK_WORDS[result.pick.rule]}'
+        return f'chosen: {pick_words(result)}'
     chosen_for = 'the budget' if result.pick.rule == 'budget' else T_EFF.word
     if chosen_for == speed.word:
         return 'chosen; no point of this frontier'

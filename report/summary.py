@@ -16,6 +16,7 @@ from search.result import Baseline, JointResult
 REQUIRED = ('step2', 'all_client', 'all_server', 'all_client_pruned', 'all_server_pruned')
 PICK_WORDS = {'constraint': 'best trade of T_eff for accuracy (lowest J)',
               'knee': 'the knee of the T_eff frontier', 'budget': 'the most accurate within the budget'}
+CONFIRMED_WORDS = 'the fastest whose loss is confirmed to be at most ε'
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def check(result: JointResult, path: str) -> None:
         if entry.times.T_cyc_ms <= 0 or entry.times.T_eff_ms <= 0:
             raise UserError(f'{path}: T_cyc_ms and T_eff_ms must be above 0')
     a = result.accuracy
-    accuracies = [a.original, a.reference, a.final, a.val_reference, a.val_final, *a.ci95]
+    accuracies = [a.original, a.reference, a.final, a.val_reference, a.val_final, a.cal_reference, a.cal_final, *a.ci95]
     accuracies += [point.accuracy for points in result.frontier.values() for point in points]
     accuracies += [point.accuracy for point in result.curve] + [b.accuracy for b in result.baselines.values()]
     if max(accuracies) > 1:
@@ -109,7 +110,8 @@ def text(results: Sequence[JointResult], notes: Sequence[str], settings: Setting
               *(['-: no JPEG keeps the accuracy'] if any(None in without_split(result) for result in results) else []),
               'loss: percentage points of test accuracy; below 0 is a gain',
               'λ: blocks that run before the feature map is sent; pruned: branches taken out of the network']
-    lines += [f'chosen: {PICK_WORDS[rule]}' for rule in sorted({result.pick.rule for result in results})]
+    lines += [f'chosen: {words}' for words in sorted({pick_words(result) for result in results})]
+    lines += confirmation_lines(results)
     sequential = [result for result in results if 'sequential' in result.baselines]
     if sequential:
         other = mean_change(sequential, 'sequential')
@@ -118,6 +120,21 @@ def text(results: Sequence[JointResult], notes: Sequence[str], settings: Setting
                      f'{percent(other.throughput_change)}')
     lines += sentences([verdict_on(result, settings) for result in results])
     return '\n'.join(lines + list(notes))
+
+
+def pick_words(result: JointResult) -> str:
+    """What the answer is among all networks found."""
+    return PICK_WORDS[result.pick.rule] if result.pick.confidence is None else CONFIRMED_WORDS
+
+
+def confirmation_lines(results: Sequence[JointResult]) -> List[str]:
+    """How the answers were confirmed on calibration images, and where nothing was."""
+    asked = sorted({result.pick.confidence for result in results} - {None})
+    lines = [f'confirmed with confidence {", ".join(f"{value:g}" for value in asked)} in each domain, on calibration '
+             'images that training and search have not seen'] if asked else []
+    without = [str(result.domain_id) for result in results if result.nothing_confirmed]
+    return lines + ([f'domain {", ".join(without)}: no pruned network is confirmed to lose at most ε; chosen is the '
+                     'unpruned one'] if without else [])
 
 
 def domain_row(result: JointResult) -> List[str]:
@@ -168,7 +185,9 @@ def percent(fraction: float) -> str:
 def as_dict(results: Sequence[JointResult], settings: Settings) -> Dict[str, Any]:
     """summary.json's content: these numbers for programs; fractions of 1."""
     with_sequential = [result for result in results if 'sequential' in result.baselines]
-    return {'domains': {str(result.domain_id): {'domain_name': result.domain_name, **vars(change(result))}
+    return {'domains': {str(result.domain_id): {'domain_name': result.domain_name, **vars(change(result)),
+                                                'cal_p_value': result.accuracy.cal_p_value,
+                                                'nothing_confirmed': result.nothing_confirmed}
                         for result in results},
             'mean': vars(mean_change(results)),
             'mean_sequential': vars(mean_change(with_sequential, 'sequential')) if with_sequential else None,

@@ -68,14 +68,19 @@ def recalibration_batches(data: ImageSet, settings: Settings, seed: int) -> Iter
         yield normalise(images[part], settings.NORM_MEAN, settings.NORM_STD)
 
 
-def count_correct(network: DeployedNetwork, data: ImageSet, settings: Settings) -> int:
-    """Correctly classified images."""
-    correct = 0
+def classified_right(network: DeployedNetwork, data: ImageSet, settings: Settings) -> np.ndarray:
+    """Which images are classified correctly, bool [n]."""
+    right = []
     with torch.inference_mode():
         for part in batches(len(data), settings.BATCH_SIZE):
             logits = network(normalise(data.images[part], settings.NORM_MEAN, settings.NORM_STD))
-            correct += int((logits.argmax(dim=1) == data.labels[part]).sum())
-    return correct
+            right.append((logits.argmax(dim=1) == data.labels[part]).cpu().numpy())
+    return np.concatenate(right)
+
+
+def count_correct(network: DeployedNetwork, data: ImageSet, settings: Settings) -> int:
+    """Correctly classified images."""
+    return int(classified_right(network, data, settings).sum())
 
 
 def accuracy(model: HyperRepVGG, data: ImageSet, settings: Settings) -> float:

@@ -11,7 +11,7 @@ from typing import Callable, Optional, Tuple
 import numpy as np
 
 from costs.importance import importance_of, model_branch_flops
-from network.alpha import pruned, surviving_branches
+from network.alpha import mask_of, pruned, surviving_branches
 from search import alpha_training
 from search.problem import PruningProblem
 from search.recovery import Recovery
@@ -54,6 +54,7 @@ class ImportancePruning:
         network = self.recovery.train(alpha, seed, self.recovery.measure(alpha))
         if network.accuracy >= self.problem.goal.min_accuracy:
             self.problem.accept(state, network)
+            state.recovered[mask_of(network.alpha)] = network  # in the order in which they were accepted
         else:
             state.rejected.add((block, kept))
 

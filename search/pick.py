@@ -1,7 +1,9 @@
 """Which point of the frontiers is the answer.
 
 PICK chooses the rule:
-  constraint  the lowest J of the T_eff frontier among points that lose at most ε of validation accuracy
+  constraint  the fastest point of the T_eff frontier whose loss of at most ε is confirmed on calibration images with
+              CONFIDENCE; the points that lose at most ε of validation accuracy are tested from the most accurate on, up
+              to the first that fails. With CONFIDENCE=none the lowest J of them, untested
   knee        of the T_eff frontier down to `lowest_explored`, with T_eff and accuracy both scaled to 0..1 between the
               frontier's ends: the point farthest above the straight line from its fastest to its most accurate point
   budget      the highest validation accuracy of all three frontiers within every budget that is set
@@ -10,7 +12,7 @@ PICK chooses the rule:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, Optional, Sequence
+from typing import Dict, List, Optional, Sequence
 
 import numpy as np
 
@@ -23,21 +25,31 @@ LARGEST_LOSS = 4  # of ε: a network that lost more is no answer to anybody who 
 
 @dataclass(frozen=True)
 class PickRule:
-    """How the answer was picked; the budgets are None where none is set."""
+    """How the answer was picked; the budgets are None where none is set, the rest where nothing was tested."""
     rule: str  # of config.PICKS
     T_eff_ms: Optional[float] = None
     latency_ms: Optional[float] = None
     min_fps: Optional[float] = None
+    confidence: Optional[float] = None  # asked for
+    n_tested: Optional[int] = None  # configurations, the unpruned one included
+    n_passed: Optional[int] = None
 
 
 def rule_of(settings: Settings) -> PickRule:
     """The settings' rule."""
-    return PickRule(settings.PICK, settings.BUDGET_T_EFF_MS, settings.BUDGET_LATENCY_MS, settings.BUDGET_MIN_FPS)
+    return PickRule(settings.PICK, settings.BUDGET_T_EFF_MS, settings.BUDGET_LATENCY_MS, settings.BUDGET_MIN_FPS,
+                    settings.CONFIDENCE if settings.PICK == 'constraint' else None)
+
+
+def order_of_tests(frontiers: Frontiers, goal: Goal) -> List[FrontierPoint]:
+    """The points that meet the constraint on validation images, the most accurate first: each is faster than those
+    before it."""
+    return [point for point in reversed(frontiers['T_eff']) if point.accuracy >= goal.min_accuracy]
 
 
 def pick(frontiers: Frontiers, settings: Settings, goal: Goal) -> FrontierPoint:
-    """The point that the settings' rule chooses. Raises `UserError` when no point is within a budget, `ValueError` when
-    there is no point at all."""
+    """The point that the settings' rule chooses by validation images alone. Raises `UserError` when no point is within
+    a budget, `ValueError` when there is no point at all."""
     if not frontiers['T_eff']:
         raise ValueError('a frontier without points')
     if settings.PICK == 'knee':

@@ -15,7 +15,7 @@ from search.state import CurvePoint
 
 @dataclass(frozen=True)
 class AccuracyReport:
-    """Accuracies as fractions of 1; test figures unless their name says validation."""
+    """Accuracies as fractions of 1; test figures unless their name says validation or calibration."""
     original: float  # α = 1
     reference: float  # the network behind A_ref
     final: float
@@ -23,6 +23,10 @@ class AccuracyReport:
     ci95: Tuple[float, float]  # of final
     val_reference: float  # A_ref
     val_final: float
+    cal_reference: float
+    cal_final: float
+    n_cal: int
+    cal_p_value: float  # of a loss of ε or more, on calibration images (noninferiority.p_value)
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,11 @@ class JointResult:
     pick: Optional[PickRule] = None  # how the configuration was picked from the frontier
     batchnorm: Optional[np.ndarray] = None  # re-estimated BatchNorm statistics, float32 [n]; None: the model's own
     warnings: Tuple[str, ...] = ()  # why its numbers mean less than they seem to, a sentence each
+
+    @property
+    def nothing_confirmed(self) -> bool:
+        """Is the unpruned network the answer because no pruned one passed the test on calibration images?"""
+        return not self.pruned and self.pick is not None and (self.pick.n_passed or 0) < (self.pick.n_tested or 0)
 
     @property
     def pruned(self) -> List[str]:

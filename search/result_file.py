@@ -88,13 +88,15 @@ def load(domain: int, table: HardwareTable, settings: Settings, kind: str = 'joi
     if document.get('domain_id', int) != domain:
         raise document.refuse(f"is of domain {document.get('domain_id', int)}")
     accuracy = {name: document.number(f'accuracy.{name}', 0) for name in
-                ('original', 'reference', 'final', 'val_reference', 'val_final')}
+                ('original', 'reference', 'final', 'val_reference', 'val_final', 'cal_reference', 'cal_final',
+                 'cal_p_value')}
     low, high = document.numbers('accuracy.ci95', 2, lowest=0)
     measured, shared = document.find('measured'), result_warnings.of_settings(settings)
     return JointResult(
         domain, document.get('domain_name', str), document.get('mode', str), table.block_names,
         configuration_from_json(document, table),
-        AccuracyReport(**accuracy, n_test=document.get('accuracy.n_test', int), ci95=(low, high)),
+        AccuracyReport(**accuracy, n_test=document.get('accuracy.n_test', int),
+                       n_cal=document.get('accuracy.n_cal', int), ci95=(low, high)),
         document.number('epsilon', 0), document.number('xi_A', 0), document.number('J'),
         times_from_json(document, ()),
         {name: baseline_from_json(document, ('baselines', name)) for name in document.get('baselines')},
@@ -194,9 +196,11 @@ def pick_from_json(document: Document) -> Optional[PickRule]:
     """How the configuration was picked."""
     if document.find('pick') is None:
         return None
+    kinds_of = {'T_eff_ms': float, 'latency_ms': float, 'min_fps': float, 'confidence': float, 'n_tested': int,
+                'n_passed': int}
     return PickRule(document.get('pick.rule', str), **{
-        name: None if document.find(('pick', name)) is None else document.number(('pick', name), 0)
-        for name in ('T_eff_ms', 'latency_ms', 'min_fps')})
+        name: None if document.find(('pick', name)) is None else kind(document.number(('pick', name), 0))
+        for name, kind in kinds_of.items()})
 
 
 def curve_from_json(document: Document) -> List[CurvePoint]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from config import Settings
+from costs.cost_model import Configuration
 from domains.image_sets import ImageSet
 from hyper_repvgg import DeployedNetwork, HyperRepVGG, deploy
 from network import batchnorm
@@ -30,6 +31,15 @@ def through_wire(network: DeployedNetwork, split: int, wire: str) -> Callable[[t
         return network.tail(received.to(z.device), split)
 
     return run
+
+
+def classified_right(model: HyperRepVGG, chosen: Configuration, data: ImageSet, settings: Settings,
+                     statistics: Optional[np.ndarray] = None) -> np.ndarray:
+    """Which images are classified correctly under this α and these BatchNorm statistics (None: the model's own), with
+    the loss of the wire format at the split: bool [n]. The model keeps the α."""
+    model.set_alpha_array(chosen.alpha)
+    with batchnorm.using(model, statistics):
+        return alpha_training.classified_right(through_wire(deploy(model), chosen.split, chosen.wire), data, settings)
 
 
 class WireLoss:

@@ -69,8 +69,8 @@ def make_result(table, settings, domain, sequential=False):
     return JointResult(
         domain, f'domain\n{domain} at $1', 'pseudo', table.block_names,
         Configuration(alpha, found.gamma, found.split, found.wire),
-        AccuracyReport(0.88, 0.89, 0.885, 200, (0.83, 0.92), 0.9, curve[-1].accuracy), 0.02, 0.0, -0.1, found.times,
-        others, curve, None, 0, 1.0, 100, frontiers, PickRule('constraint'))
+        AccuracyReport(0.88, 0.89, 0.885, 200, (0.83, 0.92), 0.9, curve[-1].accuracy, 0.9, 0.895, 100, 0.04),
+        0.02, 0.0, -0.1, found.times, others, curve, None, 0, 1.0, 100, frontiers, PickRule('constraint'))
 
 
 def save_domain(table, settings, domain, sequential=False):

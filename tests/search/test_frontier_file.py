@@ -1,6 +1,7 @@
 """The frontiers in step 3's file, what is picked from them without a new search, and what the wire format costs."""
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -20,8 +21,9 @@ from costs import cost_model
 from costs.cost_model import Configuration
 from hyper_repvgg import deploy
 from network.alpha import surviving_branches
-from pipeline import documents
-from search import domain_inputs, domain_search, frontier, state_file
+from pipeline import documents, kinds
+from search import domain_inputs, domain_search, frontier, result_file, state_file
+from search.noninferiority import p_value
 from search.wire_loss import WireLoss, through_wire
 from throughput_optimizer import solve_exact
 from wire import codec
@@ -46,8 +48,9 @@ def all_points(content: Dict[str, Any]) -> List[Dict[str, Any]]:
     return [point for points in content['frontier'].values() for point in points]
 
 
-def accuracy_through_wire(workspace: Workspace, point: Dict[str, Any], split_name: str = 'val') -> float:
-    """Run the configuration with its γ as two parts, the feature map quantised between them by numpy."""
+def right_through_wire(workspace: Workspace, point: Dict[str, Any], split_name: str) -> np.ndarray:
+    """Run the configuration with its γ as two parts, the feature map quantised between them by numpy: which images it
+    classifies correctly."""
     network = deploy(model_with(workspace, alpha_of(point)), list(point['gamma'].values()))
     images = domain_inputs.load_domain(workspace.settings(), DOMAIN, split_name)
     with torch.no_grad():
@@ -59,7 +62,25 @@ def accuracy_through_wire(workspace: Workspace, point: Dict[str, Any], split_nam
             step = np.maximum((high - low) / np.float32(255), np.finfo(np.float32).tiny)
             z = np.round((z - low) / step) * step + low
         logits = network.tail(torch.from_numpy(z), point['lambda'])
-    return float((logits.argmax(dim=1) == images.labels).double().mean())
+    return (logits.argmax(dim=1) == images.labels).numpy()
+
+
+def accuracy_through_wire(workspace: Workspace, point: Dict[str, Any], split_name: str = 'val') -> float:
+    """The share of images that it classifies correctly."""
+    return float(right_through_wire(workspace, point, split_name).mean())
+
+
+def p_value_of(workspace: Workspace, point: Dict[str, Any]) -> float:
+    """Of a loss of ε or more against the network behind A_ref, on calibration images."""
+    settings = workspace.settings()
+    images = domain_inputs.load_domain(settings, DOMAIN, 'calibration')
+    model = domain_inputs.base_model(settings)
+    alpha, _ = domain_inputs.reference_alpha(model, domain_inputs.load_domain(settings, DOMAIN, 'val'), DOMAIN,
+                                             settings)
+    with torch.no_grad():
+        reference = model_with(workspace, alpha)((images.images.float() / 255 - 0.5) / 0.5).argmax(1) == images.labels
+    reference, right = reference.numpy(), right_through_wire(workspace, point, 'calibration')
+    return p_value((reference & ~right).sum(), (right & ~reference).sum(), len(images), settings.EPSILON)
 
 
 # --- what the file says ---------------------------------------------------------------------------------
@@ -103,16 +124,6 @@ def test_the_accuracy_of_every_point_is_that_of_its_network_behind_its_wire(work
         assert len(wires) > 1 and any(point['recovered'] for point in all_points(workspace.content))
 
 
-def test_the_answer_is_the_lowest_J_of_the_frontier_within_the_constraint(workspace):
-    content, settings = workspace.content, workspace.settings()
-    reference, step2 = content['accuracy']['val_reference'], content['baselines']['step2']['T_eff_ms']
-    allowed = [p for p in content['frontier']['T_eff'] if p['accuracy'] >= reference - settings.EPSILON]
-    assert content['J'] == min(p['T_eff_ms'] / step2 - settings.MU * p['accuracy'] for p in allowed)
-    assert content['pick'] == {'rule': 'constraint', 'T_eff_ms': None, 'latency_ms': None, 'min_fps': None}
-    tested = accuracy_through_wire(workspace, content, 'test')
-    assert tested == pytest.approx(content['accuracy']['final'], abs=1.5 / content['accuracy']['n_test'])
-
-
 # --- picking again ----------------------------------------------------------------------------------------
 
 class Searched(Exception):
@@ -139,6 +150,61 @@ def step3(workspace: Workspace, results: str, *arguments: str, settings: List[st
 def finished(workspace, tmp_path) -> str:
     """A copy of the finished results."""
     return shutil.copytree(os.path.join(workspace.folder, 'undisturbed'), str(tmp_path / 'results'))
+
+
+def test_without_confidence_the_answer_is_the_lowest_J_of_the_frontier_within_the_constraint(workspace, finished,
+                                                                                            no_search):
+    content, settings = step3(workspace, finished, '--if_changed', settings=['CONFIDENCE=none']), workspace.settings()
+    reference, step2 = content['accuracy']['val_reference'], content['baselines']['step2']['T_eff_ms']
+    allowed = [p for p in content['frontier']['T_eff'] if p['accuracy'] >= reference - settings.EPSILON]
+    assert content['J'] == min(p['T_eff_ms'] / step2 - settings.MU * p['accuracy'] for p in allowed)
+    assert content['pick'] == {'rule': 'constraint', 'T_eff_ms': None, 'latency_ms': None, 'min_fps': None,
+                               'confidence': None, 'n_tested': None, 'n_passed': None}
+    tested = accuracy_through_wire(workspace, content, 'test')
+    assert tested == pytest.approx(content['accuracy']['final'], abs=1.5 / content['accuracy']['n_test'])
+
+
+def test_the_answer_is_the_last_point_that_is_confirmed_on_calibration_images_before_the_first_that_is_not(workspace):
+    content, settings = workspace.content, workspace.settings()
+    allowed = [p for p in content['frontier']['T_eff']
+               if p['accuracy'] >= content['accuracy']['val_reference'] - settings.EPSILON]
+    values = [p_value_of(workspace, point) for point in reversed(allowed)]
+    passed = list(itertools.takewhile(lambda value: value <= 0.1, values))
+    assert passed  # or this workspace shows nothing
+    assert content['T_eff_ms'] == allowed[len(allowed) - len(passed)]['T_eff_ms']
+    assert content['accuracy']['cal_p_value'] == pytest.approx(passed[-1], abs=0.02)  # ties may fall either way
+    assert content['accuracy']['n_cal'] == len(domain_inputs.load_domain(settings, DOMAIN, 'calibration'))
+    assert content['accuracy']['cal_final'] == pytest.approx(accuracy_through_wire(workspace, content, 'calibration'))
+    assert content['pick']['confidence'] == 0.9 and content['pick']['n_passed'] == 1 + len(passed)  # the unpruned one
+    assert content['pick']['n_tested'] == 1 + min(len(values), len(passed) + 1)
+
+
+@pytest.mark.parametrize('workspace', [LOSSY], indirect=True)
+def test_when_nothing_is_confirmed_the_unpruned_network_is_the_answer_and_says_so(workspace, finished, no_search,
+                                                                                 capsys):
+    content = step3(workspace, finished, '--if_changed', settings=['CONFIDENCE=0.999999'])
+    step2, accuracy = content['baselines']['step2'], content['accuracy']
+    assert content['pruned'] == [] and content['wire'] == 'float32'
+    lossless = solve_exact(workspace.table, surviving_branches(alpha_of(content)), workspace.settings(
+        'WIRE_FORMATS=float32'))
+    assert content['T_eff_ms'] == lossless.times.T_eff_ms >= step2['T_eff_ms']
+    assert accuracy['val_final'] == accuracy['val_reference'] and accuracy['final'] == accuracy['reference']
+    assert accuracy['cal_p_value'] == 0 and (content['pick']['n_tested'], content['pick']['n_passed']) == (2, 1)
+    assert 'no pruned network is shown to lose at most ε with confidence 0.999999' in capsys.readouterr().out
+    settings = workspace.settings(f'RESULTS_DIR={finished}')
+    assert result_file.load(DOMAIN, workspace.table, settings).nothing_confirmed
+
+
+def test_a_result_without_calibration_figures_is_refused_by_name(workspace, finished):
+    settings = workspace.settings(f'RESULTS_DIR={finished}')
+    path = kinds.path_of('joint', settings, DOMAIN)
+    with open(path, encoding='utf-8') as stream:
+        content = json.load(stream)
+    del content['accuracy']['cal_final']
+    with open(path, 'w', encoding='utf-8') as stream:
+        json.dump(content, stream)
+    with pytest.raises(UserError, match="domain_3_joint.json: field 'accuracy.cal_final' is missing; make it again"):
+        result_file.load(DOMAIN, workspace.table, settings)
 
 
 @pytest.mark.parametrize('workspace', [LOSSY], indirect=True)
