@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from config import Settings, UserError
 from domain_transforms import check_domain, corrupt, domain_name
+from domains.division import SUBSETS
 from domains.image_sets import ImageSet
 from domains.image_sources import ImageSource, open_source
-from domains.partition import SUBSETS, load_partition
+from domains.partition import load_partition
 
 IN_MEMORY: Dict[Tuple[int, str], ImageSet] = {}  # (domain, subset): images that came to a cluster's node with their job
 LOADER_BATCH = 32  # images that a loading process hands over at once

@@ -30,7 +30,7 @@ class FolderImages(ImageSource):
 
     def __init__(self, root: str, size: int) -> None:
         tree = folders.read_tree(root)
-        identity = hashlib.sha256()
+        identity = hashlib.sha256('\n'.join(tree.class_names).encode('utf-8', 'surrogateescape'))
         for path, digest, held_out in zip(tree.paths, tree.digests, tree.held_out or [None] * len(tree.paths)):
             identity.update(f'{path}\0{digest}\0{held_out}\n'.encode('utf-8', 'surrogateescape'))
         super().__init__(root, tree.class_names, np.array(tree.labels, dtype=np.int64), identity.hexdigest(),
@@ -75,6 +75,8 @@ class TorchvisionImages(ImageSource):
         super().__init__(name, class_names, labels, '')
         self.dataset, self.size = dataset, size
         digest = hashlib.sha256(labels.tobytes())
+        if isinstance(getattr(dataset, 'data', None), (np.ndarray, torch.Tensor)):  # all images in memory
+            digest.update(np.ascontiguousarray(dataset.data))
         for index in np.linspace(0, len(labels) - 1, min(IDENTITY_SAMPLES, len(labels))).astype(int):
             digest.update(self.read(int(index)).numpy().tobytes())
         self.identity = digest.hexdigest()

@@ -18,7 +18,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tupl
 import domain_dataset
 from config import ROOT, Settings, setting
 from domains.image_sets import ImageSet
-from domains.partition import SUBSETS
+from domains.division import SUBSETS
 from engines.jobs import Job, Outcome, attempt
 from engines.processes import Lines
 from pipeline import kinds, writing

@@ -152,6 +152,7 @@ def summary(result: JointResult, settings: Settings) -> str:
              f'({100 * (result.times.throughput_fps / step2.times.throughput_fps - 1):+.1f} %)',
              f'  test accuracy {a.final:.3f} [{a.ci95[0]:.3f}, {a.ci95[1]:.3f}], unpruned {a.reference:.3f}, '
              f'α = 1 {a.original:.3f}; validation {a.val_final:.3f}, reference {a.val_reference:.3f}']
+    lines[1:1] = [f'  warning: {line}' for line in result.warnings]  # beside the first numbers
     lines.append(f'  {confirmation_text(result)}')
     points = result.frontier.get('T_eff')
     if points:
@@ -159,7 +160,6 @@ def summary(result: JointResult, settings: Settings) -> str:
                      f'{points[0].times.T_eff_ms:.3f} to {points[-1].times.T_eff_ms:.3f} ms, validation accuracy '
                      f'{points[0].accuracy:.3f} to {points[-1].accuracy:.3f}')
     lines += [f'  {line}' for line in sentences([verdict_on(result, settings)])]
-    lines += [f'  warning: {line}' for line in result.warnings]
     return '\n'.join(lines)
 
 

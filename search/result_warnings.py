@@ -8,6 +8,7 @@ from typing import List
 from config import Settings, UserError
 from domains import trained_images
 from domains.image_sets import ImageSet, wilson_interval
+from domains.partition import fewer_classes
 from pipeline import documents
 
 
@@ -20,6 +21,7 @@ def of_settings(settings: Settings) -> List[str]:
     try:
         document = documents.read(settings.PARTITION_FILE, '')
         data = [str(line) for line in document.content.get('warnings', [])]
+        data += fewer_classes(document.get('dataset.n_classes', int), settings)
         why = trained_images.why_unknown(settings, document.get('dataset.identity', str))
     except UserError:  # whoever reads the images says what is wrong, or makes it
         data, why = [], trained_images.read(settings)[1]

@@ -8,8 +8,9 @@ import numpy as np
 import cli
 from config import Settings
 from domain_transforms import domain_name
+from domains.division import SUBSETS
 from domains.image_sources import ImageSource, open_source
-from domains.partition import SUBSETS, Partition, inputs_fingerprint, label_histogram, make_partition, save_partition
+from domains.partition import Partition, inputs_fingerprint, label_histogram, make_partition, save_partition
 from pipeline import fingerprints, writing
 from report import preparation_figures, style
 from steps import shared_warnings

@@ -20,18 +20,9 @@ import domain_transforms
 from config import UserError
 from domain_dataset import DomainDataset, load_clean, load_domain
 from domain_transforms import CORRUPTIONS, corrupt, domain_name
+from domains.division import SUBSETS, draw, label_shares, round_to_sum, subset_pools
 from domains.image_sources import open_source
-from domains.partition import (
-    SUBSETS,
-    draw,
-    find_readable,
-    label_shares,
-    load_partition,
-    make_partition,
-    round_to_sum,
-    save_partition,
-    subset_pools,
-)
+from domains.partition import find_readable, load_partition, make_partition, save_partition
 from network.inputs import normalise, predict
 
 

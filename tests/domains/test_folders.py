@@ -1,6 +1,7 @@
 """Claims about folders of images: what is a class, what is held out, and what identifies an image."""
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 
@@ -11,8 +12,10 @@ from image_folders import class_tree, image_file
 import config
 from config import UserError
 from domains import folders
+from domains.division import SUBSETS
 from domains.image_sources import open_source
-from domains.partition import SUBSETS, load_partition, make_partition
+from domains.partition import load_partition, make_partition
+from search import result_warnings
 
 
 def settings_of(tmp_path, **overrides) -> config.Settings:
@@ -85,7 +88,11 @@ def test_an_empty_class_folder_keeps_the_numbers_of_the_others_and_is_named(tmp_
     source = open_source(settings)
     assert source.class_names == ['cat', 'cow', 'dog'] and set(source.labels) == {0, 2}
     load_partition(source, settings)
-    assert 'no train or val or calibration or test image of class cow' in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert 'no train or val or calibration or test image of class cow' in said
+    assert result_warnings.of_settings(dataclasses.replace(settings, NUM_CLASSES=5))[-1].startswith('the data has 3 ')
+    (tmp_path / 'images' / 'cow').rmdir()  # now dogs are class 1
+    assert open_source(settings).identity != source.identity
 
 
 def test_numbers_that_sort_as_text_are_named(tmp_path):

@@ -16,7 +16,7 @@ import config
 import lut_manager
 from costs.cost_model import TIERS, SplitTimes, other_tier
 from costs.importance import importance_of, model_branch_flops, ranking
-from domains.partition import SUBSETS
+from domains.division import SUBSETS
 from network.alpha import unpruned_alpha
 from network.gammas import GAMMAS
 from report import cost_figures, frontier_figures, preparation_figures, result_figures, style, summary
