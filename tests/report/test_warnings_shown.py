@@ -15,7 +15,7 @@ def test_warnings_stand_in_the_file_in_what_is_printed_and_before_the_summarys_n
     settings = config.load((f'RESULTS_DIR={tmp_path}', 'WEIGHT_PATH_SERVER=', 'PARTITION_FILE=none.json'), {})
     table = make_table(settings)
     result = dataclasses.replace(make_result(table, settings, 0), warnings=('this means nothing',))
-    assert result_assembly.summary(result, settings).splitlines()[2] == '  warning: this means nothing'  # behind the name's two
+    assert result_assembly.summary(result, settings).splitlines()[2] == '  warning: this means nothing'  # a name of two
     path = result_file.save('joint', result, settings, 'made for a test')
     with open(path, encoding='utf-8') as stream:
         written = json.load(stream)['warnings']
