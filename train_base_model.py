@@ -9,9 +9,10 @@ other work; Python 3.11, torch 2.15, CPU), 98.3 % of the clean test images are r
 for at most two points (validation, no α trained). Two runs with seed 0 gave the same weights, bit for bit; no
 other seed was tried. How it is done: steps/base_model_training.py.
 
-Writes WEIGHT_PATH_SERVER and, beside it, a report (.json). The validation pool decided everything that was
-chosen (recipe, branch order); the test pool is only reported. The same machine, versions and TORCH_THREADS
-(0: one here, because two threads wait for each other on a busy machine) give the same file.
+Writes WEIGHT_PATH_SERVER and, beside it, a report (.json), which names the images of the training pool: under no
+partition will they be validated or tested on. The validation pool decided everything that was chosen (recipe, branch
+order); the test pool is only reported. The same machine, versions and TORCH_THREADS (0: one here, because two threads
+wait for each other on a busy machine) give the same file.
 """
 from __future__ import annotations
 

@@ -119,9 +119,9 @@ def refuse_nothing_left(pools: Dict[str, Indices], seen: np.ndarray, source: Ima
                         'other weights or other images')
     train = label_histogram(source, pools['train'])
     held_out = label_histogram(source, np.concatenate([pools[subset] for subset in SUBSETS[1:]]))
-    gone = [name for label, name in enumerate(source.class_names)
-            if train[label] >= len(SUBSETS) and not held_out[label]]
-    if gone and seen.any():
+    expected = [n * (1 - settings.TRAIN_FRACTION) for n in train]  # held-out images, give or take two, of a whole class
+    gone = [name for label, name in enumerate(source.class_names) if not held_out[label] and expected[label] > 2]
+    if gone and seen.any() and source.held_out is None:
         raise UserError(f'{weights} was trained on every image of class {shown(gone)}: none is left to validate and '
                         'test on; use other weights or more images')
 

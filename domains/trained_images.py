@@ -54,7 +54,7 @@ def read(settings: Settings) -> Tuple[Optional[TrainingPool], str]:
                             np.array([str(digest) for digest in digests]))
         of_these = document.get('weights_sha256', str) == fingerprints.content_hash(weights)
     except UserError as error:
-        return None, str(error)
+        return None, str(error).replace(path, os.path.basename(path))
     return (pool, '') if of_these else (None, f'{os.path.basename(path)} beside it belongs to other weights')
 
 

@@ -1,6 +1,7 @@
 """Claims about the images that weights were trained on: they never measure the weights, whatever the partition."""
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -91,6 +92,18 @@ def test_weights_that_have_seen_a_whole_class_are_refused(tmp_path):
     weights = copied_weights(tmp_path, indices=np.flatnonzero(labels == 3).tolist())
     with pytest.raises(UserError, match='trained on every image of class 3'):
         load_clean(settings_of(tmp_path, WEIGHT_PATH_SERVER=weights), 'val')
+
+
+def test_a_rare_class_that_falls_into_the_training_pool_by_chance_is_not_held_against_the_weights(tmp_path):
+    class_tree(tmp_path / 'images', ('cat', 'dog'), each=60)
+    class_tree(tmp_path / 'images', ('elk',), each=4, first_seed=90_000)
+    settings = settings_of(tmp_path, DATASET='imagefolder', DATA_PATH=str(tmp_path / 'images'), NUM_CLASSES=3,
+                           NUM_DOMAINS=1, TRAIN_FRACTION=0.9, VAL_FRACTION=0.04, CAL_FRACTION=0.03)
+    source = open_source(settings)
+    train = np.union1d(make_partition(source, settings).pools['train'], np.flatnonzero(source.labels == 2))
+    weights = copied_weights(tmp_path, **trained_images.to_json(source, train, settings))
+    settings = dataclasses.replace(settings, WEIGHT_PATH_SERVER=weights)
+    assert set(train) <= set(make_partition(source, settings).pools['train'])
 
 
 def unknown(settings) -> list:
