@@ -9,9 +9,13 @@ Weights and images that the server sends are kept in --cache_dir. It never gives
 goes away, it tries again with growing pauses. `python client_control.py status|cancel|shutdown` talks to it through
 PORT_CONTROL while it works. Set SPLIT_AUTH_TOKEN to the same secret on both ends where strangers could connect.
 """
-from __future__ import annotations
-
+import sys
 from typing import Optional, Sequence
+
+if sys.version_info < (3, 8):  # the rest of the code cannot even be read by an older Python
+    sys.stderr.write('client_worker.py: error: needs Python 3.8 or newer, this is %d.%d; docs/real_mode.md says how to '
+                     'get it on a Jetson\n' % sys.version_info[:2])
+    sys.exit(2)
 
 import cli
 

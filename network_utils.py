@@ -19,7 +19,8 @@ from wire.frames import ConnectionLost, Kind, NetworkError, VersionMismatch
 
 CONNECT_S = 5.0
 BACK_OFF_S = (1, 2, 4, 8, 15, 30)  # between attempts to connect; the last one repeats
-MAX_HANDSHAKES = 8  # at a time
+MAX_HANDSHAKES = 32  # at a time: one more makes the oldest go
+MAX_WAITING = 8  # peers that are trusted and wait for their turn
 
 
 class Address(NamedTuple):
@@ -33,13 +34,15 @@ class Address(NamedTuple):
 
 def token_from_environment() -> bytes:
     """SPLIT_AUTH_TOKEN, empty when it is not set."""
-    return os.environ.get('SPLIT_AUTH_TOKEN', '').encode()
+    return os.fsencode(os.environ.get('SPLIT_AUTH_TOKEN', ''))  # any bytes, as they were given
 
 
 def connect(address: Address, token: bytes, role: str, peer_role: str) -> Connection:
     """One attempt. Raises `NetworkError`."""
     try:
         sock = socket.create_connection(address, timeout=CONNECT_S)
+    except UnicodeError:
+        raise UserError(f'{address.host}: is no host name or address') from None
     except OSError as error:
         raise ConnectionLost(f'cannot connect to {address}: {error.strerror or error}') from None
     connection = Connection(sock, str(address))
@@ -56,8 +59,9 @@ def ask_client(control_port: int, action: str) -> str:
         reply = connection.receive()
         connection.close()
         done, total, requests = (reply.integer(name, 0, 2 ** 62) for name in ('done', 'total', 'requests'))
-        return (f"{reply.text('state')} {reply.text('op')}".strip() + (f', {done} of {total}' if total else '') +
-                f'; {requests} requests so far')
+        state = (f"{reply.text('state')} {reply.text('op')}".strip() + (f', {done} of {total}' if total else '') +
+                 f'; {requests} requests so far')
+        return '\n'.join(filter(None, (state, reply.text('text'))))
     except NetworkError as error:
         raise UserError(f'{error}; is a client running, with its control port on {address}?') from None
 
@@ -89,11 +93,19 @@ def check_address(address: Address, token: bytes, allow_open: bool) -> None:
     try:
         loopback = all(ipaddress.ip_address(info[4][0].partition('%')[0]).is_loopback
                        for info in socket.getaddrinfo(address.host or '0.0.0.0', None))
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # UnicodeError is a ValueError
         raise UserError(f'{address.host}: unknown host name or address') from None
     if not (loopback or token or allow_open):
         raise UserError(f'listening on {address.host} would let anyone connect: set SPLIT_AUTH_TOKEN on both ends '
                         '(`openssl rand -hex 32`), use an SSH tunnel to 127.0.0.1, or pass --allow_open')
+
+
+def _hang_up(sock: socket.socket) -> None:
+    """End a connection; whoever waits on it is told by the system."""
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass
 
 
 class Listener:
@@ -110,8 +122,9 @@ class Listener:
         except OSError as error:
             raise UserError(f'cannot listen on {address}: {error.strerror or error}') from None
         self.address = Address(address.host, self._sock.getsockname()[1])
-        self._ready: 'queue.Queue[Connection]' = queue.Queue(MAX_HANDSHAKES)
-        self._slots = threading.BoundedSemaphore(MAX_HANDSHAKES)
+        self._ready: 'queue.Queue[Connection]' = queue.Queue(MAX_WAITING)
+        self._strangers: Dict[socket.socket, None] = {}  # in the handshake, the oldest first
+        self._lock = threading.Lock()
         self._said: Dict[str, float] = {}
         threading.Thread(target=self._accept, name=f'listen {self.address}', daemon=True).start()
 
@@ -124,22 +137,31 @@ class Listener:
                     return
                 time.sleep(0.1)
                 continue
-            if not self._slots.acquire(blocking=False):
-                sock.close()
-                continue
+            with self._lock:
+                if len(self._strangers) >= MAX_HANDSHAKES:  # the oldest has had more time than a handshake takes
+                    _hang_up(next(iter(self._strangers)))
+                self._strangers[sock] = None
             threading.Thread(target=self._greet, args=(sock, f'{peer[0]}:{peer[1]}'), daemon=True).start()
 
     def _greet(self, sock: socket.socket, peer: str) -> None:
         try:
             connection = Connection(sock, peer)
             connection.handshake(*self._handshake_arguments, starts=False)
-            self._ready.put(connection)
+            self._forget(sock)
+            self._ready.put_nowait(connection)
+        except queue.Full:
+            connection.fail('refused', f'{MAX_WAITING} others are waiting already')
         except NetworkError as error:
             self._say_once(peer.rpartition(':')[0], str(error))
         except OSError:  # gone before anything was said
             sock.close()
         finally:
-            self._slots.release()
+            self._forget(sock)
+
+    def _forget(self, sock: socket.socket) -> None:
+        """Its place is free for another stranger."""
+        with self._lock:
+            self._strangers.pop(sock, None)
 
     def _say_once(self, host: str, error: str) -> None:
         """A line for each host and minute at most: a port scan must not flood the log."""

@@ -9,7 +9,8 @@ A killed run goes on from what is saved: the same command does only what is miss
 from __future__ import annotations
 
 import dataclasses
-from typing import List, Optional, Sequence
+import traceback
+from typing import Callable, List, Optional, Sequence
 
 import cli
 import code1_train_and_record_weights
@@ -17,6 +18,7 @@ import code2_calculate_flops_importance
 import create_noniid_partition
 import step2_initial_throughput_opt
 import step5_visualize_results
+from config import Settings, UserError
 from pipeline import fingerprints, kinds
 
 
@@ -42,13 +44,30 @@ def main(argv: Optional[Sequence[str]]) -> None:
     from steps import joint, real_mode  # load PyTorch, which --help does not need
     with real_mode.measured_client(domains[0], settings, cli.server_flags(args)) as session:
         step2_initial_throughput_opt.main(['--lut_file', lut_file, '--if_changed', '--pruning_follows', *overrides])
-        for domain in domains:
-            path = kinds.path_of('joint', settings, domain)
-            if fingerprints.is_current([path], fingerprints.inputs_of('joint', settings, domain)):
-                cli.say(f'{path} is up to date')
-                continue
-            joint.joint_through_client(domain, session, settings, search_again=False)
-    step5_visualize_results.main(['--if_changed', *overrides])
+        failed = [domain for domain in domains if not done(
+            domain, settings, lambda domain: joint.joint_through_client(domain, session, settings, search_again=False))]
+    if len(failed) < len(domains):
+        step5_visualize_results.main(['--if_changed', *overrides])
+    if failed:
+        raise UserError(f"domain {', '.join(map(str, failed))} failed, {len(domains) - len(failed)} of {len(domains)} "
+                        'done; the same command goes on with what is missing')
+
+
+def done(domain: int, settings: Settings, work: Callable[[int], None]) -> bool:
+    """Make a domain's result unless it is up to date; False, after saying why, when that failed: others go on."""
+    path = kinds.path_of('joint', settings, domain)
+    if fingerprints.is_current([path], fingerprints.inputs_of('joint', settings, domain)):
+        cli.say(f'{path} is up to date')
+        return True
+    try:
+        work(domain)
+    except UserError as error:
+        cli.say(f'domain {domain}: error: {error}')
+        return False
+    except Exception:  # an error of ours: it keeps its traceback, and the other domains go on
+        traceback.print_exc()
+        return False
+    return True
 
 
 if __name__ == '__main__':

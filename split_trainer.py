@@ -41,13 +41,13 @@ def predict(model: HyperRepVGG, gamma: Sequence[int], split: int, client: Remote
     n, alpha = len(model.blocks), model.alpha_array()
     on_set = ImageSetOnClient(images) if settings.HEAD_TIER == 'client' else None
     remote = ClientPart(client, model, folded_specs(alpha, gamma, client_units(split, n, settings.HEAD_TIER), settings),
-                        on_set)
+                        images.shape[-1], on_set)
     device = next(model.parameters()).device
     local = part_of(model, folded_specs(alpha, gamma, server_units(split, n, settings.HEAD_TIER), settings), device)
     wire = formats.format_at(split, n, wire)
     found: List[torch.Tensor] = []
     with torch.inference_mode():
-        for part in batches(len(images), settings.BATCH_SIZE):
+        for part in batches(len(images), min(settings.BATCH_SIZE, remote.largest_batch)):
             if on_set is not None:
                 logits = local(remote.forward(rows=torch.arange(part.start, part.stop), wire_back=wire))
             else:

@@ -11,6 +11,7 @@ again to the client that comes back; what was answered is never asked again.
 from __future__ import annotations
 
 import itertools
+import math
 from types import TracebackType
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar
 
@@ -21,14 +22,16 @@ import cli
 from config import Settings, UserError
 from hyper_repvgg import HyperRepVGG
 from network_utils import Address, Listener, token_from_environment
-from tier.part import PartSpec, pack_unit, units_of
+from tier.part import PartSpec, cut_shape, pack_unit, units_of
 from wire import codec, formats
 from wire.blobs import hash_of
 from wire.connection import Connection
-from wire.frames import Kind, Message, NetworkError, PeerError, ProtocolError
+from wire.frames import MAX_PAYLOAD_BYTES, Kind, Message, NetworkError, PeerError, ProtocolError
 
 RETURN_S = 600.0  # a client that broke off may take this long to come back
+HUNG_S = 300.0  # a client that neither answers nor reports progress for this long hangs, whatever its heartbeats say
 BLOB_PIECE_BYTES = 4 << 20
+HEADROOM_BYTES = 1 << 20  # of a message, for what travels beside the feature map
 MAX_REPEATS = 20  # of one request in a row: a client that dies of a request would come back for ever
 MAX_PROVIDED = 3  # times that a client may say it lacks what it has just been sent
 Progress = Callable[[int, int], None]
@@ -110,7 +113,7 @@ class RemoteClient:
     def finish(self, connection: Connection, op: str, number: int, progress: Optional[Progress] = None) -> Message:
         """Wait for the reply to request `number`."""
         while True:
-            message = connection.receive()
+            message = connection.receive(HUNG_S)
             message.raise_error()
             if message.kind not in (Kind.REPLY, Kind.PROGRESS) or message.integer('id', number, number) != number:
                 connection.fail('protocol', f'{op}: expected a reply, got {message.kind.name}')
@@ -140,11 +143,20 @@ class RemoteClient:
             part = hashes[start:start + 256]
             present = self.ask(connection, 'have', {'hashes': part}).integers('bytes', 0, 2 ** 62, len(part))
             for digest, done in zip(part, present):
-                data = blobs[digest]()
-                while done < data.nbytes:
-                    piece = torch.from_numpy(data[done:done + BLOB_PIECE_BYTES].copy())
-                    done = self.ask(connection, 'put', {'hash': digest, 'size': data.nbytes, 'offset': done},
-                                    {'data': piece}).integer('bytes', done + len(piece), data.nbytes)
+                self._send_blob(connection, digest, blobs[digest](), done)
+
+    def _send_blob(self, connection: Connection, digest: str, data: np.ndarray, done: int) -> None:
+        """Send bytes from `done` on. The client may go back (what it had was damaged, or another process dropped it),
+        but not for ever."""
+        backwards = 0
+        while done < data.nbytes:
+            piece = torch.from_numpy(data[done:done + BLOB_PIECE_BYTES].copy())
+            reply = self.ask(connection, 'put', {'hash': digest, 'size': data.nbytes, 'offset': done}, {'data': piece})
+            now = reply.integer('bytes', 0, data.nbytes)
+            backwards += now <= done
+            if backwards > MAX_PROVIDED:
+                raise UserError('the client does not keep what it is sent; look at the disk of its --cache_dir')
+            done = now
 
 
 class ImageSetOnClient:
@@ -169,9 +181,14 @@ class ImageSetOnClient:
 class ClientPart:
     """A part of the network on the client: sets itself up again on every new connection."""
 
-    def __init__(self, client: RemoteClient, model: HyperRepVGG, spec: PartSpec,
+    def __init__(self, client: RemoteClient, model: HyperRepVGG, spec: PartSpec, input_size: int,
                  images: Optional[ImageSetOnClient] = None) -> None:
+        """`input_size`: of the images, pixels; `images`: those that requests will name rows of."""
         self.client, self.spec, self.images = client, spec, images
+        self.largest_values = max(math.prod(cut_shape(spec.model_name, spec.num_classes, input_size, unit))
+                                  for unit in (spec.first, spec.last))  # of an image, into the part or out of it
+        item_bytes = 8 if spec.dtype == 'float64' else 4
+        self.largest_batch = (MAX_PAYLOAD_BYTES - HEADROOM_BYTES) // (item_bytes * self.largest_values)
         units = units_of(model)[spec.first:spec.last]
         self._blobs = {hash_of(pack_unit(unit)): unit for unit in units}
         self._hashes = [hash_of(pack_unit(unit)) for unit in units]
@@ -198,8 +215,8 @@ class ClientPart:
         """`RemoteClient.retry_until_answered` with this part set up; what the client turns out to lack is sent."""
         def attempt(connection: Connection) -> T:
             for left in reversed(range(MAX_PROVIDED)):
-                self.set_up(connection)
                 try:
+                    self.set_up(connection)
                     return work(connection)
                 except PeerError as error:
                     if error.code != 'unknown' or left == 0 or connection.is_closed:
@@ -215,7 +232,11 @@ class ClientPart:
     def ask_forward(self, connection: Connection, x: Optional[torch.Tensor], rows: Optional[torch.Tensor], wire: str,
                     wire_back: str, alpha: Optional[torch.Tensor], keep: bool, input_grad: bool = False,
                     ) -> Tuple[int, torch.Tensor]:
-        """One forward request; (step, output)."""
+        """One forward request; (step, output). Raises `UserError` when one message could not hold it."""
+        count = len(x) if rows is None else len(rows)
+        if count > self.largest_batch:
+            raise UserError(f'a batch of {count} images does not fit into a message of {MAX_PAYLOAD_BYTES >> 20} MiB '
+                            f'at this split, at most {self.largest_batch} do: lower BATCH_SIZE and RECOVERY_BATCH_SIZE')
         step = next(self._steps)
         fields: Dict[str, Any] = {'step': step, 'keep': keep, 'input_grad': input_grad, 'wire_back': wire_back}
         tensors = {} if alpha is None else {'alpha': alpha.detach().double()}
@@ -227,6 +248,8 @@ class ClientPart:
             tensors.update(codec.encode(x.detach(), wire))
         reply = self.client.ask(connection, 'forward', fields, tensors)
         shape = reply.integers('shape', 0, 2 ** 31 - 1)
+        if shape[:1] != [count] or math.prod(shape) > count * self.largest_values:
+            raise ProtocolError(f'forward: an output of shape {tuple(shape)} for {count} images')
         try:
             return step, codec.decode(reply.tensors, wire_back, shape)
         except ValueError as error:

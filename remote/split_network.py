@@ -71,7 +71,8 @@ class SplitNetwork:
 
         device = next(model.parameters()).device
         self._client, self._client_spec = client, spec(client_units(split, n, settings.HEAD_TIER))
-        self._remote = ClientPart(client, model, self._client_spec)
+        self._input_size = settings.INPUT_SIZE
+        self._remote = ClientPart(client, model, self._client_spec, self._input_size)
         self._local: NetworkPart = part_of(model, spec(server_units(split, n, settings.HEAD_TIER)), device)
 
     def __getattr__(self, name: str) -> Any:
@@ -80,7 +81,7 @@ class SplitNetwork:
     def set_batchnorm(self, statistics: np.ndarray) -> None:
         """As the model's; units that changed have another hash and travel with the next step."""
         self.model.set_batchnorm(statistics)
-        self._remote = ClientPart(self._client, self.model, self._client_spec)
+        self._remote = ClientPart(self._client, self.model, self._client_spec, self._input_size)
 
     def _remote_alpha(self) -> torch.Tensor:
         """α of the client's blocks, [k, 3], differentiable; NaN where there is no branch."""

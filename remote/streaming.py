@@ -19,7 +19,7 @@ from tier.tasks import FIGURE
 from wire import formats
 from wire.connection import Connection
 from wire.frames import Message, ProtocolError
-from wire.stream import head_compute, stream_head, stream_tail, tail_compute
+from wire.stream import LEAST_FRAMES, head_compute, stream_head, stream_tail, tail_compute
 
 
 def run_stream(client: RemoteClient, model: HyperRepVGG, configuration: Configuration, images: torch.Tensor,
@@ -28,14 +28,15 @@ def run_stream(client: RemoteClient, model: HyperRepVGG, configuration: Configur
     """Stream `n_frames` frames (the uint8 images [n, 3, S, S], over and over) under a configuration.
 
     Returns the figures and the class of every frame, in order. After a break the stream goes on behind the last frame
-    whose result is here; the figures are then those of the frames after the break.
+    whose result is here; the figures are then those of the frames after the break, of which there are always enough:
+    a few more frames are sent where it came near the end.
     """
     stream = _Stream(client, model, configuration, images, n_frames, settings, on_frame)
     before = client.interruptions
     figures = stream.remote.retry_until_answered(stream.attempt)
     return {**figures, 'interruptions': client.interruptions - before, 'wire': configuration.wire,
             'lambda': configuration.split, 'head_tier': settings.HEAD_TIER, 'bytes_total': stream.bytes_total,
-            'n_frames_total': n_frames}, stream.predictions
+            'n_frames_total': n_frames}, stream.predictions[:n_frames]
 
 
 class _Stream:
@@ -56,7 +57,8 @@ class _Stream:
             return folded_specs(configuration.alpha, configuration.gamma, units, settings)
 
         on_client = ImageSetOnClient(images) if self.head_tier == 'client' else None
-        self.remote = ClientPart(client, model, spec(client_units(split, n, self.head_tier)), on_client)
+        self.remote = ClientPart(client, model, spec(client_units(split, n, self.head_tier)), images.shape[-1],
+                                 on_client)
         device = next(model.parameters()).device
         self._local = part_of(model, spec(server_units(split, n, self.head_tier)), device)
         self._images = images
@@ -71,20 +73,19 @@ class _Stream:
     def attempt(self, connection: Connection) -> Dict[str, Any]:
         """The rest of the stream, over one connection."""
         first, before = len(self.predictions), connection.bytes_sent + connection.bytes_received
-        fields: Dict[str, Any] = {'first': first, 'last': self.n_frames, 'total': self.n_frames, 'wire': self._wire}
+        last = max(self.n_frames, first + LEAST_FRAMES)
+        fields: Dict[str, Any] = {'first': first, 'last': last, 'total': last, 'wire': self._wire}
         if self.head_tier == 'client':
             fields.update(role='head', **self.remote.images.fields)
         else:
             fields.update(role='tail', shape=list(self._shape))
-        if first == self.n_frames:
-            return {}
         number = self.client.begin(connection, 'stream', fields)
         try:
             if self.head_tier == 'client':
-                stream_tail(connection, tail_compute(self._local, self._wire, self._shape), first, self.n_frames,
+                stream_tail(connection, tail_compute(self._local, self._wire, self._shape), first, last,
                             self._seen)
                 return _figures(self.client.finish(connection, 'stream', number))
-            record = stream_head(connection, head_compute(self._local, self._images, self._wire), first, self.n_frames,
+            record = stream_head(connection, head_compute(self._local, self._images, self._wire), first, last,
                                  self._seen)
             self.client.finish(connection, 'stream', number)
             return record.figures()

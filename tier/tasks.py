@@ -63,7 +63,7 @@ class Tasks:
         op = message.text('op')
         if op not in self.handlers:
             raise TaskError(REFUSED, f'unknown operation {op}')
-        self.cancelled.clear()
+        self.check()  # the operator may have cancelled between two requests of one job
         try:
             return self.handlers[op](message)
         except (UserError, ValueError, IndexError, ProtocolError) as error:
@@ -79,6 +79,7 @@ class Tasks:
     def check(self, done: int = 0, total: int = 0) -> None:
         """Between pieces of work: report progress, stop when cancelled or when nobody waits for the answer."""
         if self.cancelled.is_set():
+            self.cancelled.clear()  # the server ends its job when it is told
             raise TaskError(CANCELLED, 'cancelled by the operator')
         if self.connection is not None and self.connection.is_closed:
             raise TaskError(CANCELLED, 'the connection is gone')
@@ -95,8 +96,10 @@ class Tasks:
                 'memory_bytes': _memory_bytes(), 'temperature_c': _temperature_c()}, {}
 
     def have(self, message: Message) -> Reply:
-        """How much of each blob is here."""
-        return {'bytes': [self.store.present_bytes(digest) for digest in message.texts('hashes')]}, {}
+        """How much of each blob is here; what is named is kept until a part is set up."""
+        hashes = message.texts('hashes')
+        self.store.wanted.update(hashes)
+        return {'bytes': [self.store.present_bytes(digest) for digest in hashes]}, {}
 
     def put(self, message: Message) -> Reply:
         """Take the next piece of a blob."""
@@ -134,13 +137,21 @@ class Tasks:
         if len(hashes) != last - first:
             raise message.wrong('hashes')
         self._part = self._step = None  # free the memory of the old one first
-        units = []
+        units, lacking = [], []
         for index, digest in zip(range(first, last), hashes):
             self.check()
+            try:
+                data = self.store.read(digest)
+            except KeyError:  # go on: all that are damaged are dropped now, and are sent together
+                lacking.append(digest)
+                continue
             unit = empty_unit(name, spec.num_classes, index)
-            load_unit(unit, self.store.read(digest))
+            load_unit(unit, data)
             units.append(unit)
+        if lacking:
+            raise KeyError(lacking[0])
         self._part = NetworkPart(spec, units, self.device)
+        self.store.wanted.clear()
         return {}, {}
 
     def current_part(self) -> NetworkPart:

@@ -34,6 +34,7 @@ class Worker:
     def serve(self, connection: Connection) -> None:
         """Answer requests until the connection ends. Raises `NetworkError`."""
         self.tasks.connection = connection
+        self.tasks.cancelled.clear()  # of an earlier connection's job
         while not self.stopping.is_set():
             self.state.update(state='idle', op='', done=0, total=0)
             message = connection.receive()
@@ -63,13 +64,13 @@ class Worker:
         self.tasks.progress = progress
         try:
             fields, tensors = self.tasks.run(message)
-        except PeerError as error:
-            cli.say(f'{self.state["op"]} not done: {error}')
-            if connection.is_closed:
-                return
-            connection.send(Kind.ERROR, {'id': number, 'code': error.code, 'text': str(error)[:1000]})
-            return
-        connection.send(Kind.REPLY, {'id': number, **fields}, tensors)
+            self.state.update(state='idle', op='', done=0, total=0)  # before the server can know and ask
+            connection.send(Kind.REPLY, {'id': number, **fields}, tensors)
+        except (PeerError, ValueError) as error:  # ValueError: a reply that is larger than a message may be
+            cli.say(f"{message.text('op')} not done: {error}")
+            if not connection.is_closed:
+                code = error.code if isinstance(error, PeerError) else 'failed'
+                connection.send(Kind.ERROR, {'id': number, 'code': code, 'text': str(error)[:1000]})
 
     def control(self, connection: Connection) -> None:
         """One operator's questions, on the control port."""
@@ -77,15 +78,25 @@ class Worker:
             while True:
                 message = connection.receive()
                 op = message.text('op', ('status', 'cancel', 'shutdown'))
-                if op in ('cancel', 'shutdown'):
-                    self.tasks.cancelled.set()
                 if op == 'shutdown':
                     self.stopping.set()
-                connection.send(Kind.REPLY, {'id': message.integer('id', 0, 2 ** 62), **self.state})
+                connection.send(Kind.REPLY, {'id': message.integer('id', 0, 2 ** 62), 'text': self.consequence(op),
+                                             **self.state})
                 if op == 'shutdown' and self.tasks.connection is not None:
                     self.tasks.connection.close()
         except NetworkError:
             connection.close()
+
+    def consequence(self, op: str) -> str:
+        """Do what the operator asks; what will happen, in words."""
+        server = self.tasks.connection
+        works = server is not None and not server.is_closed
+        if op in ('cancel', 'shutdown') and works:
+            self.tasks.cancelled.set()
+        if op == 'cancel':
+            return ("what runs, or else the server's next request, is cancelled, and the server ends its job"
+                    if works else 'there is nothing to cancel: no server is connected')
+        return 'the client stops, and a job of the server waits for another client' if op == 'shutdown' else ''
 
     def listen_for_control(self, port: int, token: bytes) -> None:
         """Open the control port; everything works without it."""

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from wire.formats import AS_COMPUTED, ZLIB, plain
+from wire.frames import MAX_PAYLOAD_BYTES
 
 ZLIB_LEVEL = 1  # higher levels cost several times the time for a few per cent
 _DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'uint8': torch.uint8}
@@ -33,6 +34,8 @@ def encode(z: torch.Tensor, wire: str) -> Dict[str, torch.Tensor]:
 def decode(tensors: Mapping[str, torch.Tensor], wire: str, shape: Sequence[int]) -> torch.Tensor:
     """The inverse: float32 [B, C, h, w] of this shape (AS_COMPUTED: what went). `ValueError` when it does not fit."""
     z = tensors.get('z')
+    if 4 * math.prod(shape) > MAX_PAYLOAD_BYTES:  # what a frame may hold as float32, whatever it is compressed to
+        raise ValueError(f'a feature map of shape {tuple(shape)} is larger than {MAX_PAYLOAD_BYTES >> 20} MiB')
     if z is None:
         raise ValueError("there is no tensor 'z'")
     if wire == AS_COMPUTED:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import secrets
 import socket
 import struct
@@ -45,6 +46,7 @@ from wire.frames import (
 HEARTBEAT_S = 2.0  # something is sent at least this often
 SILENCE_S = 10.0  # a peer of which nothing is heard, or that takes nothing, for this long is lost
 HANDSHAKE_S = 10.0  # in all
+DRAIN_S = 0.5  # after the last words to a peer
 CHUNK_BYTES = 1 << 18  # summed as soon as they are here, while they are in the cache and the rest is on its way
 
 
@@ -127,13 +129,18 @@ class Connection:
 
     # --- receiving ---
 
-    def receive(self) -> Message:
-        """The next message that is no heartbeat. Raises `ProtocolError` and `ConnectionLost`, after closing."""
+    def receive(self, timeout_s: float = math.inf) -> Message:
+        """The next message that is no heartbeat. Raises `ProtocolError` and `ConnectionLost`, after closing; the latter
+        also when nothing but heartbeats comes for `timeout_s` (noticed at the next of them)."""
+        start = time.monotonic()
         try:
             while True:
                 message = self._receive_one()
-                if message.kind != Kind.HEARTBEAT:
+                if message.kind != Kind.HEARTBEAT or self._deadline is not None:  # nobody waits for a stranger
                     return message
+                if time.monotonic() - start > timeout_s:
+                    self.close()
+                    raise ConnectionLost(f'{self.peer} lives but has not answered for {timeout_s:g} s')
         except OSError as error:
             raise self._lost(error, 'is silent') from None
         except ProtocolError as error:
@@ -164,7 +171,10 @@ class Connection:
         done = summed = 0
         while done < len(view):
             if self._deadline is not None:
-                self._limit_waits(max(0.001, self._deadline - time.monotonic()))
+                left = self._deadline - time.monotonic()
+                if left <= 0:
+                    raise BlockingIOError  # as the system does when a wait is over: `_lost` says so
+                self._limit_waits(max(0.001, left))
             count = self._sock.recv_into(view[done:])
             if count == 0:
                 raise ConnectionResetError('closed by the peer')
@@ -261,7 +271,20 @@ class Connection:
                 pass
             finally:
                 self._send_lock.release()
+        self._drain()
         self.close()
+
+    def _drain(self) -> None:
+        """Say that nothing more will come, and let what is under way arrive, for a moment: a socket that is closed with
+        bytes unread takes back what was sent last."""
+        end = time.monotonic() + DRAIN_S
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+            self._limit_waits(DRAIN_S)
+            while time.monotonic() < end and self._sock.recv(CHUNK_BYTES):
+                pass
+        except OSError:
+            pass
 
     def close(self) -> None:
         """Close; a thread that waits in `receive` or `send` gets `ConnectionLost`."""

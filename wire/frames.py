@@ -49,11 +49,11 @@ class ProtocolError(NetworkError):
 
 
 class PeerError(Exception):
-    """The peer answered with ERROR; `code` is one of docs/protocol.md."""
+    """The peer answered with ERROR, or is to be answered so; `code` is one of docs/protocol.md."""
 
-    def __init__(self, code: str, text: str) -> None:
+    def __init__(self, code: str, text: str, from_peer: bool = False) -> None:
         super().__init__(text)
-        self.code = code
+        self.code, self.from_peer = code, from_peer
 
 
 class VersionMismatch(ProtocolError):
@@ -148,7 +148,7 @@ class Message:
     def raise_error(self) -> None:
         """Raise `PeerError` when this is an ERROR."""
         if self.kind == Kind.ERROR:
-            raise PeerError(self.text('code'), self.text('text'))
+            raise PeerError(self.text('code'), self.text('text'), from_peer=True)
 
     def tensor(self, name: str, dtype: Optional[torch.dtype] = None, rank: Optional[int] = None) -> torch.Tensor:
         """A tensor of the payload, of this dtype and rank if given."""

@@ -20,13 +20,14 @@ import torch
 
 from wire import codec
 from wire.connection import Connection
-from wire.frames import Kind, NetworkError, PeerError, ProtocolError
+from wire.frames import Kind, NetworkError, ProtocolError
 
 Tensors = Mapping[str, torch.Tensor]
 Item = TypeVar('Item')
 MAX_WINDOW = 64
 LOCKSTEP_FRAMES = 6  # sent one at a time before a stream, to learn what a frame takes when it waits for nothing
 SETTLE_FRAMES = 8  # after them, while the stream fills; like them, they do not count
+LEAST_FRAMES = LOCKSTEP_FRAMES + SETTLE_FRAMES + 2  # of a stream that is measured
 SLACK = 1.2  # latency that the pacer wants, as a multiple of a frame's that waits for nothing
 GAIN = 0.1  # share of a frame's error in latency that is corrected at once
 RECENT = 32  # frames that the pacer looks back
@@ -130,7 +131,7 @@ class _Failure:
             if self.error is not None:
                 return
             self.error = error
-        if isinstance(error, (NetworkError, PeerError)):
+        if isinstance(error, NetworkError) or getattr(error, 'from_peer', False):
             self.connection.close()
         else:  # tell the other end that going on is useless
             self.connection.fail(getattr(error, 'code', 'failed'), str(error) or type(error).__name__)

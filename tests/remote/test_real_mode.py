@@ -1,6 +1,7 @@
 """Real mode against a client process on this machine: the same results through the wire as alone."""
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from client_process import SETTINGS, N, batch, random_model, settings_of, stream_case
 
 import config
+from config import UserError
 from domains.image_sets import ImageSet
 from hyper_repvgg import deploy
 from network.alpha import surviving_branches
@@ -121,6 +123,36 @@ def test_a_client_killed_during_a_stream_costs_nothing_but_time(served):
     figures, predictions = run_stream(client, model, configuration, images, 60, SETTINGS, kill_at)
     assert predictions == [classes[i % 16] for i in range(60)]
     assert figures['interruptions'] == 1 and any('client lost' in line for line in said)
+
+
+@pytest.mark.parametrize('at', [59, 52])
+def test_a_break_near_the_end_of_a_stream_leaves_its_figures(served, at):
+    client, process, _ = served
+    model, configuration, images, classes = stream_case(7, 6)
+    broken = []
+
+    def break_at(i: int) -> None:
+        if i == at and not broken:
+            broken.append(i)
+            client.connection.close()
+
+    figures, predictions = run_stream(client, model, configuration, images, 60, SETTINGS, break_at)
+    assert predictions == [classes[i % 16] for i in range(60)]
+    assert figures['interruptions'] == 1 and figures['throughput_fps'] > 0 and figures['n_frames'] >= 2
+
+
+def test_a_batch_that_no_message_can_hold_is_refused_before_any_work(served, monkeypatch):
+    client, _, _ = served
+    model, configuration, images, classes = stream_case(5, 3)
+    small = 3 << 20
+    monkeypatch.setattr('remote.client.MAX_PAYLOAD_BYTES', small)
+    assert predict(model, configuration.gamma, 3, client, images, dataclasses.replace(SETTINGS, BATCH_SIZE=64)
+                   ).tolist() == classes  # evaluation takes smaller batches by itself
+    network = SplitNetwork(model, client, 3, SETTINGS)
+    most = network._remote.largest_batch
+    with pytest.raises(UserError, match=f'at most {most} do: lower BATCH_SIZE'):
+        network(torch.zeros(most + 1, 3, 32, 32))
+    assert network(torch.zeros(most, 3, 32, 32)).shape == (most, 10)
 
 
 # --- the whole of step 3 -------------------------------------------------------------------------------------

@@ -11,13 +11,14 @@ import time
 import numpy as np
 import pytest
 import torch
-from client_process import SETTINGS, Client, N, free_port, random_model, stream_case
+from client_process import SETTINGS, Client, N, free_port, random_model, settings_of, stream_case
 from relay import Relay
 
 import config
 import network_utils
 from remote.client import RemoteClient, wait_for_client
 from remote.link import fit_line, measure_link
+from remote.streaming import run_stream
 from split_trainer import predict
 from tier import block_timing
 from wire import connection
@@ -141,10 +142,31 @@ def test_a_busy_client_tells_its_state_cancels_and_shuts_down(tmp_path):
     thread.start()
     while not network_utils.ask_client(process.control_port, 'status').startswith('working time_visits'):
         pass
-    network_utils.ask_client(process.control_port, 'cancel')
+    assert 'the server ends its job' in network_utils.ask_client(process.control_port, 'cancel')
     thread.join(30)
     assert failures == ['the client could not do it: cancelled by the operator']
     assert client.facts()['threads'] >= 1
+
+    for head_tier in ('client', 'server'):  # a stream ends, too, and is not started again
+        model, configuration, images, _ = stream_case(3, 4)
+        cancelled = []
+
+        def on_frame(i: int, cancelled=cancelled) -> None:
+            if i == 40:
+                cancelled.append(network_utils.ask_client(process.control_port, 'cancel'))
+
+        with pytest.raises(config.UserError, match='cancelled by the operator'):
+            run_stream(client, model, configuration, images, 100_000, settings_of(head_tier), on_frame)
+        assert 'working stream' in cancelled[0] and client.interruptions == 0
+
+    def predict_all() -> None:
+        predict(model, configuration.gamma, 4, client, images, SETTINGS)
+
+    predict_all()  # a job of short requests: the next one is refused
+    network_utils.ask_client(process.control_port, 'cancel')
+    with pytest.raises(config.UserError, match='cancelled by the operator'):
+        predict_all()
+    predict_all()
     network_utils.ask_client(process.control_port, 'shutdown')
     assert process.process.wait(20) == 0
     client.close('done')
@@ -157,13 +179,13 @@ def test_a_blob_is_continued_where_it_broke_off_and_refused_when_it_is_another(t
     assert store.append(digest, 1000, 0, data[:400]) == 400
     store = BlobStore(str(tmp_path), 10000)
     assert store.present_bytes(digest) == 400 and not store.has(digest)
-    for offset, piece in ((0, data[:10]), (500, data[500:]), (400, data)):
-        with pytest.raises(ValueError):
-            store.append(digest, 1000, offset, piece)
-    assert store.append(digest, 1000, 400, data[400:]) == 1000
+    assert store.append(digest, 1000, 0, data[:10]) == 400  # here already
+    assert store.append(digest, 1000, 500, data[500:]) == 400  # a gap: the sender goes on from 400
+    with pytest.raises(ValueError):
+        store.append(digest, 1000, 400, data)  # more than there is
+    assert store.append(digest, 1000, 300, data[300:]) == 1000
     assert np.array_equal(store.read(digest), data)
-    with pytest.raises(ValueError, match='hash'):
-        store.append('0' * 64, 1000, 0, data)
+    assert store.append('0' * 64, 1000, 0, data) == 0 and store.present_bytes('0' * 64) == 0
     for bad in ('../x', 'A' * 64, digest + '/'):
         with pytest.raises(ValueError):
             store.present_bytes(bad)
@@ -171,6 +193,87 @@ def test_a_blob_is_continued_where_it_broke_off_and_refused_when_it_is_another(t
         stream.write(b'x')
     with pytest.raises(KeyError):
         store.read(digest)
+
+
+def left_behind(folder, digest, data):
+    """A blob whose process was killed between its last byte and its new name."""
+    with open(os.path.join(str(folder), f'{digest}.part'), 'wb') as stream:
+        stream.write(data.tobytes())
+
+
+def test_a_blob_that_was_whole_when_its_process_was_killed_is_complete(tmp_path):
+    data = np.arange(1000, dtype=np.uint8)
+    store = BlobStore(str(tmp_path), 10000)
+    left_behind(tmp_path, hash_of(data), data)
+    assert store.present_bytes(hash_of(data)) == 1000 and np.array_equal(store.read(hash_of(data)), data)
+
+
+def test_what_is_damaged_is_dropped_and_received_again(tmp_path):
+    data = np.arange(1000, dtype=np.uint8)
+    digest, store = hash_of(data), BlobStore(str(tmp_path), 10000)
+    for damaged in (np.zeros(1000, np.uint8), np.zeros(400, np.uint8), np.zeros(2000, np.uint8)):
+        left_behind(tmp_path, digest, damaged)
+        here = min(store.present_bytes(digest), 1000)
+        if here == 1000:  # the server takes it for complete; using it shows that it is not
+            with pytest.raises(KeyError):
+                store.read(digest)
+            here = store.present_bytes(digest)
+        while here < 1000:
+            here = store.append(digest, 1000, here, data[here:here + 300])
+        assert np.array_equal(store.read(digest), data)
+        os.unlink(os.path.join(str(tmp_path), digest))
+
+
+def test_two_clients_on_one_folder_receive_one_blob_together(tmp_path):
+    data = np.random.default_rng(0).integers(0, 256, 200_000).astype(np.uint8)
+    digest, failures = hash_of(data), []
+
+    def receive() -> None:
+        store = BlobStore(str(tmp_path), 1 << 20)
+        here = store.present_bytes(digest)
+        while here < len(data):
+            here = store.append(digest, len(data), here, data[here:here + 1000])
+        if not np.array_equal(store.read(digest), data):
+            failures.append(here)
+
+    threads = [threading.Thread(target=receive) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not failures and sorted(os.listdir(str(tmp_path))) == ['.lock', digest]
+
+
+def test_what_one_job_needs_together_makes_no_room_for_itself(tmp_path):
+    store = BlobStore(str(tmp_path), 2500)
+    blobs = [np.full(1000, value, dtype=np.uint8) for value in range(3)]
+    digests = [hash_of(data) for data in blobs]
+    store.wanted.update(digests)
+    store.add(blobs[0]), store.add(blobs[1])
+    with pytest.raises(ValueError, match='--cache_gib'):
+        store.add(blobs[2])
+    store.wanted.clear()
+    store.add(blobs[2])
+    assert [store.has(digest) for digest in digests] == [False, True, True]
+
+
+def test_a_client_with_a_damaged_cache_is_sent_what_it_lacks(served):
+    """Every blob of an earlier run is damaged, or was whole when its process was killed."""
+    client, process, _ = served
+    model, configuration, images, classes = stream_case(12, 4)
+    assert predict(model, configuration.gamma, 4, client, images, SETTINGS).tolist() == classes
+    folder = os.path.dirname(process.log.name)
+    names = [name for name in os.listdir(folder) if len(name) == 64]
+    for index, name in enumerate(names):
+        path = os.path.join(folder, name)
+        with open(path, 'r+b') as stream:
+            stream.write(b'damaged' if index % 2 else stream.read(0))
+        if index % 3 == 0:
+            os.replace(path, f'{path}.part')
+    process.kill()
+    process.start()
+    client.connection.close()
+    assert names and predict(model, configuration.gamma, 4, client, images, SETTINGS).tolist() == classes
 
 
 def test_the_cache_makes_room(tmp_path):

@@ -1,6 +1,7 @@
 """Frames, connections and wire formats: what goes in comes out, and nothing that arrives can do harm."""
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import threading
@@ -19,7 +20,7 @@ from config import UserError
 from network_utils import Address, Listener, connect
 from wire import codec, connection, formats, frames
 from wire.connection import Connection
-from wire.frames import FIXED, ConnectionLost, Kind, NetworkError, ProtocolError
+from wire.frames import FIXED, ConnectionLost, Kind, NetworkError, PeerError, ProtocolError
 
 names = st.from_regex(r'[a-z0-9_.]{1,64}', fullmatch=True)
 scalars = st.one_of(st.none(), st.booleans(), st.integers(-2 ** 63, 2 ** 63 - 1), st.text(max_size=40),
@@ -248,6 +249,54 @@ def test_strangers_get_no_payload_and_no_endless_handshake(monkeypatch):
             pass
     assert time.monotonic() - start < 2 and listener.get(timeout_s=0) is None and len(said) == 1
     listener.close()
+
+
+def test_heartbeats_do_not_keep_a_stranger(monkeypatch):
+    """Whoever sends nothing but heartbeats is gone at the deadline, and one heartbeat is no greeting."""
+    monkeypatch.setattr(connection, 'HANDSHAKE_S', 0.5)
+    listener = Listener(Address('127.0.0.1', 0), b'secret', 'server', ('worker',), quiet)
+    strangers = [socket.create_connection(listener.address, timeout=5) for _ in range(network_utils.MAX_HANDSHAKES)]
+    for stranger in strangers[::2]:
+        stranger.sendall(raw_frame(Kind.HEARTBEAT, {}))
+    client = network_utils.connect(listener.address, b'secret', 'worker', 'server')  # has the token: comes in at once
+    assert listener.get(timeout_s=5) is not None
+    client.close()
+    for stranger in strangers:
+        while stranger.recv(4096):
+            pass
+    listener.close()
+
+
+def test_a_trickle_of_bytes_does_not_outlast_the_deadline(monkeypatch):
+    monkeypatch.setattr(connection, 'HANDSHAKE_S', 0.5)
+    listener = Listener(Address('127.0.0.1', 0), b'', 'server', ('worker',), quiet)
+    stranger, sent = socket.create_connection(listener.address, timeout=5), 0
+    with contextlib.suppress(OSError):
+        while sent < 1000:  # a frame that never ends
+            stranger.sendall(b'SPLT' if sent == 0 else b'\x01')
+            sent += 1
+            time.sleep(0.05)
+    assert sent < 100
+    listener.close()
+
+
+def test_peers_that_wait_for_their_turn_take_no_place_of_a_handshake():
+    listener = Listener(Address('127.0.0.1', 0), b'secret', 'server', ('worker',), quiet)
+    waiting = [network_utils.connect(listener.address, b'secret', 'worker', 'server')
+               for _ in range(network_utils.MAX_WAITING)]
+    one_more = network_utils.connect(listener.address, b'secret', 'worker', 'server')
+    with pytest.raises(PeerError, match='others are waiting'):
+        one_more.receive().raise_error()
+    assert sum(listener.get(timeout_s=5) is not None for _ in waiting) == len(waiting)
+    listener.close()
+
+
+def test_a_peer_that_only_lives_is_given_up(monkeypatch):
+    monkeypatch.setattr(connection, 'HEARTBEAT_S', 0.1)
+    client, server, _ = met(b'', b'')
+    with pytest.raises(ConnectionLost, match='lives but has not answered for 0.3 s'):
+        client.receive(timeout_s=0.3)
+    server.close()
 
 
 @pytest.mark.parametrize('greeting', [{}, {'role': 5}, {'role': 'worker'}, {'role': 'worker', 'nonce': 'x'},

@@ -1,0 +1,75 @@
+"""The client's loop: every request gets an answer, and what the operator asks has the consequence that it names."""
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import config
+from tier.tasks import Tasks
+from tier.worker import Worker
+from wire import codec, frames
+from wire.blobs import BlobStore
+from wire.connection import Connection
+from wire.frames import Kind, PeerError
+
+
+@pytest.fixture
+def ends(tmp_path):
+    """(worker, its connection, the server's)."""
+    a, b = (Connection(sock, name) for sock, name in zip(socket.socketpair(), ('server', 'client')))
+    a.max_payload_bytes = b.max_payload_bytes = 1 << 20
+    return Worker(Tasks(torch.device('cpu'), 1, BlobStore(str(tmp_path), 1 << 20))), a, b
+
+
+def asked(ends, op, fields=None, tensors=None):
+    """The client's answer to one request."""
+    worker, client_end, server_end = ends
+    server_end.send(Kind.REQUEST, {'id': 1, 'op': op, **(fields or {})}, tensors)
+    worker.answer(client_end, client_end.receive())
+    return server_end.receive()
+
+
+def test_a_reply_larger_than_a_message_is_answered_with_the_reason(ends, monkeypatch):
+    monkeypatch.setattr(frames, 'MAX_PAYLOAD_BYTES', 1000)
+    answer = asked(ends, 'echo', {'reply_bytes': 2000}, {'data': torch.zeros(1, dtype=torch.uint8)})
+    assert answer.kind == Kind.ERROR and 'payload of 2000 bytes, the limit is 1000' in answer.text('text')
+    assert asked(ends, 'facts').kind == Kind.REPLY  # and the client lives on
+
+
+def test_a_cancel_between_two_requests_of_a_job_refuses_the_next_one_and_no_other(ends):
+    worker, client_end, _ = ends
+    worker.tasks.connection = client_end
+    assert 'the server ends its job' in worker.consequence('cancel')
+    answer = asked(ends, 'facts')
+    with pytest.raises(PeerError, match='cancelled by the operator'):
+        answer.raise_error()
+    assert asked(ends, 'facts').kind == Kind.REPLY
+
+
+def test_a_cancel_without_a_server_cancels_nothing(ends):
+    worker, client_end, _ = ends
+    assert 'nothing to cancel' in worker.consequence('cancel')
+    assert asked(ends, 'facts').kind == Kind.REPLY
+
+
+def test_a_small_message_cannot_ask_for_more_memory_than_a_large_one_holds(ends):
+    """Half a megabyte of zeros, compressed, that claims the shape of two gigabytes."""
+    packed = codec.encode(torch.zeros(1, 1, 16, 16), 'float32+zlib')
+    shape = [1, 2048, 512, 512]
+    with pytest.raises(ValueError, match='larger than 256 MiB'):
+        codec.decode(packed, 'float32+zlib', shape)
+
+
+def test_an_older_python_gets_one_line(tmp_path):
+    """client_worker.py must be readable by a Python that the rest of the code is not written for."""
+    script = ("import sys; sys.version_info = (3, 6, 9, 'final', 0); sys.path.insert(0, '.'); "
+              "compile(open('client_worker.py', encoding='utf-8').read(), 'client_worker.py', 'exec'); "
+              "import client_worker")
+    done = subprocess.run([sys.executable, '-c', script], cwd=config.ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count('\n') == 1 and 'needs Python 3.8 or newer' in done.stderr
+    with open('client_worker.py', encoding='utf-8') as stream:
+        assert 'annotations' not in stream.read()  # `from __future__ import annotations` is a SyntaxError before 3.7
