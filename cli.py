@@ -21,12 +21,13 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import math
 import os
 import re
 import sys
 import time
 from contextlib import contextmanager
-from typing import Callable, Iterator, List, NamedTuple, NoReturn, Optional, Sequence, Tuple
+from typing import Callable, Iterator, List, NamedTuple, NoReturn, Optional, Sequence, Tuple, TypeVar
 
 import config
 from config import UserError
@@ -85,10 +86,33 @@ def add_pick(to: argparse.ArgumentParser) -> None:
         group.add_argument(f'--{name}', metavar='|'.join(config.PICKS) if name == 'pick' else 'N')
 
 
+def port(text: str) -> int:
+    """A flag's TCP port; 0: any free one, or none."""
+    return _number(text, int, lambda value: 0 <= value < 65536, 'a port, 0 to 65535')
+
+
+def above_0(text: str) -> float:
+    """A flag's number above 0."""
+    return _number(text, float, lambda value: 0 < value < math.inf, 'a number above 0')
+
+
+Number = TypeVar('Number', int, float)
+
+
+def _number(text: str, kind: Callable[[str], Number], accepts: Callable[[Number], bool], wanted: str) -> Number:
+    try:
+        value = kind(text)
+        if accepts(value):  # not for NaN
+            return value
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f'{text!r}: must be {wanted}')
+
+
 def add_server(to: argparse.ArgumentParser) -> None:
     """The flags of scripts that wait for a client (real mode)."""
     to.add_argument('--bind', metavar='ADDRESS', help='listen here for the client (default: SERVER_IP)')
-    to.add_argument('--port', type=int, help='and on this port (default: PORT_MAIN)')
+    to.add_argument('--port', type=port, help='and on this port (default: PORT_MAIN)')
     to.add_argument('--allow_open', action='store_true',
                     help='listen beyond this machine even though SPLIT_AUTH_TOKEN is not set')
     to.add_argument('--remeasure', action='store_true', help='measure the client and the link again')

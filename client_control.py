@@ -15,7 +15,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
     """The command line."""
     parser = cli.parser(__doc__)
     parser.add_argument('action', choices=('status', 'cancel', 'shutdown'))
-    parser.add_argument('--port', type=int, help='the control port (default: PORT_CONTROL)')
+    parser.add_argument('--port', type=cli.port, help='the control port (default: PORT_CONTROL)')
     args, settings = cli.parse(parser, argv)
     from network_utils import ask_client  # loads PyTorch, which --help does not need
     print(ask_client(args.port or settings.PORT_CONTROL, args.action))

@@ -24,10 +24,11 @@ def main(argv: Optional[Sequence[str]]) -> None:
     """The command line."""
     parser = cli.parser(__doc__)
     parser.add_argument('--server_ip', help='address or name of the server (default: SERVER_IP)')
-    parser.add_argument('--port', type=int, help='its port (default: PORT_MAIN)')
-    parser.add_argument('--control_port', type=int, help='listen here on loopback (default: PORT_CONTROL; 0: do not)')
+    parser.add_argument('--port', type=cli.port, help='its port (default: PORT_MAIN)')
+    parser.add_argument('--control_port', type=cli.port,
+                        help='listen here on loopback (default: PORT_CONTROL; 0: do not)')
     parser.add_argument('--cache_dir', default='client_cache', help='weights and images are kept here')
-    parser.add_argument('--cache_gib', type=float, default=4.0, help='at most this much of them')
+    parser.add_argument('--cache_gib', type=cli.above_0, default=4.0, help='at most this much of them')
     parser.add_argument('--once', action='store_true', help='stop when the server says goodbye')
     args, settings = cli.parse(parser, argv)
 

@@ -45,8 +45,11 @@ def main(argv: Optional[Sequence[str]]) -> int:
         return many_domains.run(lambda: load_work(settings), 'joint', args, settings, lut_file, lambda domain: {
             'search_inputs': fingerprints.inputs_of('joint_state', settings, domain, lut=lut_file),
             'search_again': search_again})
-    if args.domain_id is None or args.engine is not None:
-        raise UserError('--mode real does one domain, without --engine; server_main.py does many with one client')
+    if args.domain_id is None or args.engine is not None or args.jobs is not None:
+        raise UserError('--mode real does one domain, without --engine and --jobs; server_main.py does many with one '
+                        'client')
+    if args.lut_file is not None:
+        raise UserError('--mode real measures its table through the client: leave --lut_file out')
     settings = dataclasses.replace(settings, DEVICE_PROFILE='')  # a real device is meant
     domain = cli.domains(str(args.domain_id), settings)[0]
     path = kinds.path_of('joint', settings, domain)

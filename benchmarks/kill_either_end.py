@@ -88,7 +88,7 @@ def main() -> None:
     parser = cli.plain_parser(__doc__)
     parser.add_argument('--kills', type=int, default=50)
     parser.add_argument('--folder', required=True, help='a new folder to work in')
-    parser.add_argument('--port', type=int, default=7401)
+    parser.add_argument('--port', type=cli.port, default=7401)
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
     rng, run = random.Random(args.seed), Run(args.folder, args.port)

@@ -321,6 +321,14 @@ def test_a_reader_that_goes_away_is_no_error_message():
     (['roofline_measure.py', '--set', 'SERVER_THREAD=1'], 'did you mean SERVER_THREADS?'),
     (['step1_measure_lut.py', '--mode', 'server', '--set', 'MODEL_NAME=ResNet18'], 'ResNet18'),
     (['code1_train_and_record_weights.py', '--domains', '0,12'], 'domain 12'),
+    (['client_worker.py', '--port', '99999'], "--port: '99999': must be a port"),
+    (['client_worker.py', '--control_port', '-1'], 'must be a port'),
+    (['client_worker.py', '--cache_gib', 'nan'], "'nan': must be a number above 0"),
+    (['client_worker.py', '--server_ip', 'a..b'], 'a..b: is no host name or address'),
+    (['client_control.py', 'status', '--port', '99999'], 'must be a port'),
+    (['server_main.py', '--port', '70000'], 'must be a port'),
+    (['step_3_joint.py', '--domain_id', '0', '--mode', 'real', '--jobs', '2'], 'without --engine and --jobs'),
+    (['step_3_joint.py', '--domain_id', '0', '--mode', 'real', '--lut_file', 'x.json'], 'leave --lut_file out'),
 ])
 def test_scripts_say_in_one_line_what_is_wrong(command, says, tmp_path):
     status, out, err = run_python(*command, RESULTS_DIR=str(tmp_path))
