@@ -9,25 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Any, Dict, Optional, Sequence
+from typing import Optional, Sequence
 
 import cli
 from pipeline import fingerprints, writing
-
-
-def comparison(measured: Dict[str, Any]) -> str:
-    """Prediction and measurement side by side."""
-    predicted = measured['predicted']
-    rows = (('frames a second', predicted['throughput_fps'], measured['throughput_fps']),
-            ('latency of a lone frame, ms', predicted['T_lat_ms'], measured['lockstep_latency_ms']),
-            ('median latency in the stream, ms', None, measured['latency_p50_ms']),
-            ('slowest stage, ms', predicted['T_cyc_ms'], max(measured[f'{s}_ms'] for s in ('head', 'link', 'tail'))))
-    lines = [f"{'':34}{'predicted':>10}{'measured':>10}"]
-    for name, before, after in rows:
-        lines.append(f"{name:34}{'' if before is None else format(before, '.2f'):>10}{after:10.2f}")
-    busy = ', '.join(f"{stage} {100 * measured[f'{stage}_busy']:.0f} %" for stage in ('head', 'link', 'tail'))
-    lines.append(f"busy: {busy}; {measured['bytes_per_frame'] / 1000:.1f} kB a frame as {measured['wire']}")
-    return '\n'.join(lines)
+from report.measured import comparison
 
 
 def main(argv: Optional[Sequence[str]]) -> None:
@@ -45,7 +31,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
     writing.write(path, {'gamma': dict(zip(table.block_names, chosen.gamma)), 'measured': measured},
                   writing.make_metadata(settings, 'lut', fingerprints.inputs_of('lut', settings)))
     print(f'λ = {chosen.split} of {table.n_blocks}, {chosen.wire}')
-    print(comparison(measured))
+    print('\n'.join(comparison(measured)))
     print(f'-> {path}')
 
 

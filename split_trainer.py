@@ -26,6 +26,7 @@ from remote.session import Session
 from remote.split_network import SplitNetwork
 from remote.streaming import run_stream
 from throughput_optimizer import solve_exact
+from tier.block_timing import thread_count
 from tier.part import client_units, part_of, server_units
 from wire import formats
 
@@ -75,17 +76,13 @@ def measure(session: Session, model: Union[HyperRepVGG, SplitNetwork], configura
     model.set_alpha_array(configuration.alpha)
     if statistics is not None:
         model.set_batchnorm(statistics)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(settings.threads(settings.SERVER_THREADS))  # as the table was measured
-    try:
+    with thread_count(settings.threads(settings.SERVER_THREADS)):  # as the table was measured
         classes = predict(model, configuration.gamma, configuration.split, session.client, data.images, settings,
                           configuration.wire)
         figures, streamed = run_stream(session.client, model, configuration, data.images, n_frames, settings)
-    finally:
-        torch.set_num_threads(threads)
     correct = int((classes == data.labels).sum())
     predicted = times(table, configuration, scenario_of(settings))
     agree = sum(int(a) == b for a, b in zip(classes.repeat(n_frames // len(classes) + 1).tolist(), streamed))
     return {**figures, 'accuracy': correct / len(data), 'ci95': list(wilson_interval(correct, len(data))),
             'n_test': len(data), 'stream_agrees_with_evaluation': agree / n_frames,
-            'predicted': predicted.as_dict()}
+            'same_machine': session.on_this_machine(), 'predicted': predicted.as_dict()}

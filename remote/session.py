@@ -1,7 +1,7 @@
 """A connected client, and the hardware table measured through it.
 
     with open_session(settings, bind, port, allow_open) as session:
-        table = session.table(images)                       # measured: both tiers, the link, the wire formats
+        table = session.table(domain=0)                     # measured: both tiers, the link, the wire formats
 
 What is measured is kept in the result files round by round, so a restarted server goes on where it was.
 """
@@ -21,6 +21,7 @@ import roofline_measure
 from config import Settings, UserError
 from costs.cost_model import HardwareTable, Roofline
 from domains import image_formats
+from domain_dataset import load_domain
 from hyper_repvgg import create_hyper_repvgg, deploy
 from lut_manager import TierCosts, WireCosts
 from network.inputs import normalise
@@ -28,9 +29,8 @@ from network.shapes import architecture, block_shapes
 from pipeline import documents, fingerprints, kinds, writing
 from remote.client import RemoteClient, wait_for_client
 from remote.link import measure_link
-from tier import devices
-from tier.block_timing import Gammas, NetworkTiming, PartTiming, Round, time_network
-from tier.tasks import wire_ms
+from tier import devices, tasks
+from tier.block_timing import Gammas, NetworkTiming, PartTiming, Round, thread_count, time_network
 from wire import codec as wire_codec
 from wire.formats import WIRE_FORMATS, formats_of
 from wire.frames import Message, ProtocolError
@@ -61,11 +61,17 @@ class Session:
                  trace: Optional[TracebackType]) -> None:
         self.client.__exit__(kind, error, trace)
 
+    def on_this_machine(self) -> bool:
+        """Does the client run on the server's machine, as far as both can tell?"""
+        here, there = tasks.machine_facts(), self.client.facts()
+        return all(there.get(name) == value for name, value in here.items())
+
     # --- the table ---
 
-    def table(self, images: torch.Tensor, remeasure: bool = False) -> HardwareTable:
+    def table(self, domain: int, remeasure: bool = False) -> HardwareTable:
         """The measured table, kept in hardware_lut_complete.json: read when it was measured with this device under
-        these settings, otherwise measured now. `images`: a few real ones, uint8 [n, 3, S, S]."""
+        these settings, otherwise measured now. The wire formats are measured on validation images of a domain: the
+        table decides, and test images decide nothing."""
         path, name = kinds.path_of('lut', self.settings), self.client.facts().get('name')
         inputs = fingerprints.inputs_of('lut', self.settings)
         if not remeasure and fingerprints.is_current([path], inputs):
@@ -77,6 +83,7 @@ class Session:
         link = measure_link(self.client)
         cli.say(f'link: {link.up_mbps:.1f} Mbit/s up, {link.down_mbps:.1f} Mbit/s down, '
                 f'{link.rtt_ms:.2f} ms round trip')
+        images = load_domain(self.settings, domain, 'val').images
         wire = self.wire_costs(images[:WIRE_SAMPLES])
         table = lut_manager.merge(server, client, self.settings, link.towards_tail(self.settings.HEAD_TIER), wire,
                                   image_formats.codec_ms(images))
@@ -133,7 +140,7 @@ class Session:
         device = devices.device_of(settings.SERVER_DEVICE)
         torch.manual_seed(settings.SEED)
         model = create_hyper_repvgg(settings.WEIGHT_PATH_SERVER, settings.MODEL_NAME, settings.NUM_CLASSES).to(device)
-        with torch.inference_mode():
+        with torch.inference_mode(), thread_count(settings.threads(settings.SERVER_THREADS)):
             z = deploy(model).stem(normalise(images, settings.NORM_MEAN, settings.NORM_STD).to(device))
             for k, block in enumerate(deploy(model).blocks):
                 z = block(z)
@@ -142,7 +149,7 @@ class Session:
                 client_ms = reply.tensor('ms', torch.float64, 2).numpy()
                 if client_ms.shape != (len(formats), 2) or not np.isfinite(client_ms).all() or client_ms.min() < 0:
                     raise ProtocolError('time_wire: times out of range')
-                for wire, here, there in zip(formats, wire_ms(one, formats), client_ms):
+                for wire, here, there in zip(formats, tasks.wire_ms(one, formats), client_ms):
                     codec[wire]['server'][k], codec[wire]['client'][k] = here, there
                     encoded = wire_codec.encoded_bytes(wire_codec.encode(z, wire)) if wire in block_bytes else sum(
                         wire_codec.encoded_bytes(wire_codec.encode(z[i:i + 1], wire)) for i in range(len(z)))

@@ -10,6 +10,7 @@ import numpy as np
 from config import PICKS, Settings, UserError
 from costs.cost_model import HardwareTable, other_tier, scenario_of, times
 from costs.verdict import sentences
+from report import measured
 from search.one_tier import verdict_on
 from search.result import Baseline, JointResult
 
@@ -45,6 +46,8 @@ def check(result: JointResult, path: str) -> None:
     accuracies += [point.accuracy for point in result.curve] + [b.accuracy for b in result.baselines.values()]
     if max(accuracies) > 1:
         raise UserError(f'{path}: accuracy {max(accuracies):g} is above 1; accuracies are fractions of 1')
+    if result.measured is not None:
+        measured.check(result.measured, path)
 
 
 def fits(result: JointResult, table: HardwareTable, settings: Settings) -> bool:
@@ -119,6 +122,10 @@ def text(results: Sequence[JointResult], notes: Sequence[str], settings: Setting
                      f'{points(other.accuracy_loss)} points, T_eff {percent(other.T_eff_change)}, throughput '
                      f'{percent(other.throughput_change)}')
     lines += sentences([verdict_on(result, settings) for result in results])
+    for result in results:  # real mode
+        if result.measured is not None:
+            lines.append(f'domain {result.domain_id}: {measured.one_line(result.measured)}')
+            lines += measured.differences(result.measured)
     return '\n'.join(lines + list(notes))
 
 

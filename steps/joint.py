@@ -14,6 +14,7 @@ from hyper_repvgg import HyperRepVGG
 from pipeline import fingerprints, kinds
 from progressive_pruning import ProgressivePruning
 from remote.session import Session
+from report.measured import comparison
 from search import domain_inputs, domain_search, result_assembly, result_file, state_file
 from search.acquisition import Acquisition
 from search.candidates import candidates_of
@@ -46,7 +47,7 @@ def joint(domain: int, settings: Settings, inputs: str, lut_file: str, search_in
 def joint_through_client(domain: int, session: Session, settings: Settings, remeasure: bool = False,
                          search_again: bool = True) -> None:
     """Step 3 in real mode: table, α training, evaluation and stream through a connected client."""
-    table = session.table(load_domain(settings, domain, 'val').images, remeasure)
+    table = session.table(domain, remeasure)
     test = load_domain(settings, domain, 'test')
     train_as = split_network(session, table)
     optimise(domain, table, settings, joint_inputs(domain, settings, kinds.path_of('lut', settings)), 'real',
@@ -90,4 +91,6 @@ def optimise(domain: int, table: HardwareTable, settings: Settings, inputs: Join
     result_file.save('joint', result, settings, inputs.result, inputs.search)
     state_file.drop('joint_state', domain, settings)
     print(result_assembly.summary(result, settings))
+    if result.measured is not None:
+        print('\n'.join(f'  {line}' for line in comparison(result.measured)))
     print(f"  -> {kinds.path_of('joint', settings, domain)}")

@@ -34,7 +34,7 @@ def connected(settings: Settings, flags: cli.ServerFlags) -> Session:
 def measured_client(domain: int, settings: Settings, flags: cli.ServerFlags) -> Iterator[Session]:
     """Wait for a client and measure what is not known yet: both tiers, the link, the formats on images of a domain."""
     with connected(settings, flags) as session:
-        session.table(load_domain(settings, domain, 'val').images, flags.remeasure)
+        session.table(domain, flags.remeasure)
         yield session
 
 
@@ -49,7 +49,7 @@ def stream_unpruned(settings: Settings, flags: cli.ServerFlags, n_frames: int) -
     test = load_domain(settings, 0, 'test')
     model = create_hyper_repvgg(settings.WEIGHT_PATH_SERVER, settings.MODEL_NAME, settings.NUM_CLASSES)
     with connected(settings, flags) as session:
-        table = session.table(test.images, flags.remeasure)
+        table = session.table(0, flags.remeasure)
         alpha = unpruned_alpha(table.has_identity)
         chosen = solve_within_limits(table, surviving_branches(alpha), settings)
         configuration = Configuration(alpha, chosen.gamma, chosen.split, chosen.wire)

@@ -90,10 +90,9 @@ class Tasks:
 
     def facts(self, message: Message) -> Reply:
         """What this device is."""
-        return {'name': device_name(self.device), 'device': self.device.type, 'threads': self.threads,
-                'cores': os.cpu_count() or 1, 'machine': platform.machine(), 'system': platform.platform(),
-                'python': platform.python_version(), 'torch': torch.__version__, 'numpy': np.__version__,
-                'memory_bytes': _memory_bytes(), 'temperature_c': _temperature_c()}, {}
+        return {**machine_facts(), 'name': device_name(self.device), 'device': self.device.type,
+                'threads': self.threads, 'python': platform.python_version(), 'torch': torch.__version__,
+                'numpy': np.__version__, 'temperature_c': _temperature_c()}, {}
 
     def have(self, message: Message) -> Reply:
         """How much of each blob is here; what is named is kept until a part is set up."""
@@ -297,6 +296,12 @@ def wire_ms(z: torch.Tensor, formats: Tuple[str, ...]) -> np.ndarray:
             samples.append((middle - start, time.perf_counter() - middle))
         row[:] = 1000 * np.median(np.array(samples), axis=0)
     return result
+
+
+def machine_facts() -> Dict[str, Any]:
+    """What a machine is, whatever runs on it."""
+    return {'cores': os.cpu_count() or 1, 'machine': platform.machine(), 'system': platform.platform(),
+            'host': platform.node(), 'memory_bytes': _memory_bytes()}
 
 
 def _memory_bytes() -> int:

@@ -1,0 +1,102 @@
+"""What a session measures a table with: validation images, the server's own threads, and the client over the wire."""
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from client_process import SETTINGS, N, batch
+from random_cases import tier_costs
+
+from costs.cost_model import Link
+from domain_dataset import load_domain
+from lut_manager import same_work
+from remote import session as real_mode
+from steps import real_mode as real_mode_step
+from tier import block_timing, tasks
+from wire.frames import Kind, Message, ProtocolError
+
+
+def test_the_wire_formats_are_timed_on_the_servers_own_number_of_threads(served, monkeypatch):
+    found, of_wire = [], tasks.wire_ms
+    monkeypatch.setattr(tasks, 'wire_ms', lambda *rest: found.append(torch.get_num_threads()) or of_wire(*rest))
+    for threads, now in ((2, 1), (1, 2)):
+        torch.set_num_threads(now)
+        settings = dataclasses.replace(SETTINGS, SERVER_THREADS=threads)
+        real_mode.Session(served[0], settings).wire_costs(batch(0)[0])
+        assert found == [threads] * N and torch.get_num_threads() == now
+        del found[:]
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def session_without_measuring(served, tmp_path, monkeypatch):
+    """A session whose measurements are made up, and the images that it was given to measure with."""
+    settings = dataclasses.replace(SETTINGS, RESULTS_DIR=str(tmp_path))
+    session, given = real_mode.Session(served[0], settings), []
+    monkeypatch.setattr(session, 'server_costs', lambda *rest: tier_costs('server', settings, 1, {'name': 'a'}))
+    monkeypatch.setattr(session, 'client_costs', lambda *rest: tier_costs('client', settings, 2, {'name': 'b'}))
+
+    class MadeLink:
+        up_mbps, down_mbps, rtt_ms = 50.0, 50.0, 1.0
+
+        def towards_tail(self, head_tier):
+            return Link(50.0, 1.0, True)
+
+    monkeypatch.setattr(real_mode, 'measure_link', lambda client: MadeLink())
+    monkeypatch.setattr(session, 'wire_costs', lambda images: given.append(images))
+    monkeypatch.setattr(real_mode.image_formats, 'codec_ms', lambda images: given.append(images) or {})
+    return session, settings, given
+
+
+def test_what_decides_is_measured_on_validation_images(session_without_measuring, monkeypatch):
+    """Also where only a stream is asked for: its table is the one that searches decide by."""
+    session, settings, given = session_without_measuring
+    monkeypatch.setattr(real_mode_step, 'connected', lambda *rest: session)
+    monkeypatch.setattr(real_mode_step, 'measure', lambda *rest: {})
+    monkeypatch.setattr(session.client, '__exit__', lambda *rest: None, raising=False)
+    monkeypatch.setattr(type(session), '__exit__', lambda *rest: None)
+    real_mode_step.stream_unpruned(settings, real_mode_step.cli.ServerFlags(None, None, False, True), 20)
+    validation = load_domain(settings, 0, 'val').images
+    assert len(given) == 2 and all(torch.equal(images, validation[:len(images)]) for images in given)
+
+
+def test_a_client_on_this_machine_is_known_as_such(served, monkeypatch):
+    session = real_mode.Session(served[0], SETTINGS)
+    assert session.on_this_machine()
+    here = tasks.machine_facts()
+    monkeypatch.setattr(tasks, 'machine_facts', lambda: {**here, 'memory_bytes': 1})
+    assert not session.on_this_machine()
+
+
+def test_a_clients_table_has_parts_and_their_correction(served, tmp_path):
+    settings = dataclasses.replace(SETTINGS, LUT_ROUNDS=1, RESULTS_DIR=str(tmp_path))
+    costs = real_mode.Session(served[0], settings).client_costs(remeasure=True)
+    assert len(costs.parts) == 12 and all(part.ms > 0 for part in costs.parts)
+    assert costs.correction().held_out.n == 12
+    assert (np.isfinite(costs.block_ms) == (same_work(settings) >= 0)).all()
+
+
+@pytest.mark.parametrize('ms', [torch.ones(2, 3, N + 1), torch.ones(3, 3, N + 2), torch.zeros(2, 3, N + 2),
+                                torch.full((2, 3, N + 2), float('nan')), torch.ones(2, 0, N + 2)])
+def test_impossible_times_of_a_client_are_refused(ms):
+    class Client:
+        def request(self, op, fields, tensors, progress=None):
+            return Message(Kind.REPLY, {}, {'ms': ms.double()})
+
+    with pytest.raises(ProtocolError):
+        real_mode._ClientMachine(Client(), SETTINGS).visits([[4] * N] * 2, lambda done: None)
+
+
+@pytest.mark.parametrize('op, tensors', [
+    ('time_visits', {'gamma': torch.full((1, N), 13)}), ('time_visits', {'gamma': torch.zeros(1, N - 1)}),
+    ('time_visits', {'gamma': torch.zeros(0, N)}), ('time_parts', {'gamma': torch.zeros(2, N)}),
+    ('time_parts', {'gamma': torch.zeros(1, N), 'span': torch.tensor([[3, N + 1]])}),
+    ('time_parts', {'gamma': torch.zeros(1, N), 'span': torch.tensor([[0, 1], [0, 2]])})])
+def test_a_client_refuses_what_the_network_cannot_run(served, op, tensors):
+    fields = {'model': 'RepVGG-Micro', 'classes': 10, 'input_size': 32}
+    with pytest.raises(real_mode.UserError, match='missing'):
+        served[0].request(op, fields, {name: value.long() for name, value in tensors.items()})
+    assert block_timing.draw_parts([2]) != []  # and lives on
+    assert served[0].facts()['threads'] >= 1
