@@ -5,7 +5,7 @@
 Three quarters go into `Connection.receive`, as a stranger (before the handshake) and as a trusted peer: random bytes,
 valid frames with flipped, cut, repeated or inserted bytes, and frames whose headers are rewritten with correct
 checksums. One quarter are well-formed requests with wrong contents, given to the client's handlers (all but `roofline`
-and `time_round`, whose valid requests take seconds by design). 2,000 of the damaged ones also go to a listening
+and `time_visits`, whose valid requests take seconds by design). 2,000 of the damaged ones also go to a listening
 server over real connections. Allowed are an error of the protocol, an error reply, or a message within the limits;
 anything else, more than a second for one frame, or 64 MB more memory at the end, fails.
 """

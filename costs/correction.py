@@ -53,7 +53,7 @@ def fit_correction(sum_ms: np.ndarray, measured_ms: np.ndarray, ends_ms: float) 
         others = np.arange(len(sum_ms)) != i
         found = _least_relative_errors(sum_ms[others], measured_ms[others], ends_ms)
         errors[i] = abs(found.part_ms(sum_ms[i]) / measured_ms[i] - 1)
-    if np.median(errors) >= np.median(raw_errors):
+    if errors.mean() >= raw_errors.mean():
         return Correction(held_out=_summary(raw_errors))
     found = _least_relative_errors(sum_ms, measured_ms, ends_ms)
     return Correction(found.scale, found.offset_ms, _summary(errors))
