@@ -1,8 +1,8 @@
 """What the sum of a table's entries misses of a whole head or tail, fitted to a few that were measured.
 
-Blocks are timed inside the whole network. A head or a tail that runs on its own, frame after frame, keeps more of its
-weights and feature maps in cache, so it is faster than the sum of its entries, by about the same time however long it
-is. So, for each tier,
+Blocks are timed inside the whole network. A head or a tail that runs on its own, frame after frame, takes less than the
+sum of its entries, by about the same time however long it is (most likely it keeps more of its weights and feature maps
+in cache). So, for each tier,
 
     time of a part = scale · (sum of its entries) + offset        once for each head, tail or whole network
 
