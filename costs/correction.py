@@ -53,7 +53,7 @@ def fit_correction(sum_ms: np.ndarray, measured_ms: np.ndarray, ends_ms: float) 
         others = np.arange(len(sum_ms)) != i
         found = _least_relative_errors(sum_ms[others], measured_ms[others], ends_ms)
         errors[i] = abs(found.part_ms(sum_ms[i]) / measured_ms[i] - 1)
-    if errors.mean() >= raw_errors.mean():
+    if np.sort(errors)[:-1].mean() >= np.sort(raw_errors)[:-1].mean():  # less the worst one: it may be disturbed
         return Correction(held_out=_summary(raw_errors))
     found = _least_relative_errors(sum_ms, measured_ms, ends_ms)
     return Correction(found.scale, found.offset_ms, _summary(errors))
@@ -64,7 +64,8 @@ def _summary(errors: np.ndarray) -> HeldOut:
 
 
 def _least_relative_errors(sum_ms: np.ndarray, measured_ms: np.ndarray, ends_ms: float) -> Correction:
-    """The smallest sum of absolute relative errors, by least squares with weights: a disturbed part counts little."""
+    """The smallest sum of absolute relative errors, by least squares with weights: a disturbed part counts little,
+    unless it is the shortest one and alone tells the offset."""
     ones, weights = np.ones(len(sum_ms)), np.ones(len(sum_ms))
     scale, offset = 1.0, 0.0
     for _ in range(REWEIGHTINGS):
