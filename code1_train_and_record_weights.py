@@ -14,15 +14,17 @@ from typing import Any, Dict, Optional, Sequence
 
 import cli
 from config import Settings
-from pipeline import documents, fingerprints, kinds, writing
+from pipeline import fingerprints, kinds, provenance, writing
+
+PICTURE = 'hyper_weights_heatmap.png'
 
 
 def recorded(settings: Settings, inputs: str) -> Dict[str, Dict[str, Dict[str, Any]]]:
     """Domains already trained from the same inputs: {kind: {domain: entry}}; empty when there are none."""
-    paths = [kinds.path_of(kind, settings) for kind in ('alpha', 'alpha_training')]
-    if not fingerprints.is_current(paths, inputs):
+    paths = {kind: fingerprints.found_at(kind, settings) for kind in ('alpha', 'alpha_training')}
+    if not fingerprints.is_current(list(paths.values()), inputs):
         return {'alpha': {}, 'alpha_training': {}}
-    return {kind: dict(documents.read_kind(kind, settings).get('domains')) for kind in ('alpha', 'alpha_training')}
+    return {kind: dict(provenance.read_anyhow(kind, settings).get('domains')) for kind in paths}
 
 
 def main(argv: Optional[Sequence[str]]) -> None:
@@ -35,11 +37,12 @@ def main(argv: Optional[Sequence[str]]) -> None:
     inputs = fingerprints.inputs_of('alpha', settings)
     paths = {kind: kinds.path_of(kind, settings) for kind in ('alpha', 'alpha_training')}
     folder = os.path.dirname(paths['alpha'])
-    picture = os.path.join(folder, 'hyper_weights_heatmap.png')
+    picture = os.path.join(folder, PICTURE)
     done = recorded(settings, inputs)
     missing = [d for d in wanted if not all(str(d) in done[kind] for kind in done)]
-    if args.if_changed and not missing and os.path.exists(picture):
-        cli.say(f'{folder} is up to date')
+    there = os.path.dirname(fingerprints.found_at('alpha', settings))
+    if args.if_changed and not missing and os.path.exists(os.path.join(there, PICTURE)):
+        cli.say(f'{there} is up to date')
         return
     writing.check_writable(paths['alpha'])
     from steps import trained_alpha  # loads PyTorch and matplotlib, which --help does not need

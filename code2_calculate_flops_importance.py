@@ -15,6 +15,7 @@ import cli
 from pipeline import fingerprints, kinds
 
 KINDS = ('branch_flops', 'importance_scores', 'importance_rankings')
+PICTURE = 'importance_heatmap.png'
 
 
 def main(argv: Optional[Sequence[str]]) -> None:
@@ -25,9 +26,11 @@ def main(argv: Optional[Sequence[str]]) -> None:
     inputs = fingerprints.inputs_of('branch_flops', settings)
     paths = {kind: kinds.path_of(kind, settings) for kind in KINDS}
     folder = os.path.dirname(paths['branch_flops'])
-    picture = os.path.join(folder, 'importance_heatmap.png')
-    if args.if_changed and fingerprints.is_current([*paths.values(), picture], inputs):
-        cli.say(f'{folder} is up to date')
+    picture = os.path.join(folder, PICTURE)
+    there = [fingerprints.found_at(kind, settings) for kind in KINDS]
+    shown = os.path.dirname(there[0])
+    if args.if_changed and fingerprints.is_current([*there, os.path.join(shown, PICTURE)], inputs):
+        cli.say(f'{shown} is up to date')
         return
     from steps import importance  # loads PyTorch and matplotlib, which --help does not need
     importance.rank(settings, inputs, paths, picture)

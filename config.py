@@ -253,6 +253,30 @@ def load(overrides: Tuple[str, ...] = (), environ: Optional[Mapping[str, str]] =
     return settings
 
 
+def profile_defaults(settings: Settings) -> Settings:
+    """The settings of this profile when nothing is overridden."""
+    return Settings(**{'PROFILE': settings.PROFILE, **PROFILES.get(settings.PROFILE, {})})
+
+
+REAL_CLIENT = ('DEVICE_PROFILE', 'BANDWIDTH_MBPS', 'RTT_MS')  # settings of which a connected client is the truth
+
+
+def with_real_client(settings: Settings) -> Settings:
+    """Settings of real mode: no client is simulated, and the link is measured, not named."""
+    default = profile_defaults(settings)
+    return dataclasses.replace(settings, DEVICE_PROFILE='', BANDWIDTH_MBPS=default.BANDWIDTH_MBPS,
+                               RTT_MS=default.RTT_MS)
+
+
+def as_text(value: Any) -> str:
+    """A setting's value as it is written behind NAME=; `load` reads it back."""
+    if isinstance(value, tuple):
+        return ','.join(as_text(part) for part in value)
+    if value is None or isinstance(value, bool):
+        return {None: 'none', True: '1', False: '0'}[value]
+    return str(value)
+
+
 def replacement_of(name: str) -> str:
     """What took the place of a setting of earlier versions, as a message says it."""
     now = RENAMED[name]

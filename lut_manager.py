@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 import numpy as np
 import torch
 
-from config import Settings
+from config import Settings, UserError
 from costs.correction import Correction, HeldOut, fit_correction
 from costs.cost_model import FLOAT32, TIERS, EndCosts, HardwareTable, Link, Roofline
 from costs.device_profiles import load_profile, predict_block_ms, predict_classifier_ms, predict_stem_ms, slowdown_of
@@ -20,11 +20,11 @@ from gamma_mask_builder import runnable_gammas
 from hyper_repvgg import create_hyper_repvgg
 from network.gammas import GAMMAS, N_GAMMA, fused_gamma
 from network.shapes import BlockShape, architecture, block_names, block_shapes
-from pipeline import documents, fingerprints, kinds, writing
+from pipeline import documents, fingerprints, kinds, provenance, writing
 from pipeline.documents import Document
 from pipeline.writing import numbers_or_none
 from tier.block_timing import NetworkTiming, PartTiming, ThisMachine, branch_counts, time_network
-from tier.devices import device_name, device_of
+from tier.devices import device_of, facts_of
 from wire.formats import WIRE_FORMATS, wire_bytes
 
 BATCH_SIZE = 1  # images a forward pass: a camera delivers one frame at a time
@@ -94,7 +94,7 @@ def _measured(tier: str, settings: Settings, device: torch.device, threads: int,
     image = torch.rand(BATCH_SIZE, 3, settings.INPUT_SIZE, settings.INPUT_SIZE, device=device)
     timing = time_network(ThisMachine(model, image, threads), branch_counts(model), same_work(settings),
                           settings.LUT_ROUNDS, progress or (lambda done, total: None))
-    info = {'name': device_name(device), 'device': device.type, 'threads': threads, 'simulated': slowdown != 1.0 or
+    info = {**facts_of(device, threads), 'simulated': slowdown != 1.0 or
             bool(extra), 'slowdown': slowdown, **extra}
     return costs_of(tier, timing, info, roofline, slowdown)
 
@@ -288,7 +288,24 @@ def save(table: HardwareTable, settings: Settings) -> str:
 
 
 def load(path: str, settings: Settings) -> HardwareTable:
-    """Read a complete table; `UserError` when it is damaged or of another model, shape, link format or version."""
+    """Read a complete table under these settings: with their link, unless a link was measured and they name no other.
+
+    `UserError` when it is damaged, of another model, shape, wire format or version; and, unless the user named it
+    (`--lut_file`), when it was made under other settings of the two tiers.
+    """
+    if not provenance.is_named_table(path, settings):
+        provenance.require('lut', path, settings)
+    table = read(path, settings)
+    link = Link(**fingerprints.link_in_force(vars(table.link), settings))
+    head_tier = fingerprints.metadata_of(path).get('config', {}).get('HEAD_TIER', settings.HEAD_TIER)
+    if link.measured and head_tier != settings.HEAD_TIER:
+        raise UserError(f'{path}: its link was measured with HEAD_TIER={head_tier} (now {settings.HEAD_TIER}), in the '
+                        'other direction; measure it in real mode, or name a link with BANDWIDTH_MBPS or RTT_MS')
+    return with_link(table, link)
+
+
+def read(path: str, settings: Settings) -> HardwareTable:
+    """Read a complete table as it was written, under whatever settings of the tiers and the link."""
     document = documents.read(path, kinds.command_for('lut', settings))
     check_shape(document, settings)
     names, has_identity = blocks_of(settings)

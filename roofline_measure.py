@@ -12,10 +12,10 @@ from __future__ import annotations
 from typing import Optional, Sequence
 
 import cli
-from config import Settings
+from config import Settings, UserError
 from costs.cost_model import TIERS, Roofline
 from costs.device_profiles import load_profile, slowdown_of
-from pipeline import documents, fingerprints, kinds, writing
+from pipeline import documents, fingerprints, kinds, measured, writing
 
 
 def roofline_of_tier(tier: str, settings: Settings) -> Roofline:
@@ -23,19 +23,19 @@ def roofline_of_tier(tier: str, settings: Settings) -> Roofline:
     that is empty (this machine then is the client)."""
     from tier import devices, roofline  # loads PyTorch, which --help does not need
 
-    def measured(device: str, threads: int) -> Roofline:
+    def here(device: str, threads: int) -> Roofline:
         return Roofline(*roofline.measure_roofline(devices.device_of(device), threads))
 
     if tier == 'server':
-        return measured(settings.SERVER_DEVICE, settings.threads(settings.SERVER_THREADS))
+        return here(settings.SERVER_DEVICE, settings.threads(settings.SERVER_THREADS))
     if not settings.DEVICE_PROFILE:
-        return measured(settings.CLIENT_DEVICE, settings.threads(settings.CLIENT_THREADS))
+        return here(settings.CLIENT_DEVICE, settings.threads(settings.CLIENT_THREADS))
     profile = load_profile(settings.DEVICE_PROFILE)
     if profile.kind == 'kernel-model':
         return Roofline(profile.peak_gflops, profile.bandwidth_gbs)
     slowdown = slowdown_of(profile, settings)
-    here = measured('cpu', profile.threads)
-    return Roofline(here.peak_gflops / slowdown, here.bandwidth_gbs / slowdown)
+    found = here('cpu', profile.threads)
+    return Roofline(found.peak_gflops / slowdown, found.bandwidth_gbs / slowdown)
 
 
 def save_roofline(tier: str, settings: Settings) -> Roofline:
@@ -57,11 +57,14 @@ def load_roofline(tier: str, settings: Settings) -> Roofline:
     return Roofline(document.number('peak_gflops', 1e-9), document.number('bandwidth_gbs', 1e-9))
 
 
-def current_roofline(tier: str, settings: Settings) -> Roofline:
-    """The file's figures when it was made under these settings, otherwise measured and written now."""
+def current_roofline(tier: str, settings: Settings, force: bool = False) -> Roofline:
+    """The file's figures when it was made under these settings, otherwise measured and written now. Raises `UserError`
+    when that would replace what was measured on a device, unless `force`."""
     path = kinds.path_of(f'roofline_{tier}', settings)
     if fingerprints.is_current([path], fingerprints.inputs_of(f'roofline_{tier}', settings)):
         return load_roofline(tier, settings)
+    if tier == 'client' and not force and measured.is_measured('roofline_client', settings):
+        raise UserError(f'{path}: was measured on a device; --force replaces it')
     return save_roofline(tier, settings)
 
 
@@ -69,9 +72,12 @@ def main(argv: Optional[Sequence[str]]) -> None:
     """The command line."""
     parser = cli.parser(__doc__)
     cli.add_if_changed(parser)
+    measured.add_flags(parser)
     parser.add_argument('--tier', choices=TIERS, default='server')
     args, settings = cli.parse(parser, argv)
     path = kinds.path_of(f'roofline_{args.tier}', settings)
+    if args.tier == 'client' and measured.keeps('roofline_client', settings, args):
+        return
     if args.if_changed and fingerprints.is_current([path], fingerprints.inputs_of(f'roofline_{args.tier}', settings)):
         cli.say(f'{path} is up to date')
         return

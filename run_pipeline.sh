@@ -69,9 +69,9 @@ step 'partition: which images belong to which domain' create_noniid_partition.py
 step 'task 1: α of every domain' code1_train_and_record_weights.py "${domains[@]+"${domains[@]}"}"
 step 'task 2: FLOPs and importance of every branch' code2_calculate_flops_importance.py
 step 'roofline: server' roofline_measure.py --tier server
-step 'roofline: client' roofline_measure.py --tier client
+step 'roofline: client' roofline_measure.py --tier client --keep_measured
 step 'step 1: table of the server' step1_measure_lut.py --mode server
-step 'step 1: table of the client' step1_measure_lut.py --mode client
+step 'step 1: table of the client' step1_measure_lut.py --mode client --keep_measured
 step 'step 1: complete table' step1_measure_lut.py --mode merge
 step 'step 2: γ and λ without pruning' step2_initial_throughput_opt.py --pruning_follows
 

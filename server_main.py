@@ -8,13 +8,13 @@ A killed run goes on from what is saved: the same command does only what is miss
 """
 from __future__ import annotations
 
-import dataclasses
 import traceback
 from typing import Callable, List, Optional, Sequence
 
 import cli
 import code1_train_and_record_weights
 import code2_calculate_flops_importance
+import config
 import create_noniid_partition
 import step2_initial_throughput_opt
 import step5_visualize_results
@@ -36,10 +36,11 @@ def main(argv: Optional[Sequence[str]]) -> None:
     cli.add_server(parser)
     parser.add_argument('--domains', metavar='0,3,7', help='only these (default: all)')
     args, settings = cli.parse(parser, argv)
-    settings = dataclasses.replace(settings, DEVICE_PROFILE='')  # a real device is meant
+    settings = config.with_real_client(settings)
     domains = cli.domains(args.domains, settings)
     lut_file = kinds.path_of('lut', settings)
-    overrides = ['--set', *(item for group in args.overrides for item in group), 'DEVICE_PROFILE=']
+    overrides = ['--set', *(item for group in args.overrides for item in group), *(
+        f'{name}={config.as_text(getattr(settings, name))}' for name in config.REAL_CLIENT)]
     prepare(overrides, args.domains)
     from steps import joint, real_mode  # load PyTorch, which --help does not need
     with real_mode.measured_client(domains[0], settings, cli.server_flags(args)) as session:
@@ -56,7 +57,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
 def done(domain: int, settings: Settings, work: Callable[[int], None]) -> bool:
     """Make a domain's result unless it is up to date; False, after saying why, when that failed: others go on."""
     path = kinds.path_of('joint', settings, domain)
-    if fingerprints.is_current([path], fingerprints.inputs_of('joint', settings, domain)):
+    if fingerprints.is_current([path], fingerprints.inputs_of('joint', settings, domain, fingerprints.REAL)):
         cli.say(f'{path} is up to date')
         return True
     try:

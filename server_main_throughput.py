@@ -7,11 +7,11 @@ Writes results/stream_measured.json: the measured stream beside the predicted ti
 """
 from __future__ import annotations
 
-import dataclasses
 import os
 from typing import Optional, Sequence
 
 import cli
+import config
 from pipeline import fingerprints, writing
 from report.measured import comparison
 
@@ -23,7 +23,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
     cli.add_limits(parser)
     parser.add_argument('--frames', type=int, default=300, help='frames to stream (at least 16)')
     args, settings = cli.parse(parser, argv)
-    settings = dataclasses.replace(settings, DEVICE_PROFILE='')  # a real device is meant
+    settings = config.with_real_client(settings)
     path = os.path.join(settings.RESULTS_DIR, 'stream_measured.json')
     writing.check_writable(path)
     from steps import real_mode  # loads PyTorch, which --help does not need

@@ -8,7 +8,8 @@
                                                          # missing one first (server: here; client: DEVICE_PROFILE)
 
 Without a server connection: run `--mode client --set DEVICE_PROFILE=` on the device, copy its
-results/lut_client.json into results/ on the server, then `--mode merge --set DEVICE_PROFILE=` there.
+results/lut_client.json into results/ on the server, then `--mode merge --set DEVICE_PROFILE=` there. What was measured
+on a device is only replaced with --force.
 """
 from __future__ import annotations
 
@@ -16,13 +17,14 @@ import dataclasses
 from typing import Optional, Sequence
 
 import cli
-from pipeline import fingerprints, kinds
+from pipeline import fingerprints, kinds, measured
 
 
 def main(argv: Optional[Sequence[str]]) -> None:
     """The command line."""
     parser = cli.parser(__doc__)
     cli.add_if_changed(parser)
+    measured.add_flags(parser)
     parser.add_argument('--mode', choices=('client', 'server', 'merge'), required=True)
     parser.add_argument('--device_profile', metavar='NAME|FILE',
                         help="simulated client: edge-cpu, jetson-tx2, a JSON file, or '' to measure this machine")
@@ -31,6 +33,8 @@ def main(argv: Optional[Sequence[str]]) -> None:
         settings = dataclasses.replace(settings, DEVICE_PROFILE=args.device_profile)
     kind = 'lut' if args.mode == 'merge' else f'lut_{args.mode}'
     path = kinds.path_of(kind, settings)
+    if kind == 'lut_client' and measured.keeps(kind, settings, args):
+        return
     if args.if_changed and fingerprints.is_current([path], fingerprints.inputs_of(kind, settings)):
         cli.say(f'{path} is up to date')
         return
@@ -38,7 +42,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
     if args.mode == 'merge':
         hardware_table.merge(settings)
     else:
-        hardware_table.make_tier(args.mode, settings)
+        hardware_table.make_tier(args.mode, settings, args.force)
 
 
 if __name__ == '__main__':

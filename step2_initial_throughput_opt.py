@@ -35,7 +35,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
     from steps import unpruned  # loads PyTorch, which --help does not need
     writing.check_writable(path)
     result = unpruned.optimise_from(lut_file, settings, args.pruning_follows)
-    writing.write(path, result, writing.make_metadata(settings, 'step2', inputs))
+    writing.write(path, result, writing.make_metadata(settings, 'step2', inputs, lut=lut_file))
     print(unpruned.summary(result))
     print(f'-> {path}')
 

@@ -37,7 +37,8 @@ def inputs_of(domains: Sequence[int], lut_file: str, settings: Settings) -> str:
     paths = [lut_file, kinds.path_of('step2', settings)]
     paths += [kinds.path_of(kind, settings, domain) for domain in domains for kind in ('joint', 'sequential')]
     content = [f'{os.path.basename(path)}:{fingerprints.content_hash(path)}' for path in paths]
-    return hashlib.sha256('\n'.join([settings.MODEL_NAME, settings.HEAD_TIER, *content]).encode()).hexdigest()
+    own = fingerprints.inputs_of('summary', settings)
+    return hashlib.sha256('\n'.join([own, *content]).encode()).hexdigest()
 
 
 def earlier_pictures(path: str) -> List[str]:

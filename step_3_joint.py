@@ -12,10 +12,10 @@ picked from again; otherwise the domain is searched anew. A killed run goes on f
 """
 from __future__ import annotations
 
-import dataclasses
 from typing import Callable, Optional, Sequence
 
 import cli
+import config
 from config import Settings, UserError
 from engines import many_domains
 from pipeline import fingerprints, kinds, writing
@@ -50,10 +50,11 @@ def main(argv: Optional[Sequence[str]]) -> int:
                         'client')
     if args.lut_file is not None:
         raise UserError('--mode real measures its table through the client: leave --lut_file out')
-    settings = dataclasses.replace(settings, DEVICE_PROFILE='')  # a real device is meant
+    settings = config.with_real_client(settings)
     domain = cli.domains(str(args.domain_id), settings)[0]
     path = kinds.path_of('joint', settings, domain)
-    if args.if_changed and fingerprints.is_current([path], fingerprints.inputs_of('joint', settings, domain)):
+    inputs = fingerprints.inputs_of('joint', settings, domain, fingerprints.REAL)
+    if args.if_changed and fingerprints.is_current([path], inputs):
         cli.say(f'{path} is up to date')
         return 0
     writing.check_writable(path)

@@ -16,10 +16,12 @@ wait for each other on a busy machine) give the same file.
 """
 from __future__ import annotations
 
+import os
 from typing import Optional, Sequence
 
 import cli
-from config import UserError
+from config import Settings, UserError
+from pipeline import kinds
 
 
 def main(argv: Optional[Sequence[str]]) -> None:
@@ -27,9 +29,13 @@ def main(argv: Optional[Sequence[str]]) -> None:
     parser = cli.parser(__doc__)
     parser.add_argument('--report_only', action='store_true', help='do not train')
     args, settings = cli.parse(parser, argv)
-    weights = settings.WEIGHT_PATH_SERVER
+    weights = kinds.weights_to_write(settings)
     if not weights:
         raise UserError('WEIGHT_PATH_SERVER is empty: set it to the file to write')
+    changed = kinds.overrides_of(settings, 'base_model')
+    if os.path.abspath(weights) == os.path.abspath(Settings.WEIGHT_PATH_SERVER) and changed:
+        raise UserError(f'{weights} ships with the repository, made under the default settings: with '
+                        f"{', '.join(changed)} set WEIGHT_PATH_SERVER or RESULTS_DIR to write elsewhere")
     from steps import base_model_report, base_model_training  # load PyTorch, which --help does not need
     recipe, seconds = base_model_training.Recipe(seed=settings.SEED), None
     if not args.report_only:

@@ -83,16 +83,17 @@ def script(overrides: Sequence[str], name: str, *arguments: str) -> None:
 
 def prune_as_before(pruned_in: str, overrides: Sequence[str]) -> None:
     """What step3_accuracy_opt.py would write for this case, from what it wrote for a case of another link or client."""
-    settings, before = config.load(overrides), config.load((f'RESULTS_DIR={pruned_in}',))
+    settings = config.load(overrides)
+    before = replace(settings, RESULTS_DIR=pruned_in)
     path = kinds.path_of('lut', settings)
-    table, other = lut_manager.load(path, settings), lut_manager.load(kinds.path_of('lut', before), before)
+    table, other = lut_manager.load(path, settings), lut_manager.read(kinds.path_of('lut', before), before)
     model, whole = domain_inputs.base_model(settings), surviving_branches(unpruned_alpha(table.has_identity))
     step2 = domain_search.solve_unpruned(table, settings)
     for domain in range(10):
         inputs = fingerprints.inputs_of('sequential_accuracy', settings, domain, lut=path)
         if fingerprints.is_current([kinds.path_of('sequential_accuracy', settings, domain)], inputs):
             continue
-        pruned = result_file.load(domain, other, before, 'sequential_accuracy')
+        pruned = result_file.load_anyhow(domain, other, before, 'sequential_accuracy')
         alpha = pruned.configuration.alpha
         best = solve_exact(table, surviving_branches(alpha), settings, splits=[step2.split])
         kept = {name: timed_again(name, baseline, whole, table, settings)

@@ -25,7 +25,7 @@ from domains import trained_images
 from domains.division import SUBSETS, Indices, draw, label_shares, subset_pools, test_fraction
 from domains.folders import shown
 from domains.image_sources import ImageSource
-from pipeline import documents, fingerprints, writing
+from pipeline import documents, fingerprints, kinds, writing
 
 SHAPING = ('SEED', 'DATASET', 'NUM_DOMAINS', 'TRAIN_FRACTION', 'VAL_FRACTION', 'CAL_FRACTION', 'DIRICHLET_BETA',
            'IMAGES_PER_SUBSET')
@@ -112,7 +112,7 @@ class _Decodes:
 
 def refuse_nothing_left(pools: Dict[str, Indices], seen: np.ndarray, source: ImageSource, settings: Settings) -> None:
     """Raise `UserError` when the weights have seen what must stay unseen."""
-    weights = settings.WEIGHT_PATH_SERVER
+    weights = kinds.weights_file(settings)
     if source.held_out is not None and (seen & source.held_out).any():
         both = [source.describe(index) for index in np.flatnonzero(seen & source.held_out)]
         raise UserError(f'{weights} was trained on {len(both)} held-out images of {source.name}: {shown(both)}; use '
@@ -136,9 +136,9 @@ def inputs_fingerprint(source: ImageSource, settings: Settings) -> str:
 
 
 def save_partition(partition: Partition, source: ImageSource, settings: Settings) -> None:
-    """Write PARTITION_FILE."""
+    """Write the partition's file."""
     counts = {subset: label_histogram(source, pool) for subset, pool in partition.pools.items()}
-    writing.write(settings.PARTITION_FILE, {
+    writing.write(kinds.path_of('partition', settings), {
         'dataset': {'name': settings.DATASET, 'identity': source.identity, 'n_images': len(source),
                     'n_classes': len(source.class_names), 'class_names': source.class_names},
         'warnings': data_warnings(partition, source),
@@ -177,11 +177,11 @@ def label_histogram(source: ImageSource, indices: Indices) -> List[int]:
 
 
 def load_partition(source: ImageSource, settings: Settings) -> Partition:
-    """Read PARTITION_FILE and check it against the dataset on disk and the settings; made now if there is none.
+    """Read the partition's file and check it against the dataset on disk and the settings; made now if there is none.
 
     Raises `UserError` when it is damaged, of another dataset, or was made with other settings.
     """
-    path = settings.PARTITION_FILE
+    path = fingerprints.found_at('partition', settings)
     if not os.path.exists(path):
         partition = make_partition(source, settings)
         save_partition(partition, source, settings)
@@ -189,7 +189,7 @@ def load_partition(source: ImageSource, settings: Settings) -> Partition:
         for line in data_warnings(partition, source) + fewer_classes(len(source.class_names), settings):
             say(f'warning: {line}')
         return partition
-    document = documents.read(path, command_for(settings))
+    document = documents.read(path, kinds.command_for('partition', settings))
     recorded = document.get('metadata.config', dict)
     differ = [(f'{name}={recorded[name]!r}' if name in recorded else f'no {name}') + f' (now {now!r})'
               for name, now in settings.group('data').items() if name in SHAPING and recorded.get(name) != now]
@@ -210,7 +210,7 @@ def load_partition(source: ImageSource, settings: Settings) -> Partition:
         of_training = int(seen[pools[subset]].sum())
         if of_training:
             raise document.refuse(f'{of_training} of {len(pools[subset])} {subset} images are training images of '
-                                  f'{settings.WEIGHT_PATH_SERVER}')
+                                  f'{kinds.weights_file(settings)}')
     domains: List[Dict[str, Indices]] = []
     for entry in document.get('domains', list):
         where = f'domains[{len(domains)}]'
@@ -223,12 +223,6 @@ def load_partition(source: ImageSource, settings: Settings) -> Partition:
     if len(domains) != settings.NUM_DOMAINS:
         raise document.refuse(f'has {len(domains)} domains, not {settings.NUM_DOMAINS}')
     return Partition(pools, domains, [str(name) for name in document.get('skipped.names', list)])
-
-
-def command_for(settings: Settings) -> str:
-    """The command that makes the partition of these settings."""
-    profile = '' if settings.PROFILE == Settings.PROFILE else f' --set PROFILE={settings.PROFILE}'
-    return f'python create_noniid_partition.py{profile}'
 
 
 def _indices(document: documents.Document, values: Sequence[Any], where: str, n_images: int) -> Indices:

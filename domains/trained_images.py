@@ -39,8 +39,8 @@ def to_json(source: ImageSource, indices: np.ndarray, settings: Settings) -> Dic
 
 
 def read(settings: Settings) -> Tuple[Optional[TrainingPool], str]:
-    """The training pool of WEIGHT_PATH_SERVER, and why it is not known. Neither where there are no weights."""
-    path, weights = kinds.path_of('base_model', settings), settings.WEIGHT_PATH_SERVER
+    """The training pool of the base weights, and why it is not known. Neither where there are no weights."""
+    path, weights = kinds.report_on_weights(settings), kinds.weights_file(settings)
     if not os.path.isfile(weights):
         return None, ''
     if not os.path.isfile(path):

@@ -21,7 +21,7 @@ from domains.image_sets import ImageSet
 from domains.division import SUBSETS
 from engines.jobs import Job, Outcome, attempt
 from engines.processes import Lines
-from pipeline import kinds, writing
+from pipeline import fingerprints, kinds, writing
 
 SCAN_S = 1.0  # how often a job's folder is searched for files that it has written
 MOVED = ('WEIGHT_PATH_SERVER', 'DEVICE_PROFILE')  # settings that name files
@@ -76,14 +76,16 @@ def result_paths(kind: str, settings: Settings, domain: int) -> Iterator[str]:
 def moved(job: Job) -> Tuple[Job, Dict[str, str]]:
     """The job with its files in a folder over there, and where each of the files here is there."""
     settings, there = job.settings, {}
-    replaced = {'RESULTS_DIR': 'results', 'PARTITION_FILE': f'given/{os.path.basename(settings.PARTITION_FILE)}'}
+    partition = kinds.path_of('partition', settings)
+    replaced = {'RESULTS_DIR': 'results', 'PARTITION_FILE': f'given/{os.path.basename(partition)}'}
     for name in MOVED:
-        path = getattr(settings, name)
+        path = kinds.weights_file(settings) if name == 'WEIGHT_PATH_SERVER' else getattr(settings, name)
         if os.path.isfile(path):
             replaced[name] = there[path] = f'given/{name}/{os.path.basename(path)}'
     values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(Settings)}
     settings_there = MovedSettings(**{**values, **replaced}, given=settings)
     for kind in kinds.KINDS:
+        there[fingerprints.found_at(kind, settings, job.domain)] = kinds.path_of(kind, settings_there, job.domain)
         there.update(zip(result_paths(kind, settings, job.domain), result_paths(kind, settings_there, job.domain)))
     lut_file = there.setdefault(job.lut_file, f'given/lut/{os.path.basename(job.lut_file)}')
     return dataclasses.replace(job, settings=settings_there, lut_file=lut_file), there

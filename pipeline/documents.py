@@ -4,10 +4,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from typing import Any, Dict, List, Optional, Sequence, Union
+from typing import Any, Dict, List, Sequence, Union
 
 from config import Settings, UserError
-from pipeline.kinds import command_for, path_of
 
 SCHEMA_VERSION = 1
 MAX_FILE_BYTES = 256 << 20  # a larger file is not one of ours
@@ -109,10 +108,3 @@ def read(path: str, made_by: str) -> Document:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f'{name} is not a number')
-
-
-def read_kind(kind: str, settings: Settings, domain: Optional[int] = None) -> Document:
-    """Read the file of this kind that belongs to these settings, made for their model."""
-    document = read(path_of(kind, settings, domain), command_for(kind, settings, domain))
-    document.require_model(settings)
-    return document

@@ -1,42 +1,121 @@
 """Is an output still current? A fingerprint of everything that shaped it is stored in the file and compared."""
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 import json
 import os
-from typing import Optional, Sequence
+from typing import Any, Dict, Mapping, Optional, Sequence
 
+import config
 from config import ROOT, Settings, UserError
 from pipeline.documents import read
-from pipeline.kinds import KINDS, path_of
-from pipeline.writing import _plain
+from pipeline.kinds import KINDS, SHIPPED, path_of, plain, report_on_weights, weights_file
 
-# --- is an output still current? -------------------------------------------------------------------
+PSEUDO, REAL = MODES = ('pseudo', 'real')  # without and with a client device
 
-def inputs_of(kind: str, settings: Settings, domain: Optional[int] = None, **replaced: str) -> str:
-    """A hash of everything that shapes a file of this kind: its settings and the content of its input files (our own
-    JSON files count without their metadata, a missing file counts as missing). `replaced` gives another path for
-    an input, as in `inputs_of('step2', settings, lut='table.json')`."""
+
+# --- which files a file is made from ----------------------------------------------------------------
+
+def found_at(kind: str, settings: Settings, domain: Optional[int] = None) -> str:
+    """Where a kind of file is read: where it is written; where nothing lies there, the file that ships with the
+    repository if it is current under these settings."""
+    if kind == 'base_model':
+        return report_on_weights(settings)
+    own = path_of(kind, settings, domain)
+    if kind not in SHIPPED or os.path.exists(own):
+        return own
+    shipped = path_of(kind, dataclasses.replace(settings, RESULTS_DIR=Settings.RESULTS_DIR), domain)
+    if kind == 'partition':  # its fingerprint needs the images
+        fits = os.path.exists(shipped) and not differences(metadata_of(shipped), KINDS[kind].groups, settings)
+    else:
+        fits = is_current([shipped], inputs_of(kind, settings))
+    return shipped if fits else own
+
+
+def input_files(kind: str, settings: Settings, domain: Optional[int] = None, **replaced: str) -> Dict[str, str]:
+    """The files that a kind of file is made from, by kind or by the setting that names it. `replaced` gives another
+    path for one of them."""
     spec = KINDS[kind]
-    files = [replaced.get(name) or path_of(name, settings) for name in spec.inputs]
-    files += [_named_file(getattr(settings, name)) for name in spec.files]
-    digest = hashlib.sha256(json.dumps(_plain(settings.group(*spec.groups)), sort_keys=True).encode())
-    digest.update(f'\n{domain}'.encode())
-    for path in files:
-        digest.update(f'\n{os.path.basename(path)}:{content_hash(path)}'.encode())
-    return digest.hexdigest()
+    return {**{name: replaced.get(name) or found_at(name, settings, domain) for name in spec.inputs},
+            **{name: named_file(name, settings) for name in spec.files}}
 
 
-def _named_file(value: str) -> str:
-    """The file that a setting means: a path, or the name of a built-in device profile."""
+def named_file(name: str, settings: Settings) -> str:
+    """The file that a setting means: weights, or a device profile by its path or its name."""
+    if name == 'WEIGHT_PATH_SERVER':
+        return weights_file(settings)
+    value = getattr(settings, name)
     built_in = os.path.join(ROOT, 'data', 'device_profiles', f'{value}.json')
     return built_in if os.path.isfile(built_in) else value
 
 
+def made_from(kind: str, settings: Settings, domain: Optional[int] = None, **replaced: str) -> Dict[str, Any]:
+    """What metadata records of these files: name, content, and the settings that it was made under itself."""
+    found = {}
+    for name, path in input_files(kind, settings, domain, **replaced).items():
+        found[name] = {'file': os.path.basename(path), 'sha256': input_hash(name, path, settings)}
+        recorded = metadata_of(path).get('config') if name in KINDS else None
+        if recorded:
+            found[name]['config'] = recorded
+    return found
+
+
+# --- fingerprints -----------------------------------------------------------------------------------
+
+def inputs_of(kind: str, settings: Settings, domain: Optional[int] = None, mode: str = PSEUDO, **replaced: str) -> str:
+    """A hash of everything that shapes a file of this kind: its settings, the mode, and the content of its input files
+    (our own JSON files count without their metadata, a missing file counts as missing). `replaced` gives another path
+    for an input, as in `inputs_of('step2', settings, lut='table.json')`."""
+    digest = hashlib.sha256(json.dumps(plain(settings.group(*KINDS[kind].groups)), sort_keys=True).encode())
+    digest.update(f'\n{domain}'.encode())
+    for name, path in input_files(kind, settings, domain, **replaced).items():
+        digest.update(f'\n{os.path.basename(path)}:{input_hash(name, path, settings)}'.encode())
+    if mode != PSEUDO:
+        digest.update(f'\n{mode}'.encode())
+    return digest.hexdigest()
+
+
+def input_hash(name: str, path: str, settings: Settings) -> str:
+    """The content of an input as its reader takes it: a table with the link that is in force."""
+    if name != 'lut' or not os.path.isfile(path):
+        return content_hash(path)
+    found = _link_and_rest(path, _stamp(path))
+    if found is None:
+        return content_hash(path)
+    return hashlib.sha256(f'{json.dumps(link_in_force(found[0], settings), sort_keys=True)}{found[1]}'.encode()
+                          ).hexdigest()
+
+
+def link_in_force(recorded: Mapping[str, Any], settings: Settings) -> Dict[str, Any]:
+    """The link of a table as its readers take it: the measured one, unless a setting names another; else the settings'.
+    `recorded` is the table's `bandwidth`."""
+    default = config.profile_defaults(settings)
+    named = (settings.BANDWIDTH_MBPS, settings.RTT_MS) != (default.BANDWIDTH_MBPS, default.RTT_MS)
+    if recorded.get('measured') is True and not named:
+        return dict(recorded)
+    return {'bandwidth_mbps': settings.BANDWIDTH_MBPS, 'rtt_ms': settings.RTT_MS, 'measured': False}
+
+
 def content_hash(path: str) -> str:
     """SHA-256 of a file's content, '' when there is none; of our own JSON files without their metadata."""
-    if not os.path.isfile(path):
-        return ''
+    return _content_hash(path, _stamp(path)) if os.path.isfile(path) else ''
+
+
+def metadata_of(path: str) -> Dict[str, Any]:
+    """A file's metadata, {} where it has none; not to be changed."""
+    return _metadata_of(path, _stamp(path)) if os.path.isfile(path) else {}
+
+
+def _stamp(path: str) -> Sequence[int]:
+    """What changes when a file is replaced: what is kept of its content is read again then."""
+    found = os.stat(path)
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
+
+
+@functools.lru_cache(maxsize=256)
+def _content_hash(path: str, stamp: Sequence[int]) -> str:
     with open(path, 'rb') as stream:
         data = stream.read()
     if path.endswith('.json'):
@@ -44,20 +123,51 @@ def content_hash(path: str) -> str:
             content = json.loads(data)
             content.pop('metadata', None)
             data = json.dumps(content, sort_keys=True).encode()
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             pass  # a damaged file hashes as it is; reading it will say what is wrong
     return hashlib.sha256(data).hexdigest()
 
 
+@functools.lru_cache(maxsize=256)
+def _metadata_of(path: str, stamp: Sequence[int]) -> Dict[str, Any]:
+    try:
+        found = read(path, '').content['metadata']
+    except UserError:
+        return {}
+    return found if isinstance(found.get('config', {}), dict) else {}
+
+
+@functools.lru_cache(maxsize=16)
+def _link_and_rest(path: str, stamp: Sequence[int]) -> Optional[Sequence[Any]]:
+    """A table's link, and a hash of the rest; None for a file that is no table."""
+    try:
+        content = dict(read(path, '').content)
+    except UserError:
+        return None
+    link = content.pop('bandwidth', None)
+    content.pop('metadata')
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return (link if isinstance(link, dict) else {}), digest
+
+
 def is_current(paths: Sequence[str], inputs: str) -> bool:
     """Were all these outputs made from inputs with this fingerprint? Pictures only have to be there."""
-    for path in paths:
-        if not os.path.isfile(path):
-            return False
-        if path.endswith('.json'):
-            try:
-                if read(path, '').content['metadata'].get('inputs') != inputs:
-                    return False
-            except UserError:
-                return False
-    return True
+    return all(os.path.isfile(path) and (not path.endswith('.json') or metadata_of(path).get('inputs') == inputs)
+               for path in paths)
+
+
+# --- settings that differ ---------------------------------------------------------------------------
+
+def differences(metadata: Mapping[str, Any], groups: Sequence[str], settings: Settings) -> Sequence[str]:
+    """["SERVER_THREADS=1 (now 2)", ...]: where the settings that a file records differ from these, by name. A setting
+    that the file does not record had its default; one that no longer exists is passed over."""
+    recorded = metadata.get('config')
+    recorded = recorded if isinstance(recorded, dict) else {}
+    now, default = settings.group(*groups), config.profile_defaults(settings).group(*groups)
+    was = {name: recorded.get(name, plain(default[name])) for name in now}
+    return [f'{name}={_shown(was[name])} (now {_shown(plain(value))})' for name, value in now.items()
+            if was[name] != plain(value)]
+
+
+def _shown(value: object) -> str:
+    return config.as_text(tuple(value) if isinstance(value, list) else value)

@@ -13,7 +13,8 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional
 
 from config import Settings, UserError
 from pipeline.documents import SCHEMA_VERSION
-from pipeline.kinds import KINDS
+from pipeline.fingerprints import made_from
+from pipeline.kinds import KINDS, plain
 
 _NUMBER = r'(?:null|-?\d[\d.eE+-]*)'
 _LIST_OF_NUMBERS = re.compile(rf'\[\n *{_NUMBER}(?:,\n *{_NUMBER})*\n *\]')  # no text in JSON holds a line end
@@ -73,13 +74,15 @@ def write(path: str, content: Dict[str, Any], metadata: Dict[str, Any]) -> None:
             stream.write(_LIST_OF_NUMBERS.sub(lambda found: json.dumps(json.loads(found[0])), text) + '\n')
 
 
-def make_metadata(settings: Settings, kind: str, inputs: str) -> Dict[str, Any]:
-    """The metadata of a file of this kind; `inputs` is its `inputs_of`."""
+def make_metadata(settings: Settings, kind: str, inputs: str, domain: Optional[int] = None, **replaced: str,
+                  ) -> Dict[str, Any]:
+    """The metadata of a file of this kind; `inputs` is its `inputs_of`, with the same domain and `replaced` inputs."""
     versions = {module: _version(module) for module in ('torch', 'torchvision', 'numpy')}
     return {'model': settings.MODEL_NAME,
             'created': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
             'software': {'python': platform.python_version(), **{k: v for k, v in versions.items() if v}},
-            'seed': settings.SEED, 'config': _plain(settings.group(*KINDS[kind].groups)), 'inputs': inputs}
+            'seed': settings.SEED, 'config': plain(settings.group(*KINDS[kind].groups)), 'inputs': inputs,
+            'made_from': made_from(kind, settings, domain, **replaced)}
 
 
 def _version(package: str) -> Optional[str]:
@@ -88,12 +91,6 @@ def _version(package: str) -> Optional[str]:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _plain(value: object) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def numbers_or_none(values: Iterable[float]) -> List[Optional[float]]:

@@ -63,7 +63,7 @@ class Session:
 
     def on_this_machine(self) -> bool:
         """Does the client run on the server's machine, as far as both can tell?"""
-        here, there = tasks.machine_facts(), self.client.facts()
+        here, there = devices.machine_facts(), self.client.facts()
         return all(there.get(name) == value for name, value in here.items())
 
     # --- the table ---
@@ -72,11 +72,11 @@ class Session:
         """The measured table, kept in hardware_lut_complete.json: read when it was measured with this device under
         these settings, otherwise measured now. The wire formats are measured on validation images of a domain: the
         table decides, and test images decide nothing."""
-        path, name = kinds.path_of('lut', self.settings), self.client.facts().get('name')
+        path = kinds.path_of('lut', self.settings)
         inputs = fingerprints.inputs_of('lut', self.settings)
         if not remeasure and fingerprints.is_current([path], inputs):
             table = lut_manager.load(path, self.settings)
-            if table.link.measured and table.tier_info['client'].get('name') == name:
+            if table.link.measured and not devices.changes(table.tier_info['client'], self.client.facts()):
                 cli.say(f'{path}: measured before with this client, used again')
                 return table
         server, client = self.server_costs(), self.client_costs(remeasure)
@@ -105,8 +105,10 @@ class Session:
         path = kinds.path_of('lut_client', self.settings)
         if not remeasure and fingerprints.is_current([path], fingerprints.inputs_of('lut_client', self.settings)):
             costs = lut_manager.load_tier('client', self.settings)
-            if costs.info.get('name') == facts.get('name') and not costs.info.get('simulated'):
+            changed = devices.changes(costs.info, facts)
+            if not changed and not costs.info.get('simulated'):
                 return costs
+            cli.say(f"{path}: {', '.join(changed) or 'simulated'}: measuring the client again")
         timing = self.time_client(facts)
         reply = self.client.request('roofline')
         roofline = Roofline(reply.number('peak_gflops', 1e-9), reply.number('bandwidth_gbs', 1e-9))
@@ -117,7 +119,7 @@ class Session:
     def time_client(self, facts: Dict[str, Any]) -> NetworkTiming:
         """Block timings on the client. Every finished round is kept on disk until the table is complete."""
         settings = self.settings
-        rounds_file = _RoundsFile(settings, str(facts.get('name')))
+        rounds_file = _RoundsFile(settings, facts)
         n_branches = [3 if has else 2 for has in lut_manager.blocks_of(settings)[1]]
         with tqdm(desc='timing blocks (client)', unit='visit', leave=False, delay=2) as bar:
             def progress(done: int, total: int) -> None:
@@ -139,7 +141,7 @@ class Session:
         codec = {wire: {tier: np.zeros((len(shapes), 2)) for tier in ('client', 'server')} for wire in formats}
         device = devices.device_of(settings.SERVER_DEVICE)
         torch.manual_seed(settings.SEED)
-        model = create_hyper_repvgg(settings.WEIGHT_PATH_SERVER, settings.MODEL_NAME, settings.NUM_CLASSES).to(device)
+        model = create_hyper_repvgg(kinds.weights_file(settings), settings.MODEL_NAME, settings.NUM_CLASSES).to(device)
         with torch.inference_mode(), thread_count(settings.threads(settings.SERVER_THREADS)):
             z = deploy(model).stem(normalise(images, settings.NORM_MEAN, settings.NORM_STD).to(device))
             for k, block in enumerate(deploy(model).blocks):
@@ -191,8 +193,8 @@ def _checked_times(reply: Message, shape: Tuple[int, ...]) -> np.ndarray:
 class _RoundsFile:
     """The client's finished rounds on disk: a restarted server does not measure them again."""
 
-    def __init__(self, settings: Settings, client_name: str) -> None:
-        self._settings, self._client_name = settings, client_name
+    def __init__(self, settings: Settings, facts: Dict[str, Any]) -> None:
+        self._settings, self._facts = settings, facts
         self.path = kinds.path_of('lut_client', settings).replace('.json', '_rounds.json')
         self._inputs = fingerprints.inputs_of('lut_client', settings)
 
@@ -201,7 +203,7 @@ class _RoundsFile:
         if not fingerprints.is_current([self.path], self._inputs):
             return []
         document = documents.read(self.path, '')
-        if document.get('client', str) != self._client_name:
+        if devices.changes(document.get('client'), self._facts):
             return []
         n, found = len(lut_manager.blocks_of(self._settings)[0]), []
         try:
@@ -218,7 +220,7 @@ class _RoundsFile:
 
     def write(self, rounds: List[Round]) -> None:
         """Replace the file."""
-        writing.write(self.path, {'client': self._client_name, 'rounds': [list(entry) for entry in rounds]},
+        writing.write(self.path, {'client': self._facts, 'rounds': [list(entry) for entry in rounds]},
                          writing.make_metadata(self._settings, 'lut_client', self._inputs))
 
     def drop(self) -> None:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from config import Settings
 from costs.cost_model import TIERS, HardwareTable, SplitTimes, Times, other_tier
 from network.gammas import GAMMAS, Gamma
-from pipeline import documents
+from pipeline import provenance
 from pipeline.documents import Document
 from report.style import (
     BLACK,
@@ -108,9 +108,10 @@ class UnprunedSplits:
         return (0, other_tier(self.head_tier)), (self.n_blocks, self.head_tier)
 
 
-def load_splits(table: HardwareTable, settings: Settings) -> UnprunedSplits:
-    """Read and check step 2's file; `UserError` when it is missing, damaged or of another model."""
-    document = documents.read_kind('step2', settings)
+def load_splits(table: HardwareTable, settings: Settings, lut_file: str = '') -> UnprunedSplits:
+    """Read and check step 2's file; `UserError` when it is missing, damaged, or made under other settings or from
+    another table than that of `lut_file` ('': the one in RESULTS_DIR)."""
+    document = provenance.read_kind('step2', settings, lut=lut_file)
     entries, last = document.get('per_split', list), table.n_blocks
     if len(entries) != last + 1:
         raise document.refuse(f"field 'per_split' has {len(entries)} entries, not {last + 1}")

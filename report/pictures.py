@@ -41,29 +41,30 @@ class Inputs:
 def load(domains: Sequence[int], lut_file: str, settings: Settings) -> Inputs:
     """Read and check everything. Raises `UserError` that names the file that does not fit."""
     table = lut_manager.load(lut_file, settings)
-    unpruned = load_unpruned(table, settings)
-    results = [result_file.load(domain, table, settings) for domain in domains]
+    unpruned = load_unpruned(table, settings, lut_file)
+    results = [result_file.load(domain, table, settings, lut_file=lut_file) for domain in domains]
     for result in results:
         summary.check(result, kinds.path_of('joint', settings, result.domain_id))
-    return Inputs(table, lut_file, unpruned, results, load_sequential(results, table, settings), settings)
+    return Inputs(table, lut_file, unpruned, results, load_sequential(results, table, settings, lut_file), settings)
 
 
-def load_unpruned(table: HardwareTable, settings: Settings) -> Optional[UnprunedSplits]:
+def load_unpruned(table: HardwareTable, settings: Settings, lut_file: str) -> Optional[UnprunedSplits]:
     """Step 2's result; None, with a line that says so, when step 2 has not been run (step 3 does not need it)."""
     path = kinds.path_of('step2', settings)
     if not os.path.exists(path):
         cli.say(f"no {path}, so no split_times; make it with `{kinds.command_for('step2', settings)}`")
         return None
-    return cost_figures.load_splits(table, settings)
+    return cost_figures.load_splits(table, settings, lut_file)
 
 
-def load_sequential(results: Sequence[JointResult], table: HardwareTable, settings: Settings) -> Dict[int, JointResult]:
+def load_sequential(results: Sequence[JointResult], table: HardwareTable, settings: Settings, lut_file: str,
+                    ) -> Dict[int, JointResult]:
     """The sequential baseline's own results (step 4) of the domains whose joint result names just that baseline."""
     found = {}
     for result in results:
         if 'sequential' in result.baselines and os.path.exists(
                 kinds.path_of('sequential', settings, result.domain_id)):
-            sequential = result_file.load(result.domain_id, table, settings, 'sequential')
+            sequential = result_file.load(result.domain_id, table, settings, 'sequential', lut_file)
             if sequential.times == result.baselines['sequential'].times:
                 found[result.domain_id] = sequential
     return found

@@ -13,7 +13,7 @@ from domains.image_sets import ImageSet
 from hyper_repvgg import HyperRepVGG, create_hyper_repvgg
 from network.alpha import alpha_from_blocks, unpruned_alpha
 from network.shapes import BRANCHES
-from pipeline import documents, kinds
+from pipeline import fingerprints, kinds, provenance
 from search import alpha_training
 from tier import devices
 
@@ -28,7 +28,7 @@ class TrainedAlpha:
 def load_alphas(settings: Settings) -> Dict[str, TrainedAlpha]:
     """Task 1's α by domain id; `UserError` when missing or damaged."""
     names, has_identity = lut_manager.blocks_of(settings)
-    document = documents.read_kind('alpha', settings)
+    document = provenance.read_kind('alpha', settings)
     result = {}
     for domain, entry in document.get('domains').items():
         try:
@@ -43,7 +43,7 @@ def load_alphas(settings: Settings) -> Dict[str, TrainedAlpha]:
 
 def importance_ranking(domain: int, names: Sequence[str], settings: Settings) -> List[Tuple[int, int]]:
     """Task 2's ranking as (block, branch) indices, least important first."""
-    document = documents.read_kind('importance_rankings', settings)
+    document = provenance.read_kind('importance_rankings', settings)
     index = {f'{name}.{branch}': (k, b) for k, name in enumerate(names) for b, branch in enumerate(BRANCHES)}
     entries = document.get(('domains', str(domain), 'ranking'), list)
     unknown = [entry for entry in entries if entry not in index]
@@ -56,8 +56,8 @@ def reference_alpha(model: HyperRepVGG, val: ImageSet, domain: int, settings: Se
     """(α [N, 3], A_ref): task 1's α for the domain, or α = 1 where that is more accurate on validation images."""
     alphas = load_alphas(settings)
     if str(domain) not in alphas:
-        raise UserError(f"{kinds.path_of('alpha', settings)}: has no domain {domain}; make it with "
-                        f'`python code1_train_and_record_weights.py --domains {domain}`')
+        command = kinds.command_for('alpha', settings).replace('.py', f'.py --domains {domain}', 1)
+        raise UserError(f"{fingerprints.found_at('alpha', settings)}: has no domain {domain}; make it with `{command}`")
     found = []
     for alpha in (alphas[str(domain)].alpha, unpruned_alpha([block.n_branches == 3 for block in model.blocks])):
         model.set_alpha_array(alpha)
@@ -68,7 +68,7 @@ def reference_alpha(model: HyperRepVGG, val: ImageSet, domain: int, settings: Se
 
 def base_model(settings: Settings) -> HyperRepVGG:
     """The network that is pruned, on TRAIN_DEVICE."""
-    return create_hyper_repvgg(settings.WEIGHT_PATH_SERVER, settings.MODEL_NAME,
+    return create_hyper_repvgg(kinds.weights_file(settings), settings.MODEL_NAME,
                                settings.NUM_CLASSES).to(devices.device_of(settings.TRAIN_DEVICE))
 
 

@@ -14,7 +14,7 @@ from gamma_mask_builder import build_gamma_mask
 from network.alpha import alpha_by_block, alpha_from_blocks, surviving_branches, unpruned_alpha
 from network.gammas import gamma_by_id
 from network.shapes import BRANCHES
-from pipeline import documents, fingerprints, kinds, writing
+from pipeline import documents, fingerprints, kinds, provenance, writing
 from pipeline.documents import Document
 from search import result_warnings
 from search.frontier import OBJECTIVES, FrontierPoint
@@ -24,9 +24,11 @@ from search.state import CurvePoint
 from wire.blobs import hash_of
 
 
-def save(kind: str, result: JointResult, settings: Settings, inputs: str, search_inputs: str = '') -> str:
+def save(kind: str, result: JointResult, settings: Settings, inputs: str, search_inputs: str = '', lut_file: str = '',
+         ) -> str:
     """Write a domain's result ('joint', 'sequential', 'sequential_accuracy'); returns its path. `search_inputs`: the
-    fingerprint of its search, which does not depend on what is picked."""
+    fingerprint of its search, which does not depend on what is picked. `lut_file`: the table behind it ('': the one in
+    RESULTS_DIR)."""
     path = kinds.path_of(kind, settings, result.domain_id)
     choice, accuracy = result.configuration, result.accuracy
     content = {
@@ -44,7 +46,7 @@ def save(kind: str, result: JointResult, settings: Settings, inputs: str, search
         'warnings': [*result_warnings.of_settings(settings), *result.warnings]}
     if result.batchnorm is not None:
         content['batchnorm'] = save_batchnorm(path, result)
-    metadata = writing.make_metadata(settings, kind, inputs)
+    metadata = writing.make_metadata(settings, kind, inputs, result.domain_id, lut=lut_file)
     writing.write(path, content, {**metadata, 'search_inputs': search_inputs} if search_inputs else metadata)
     if result.batchnorm is None and os.path.exists(batchnorm_path(path)):
         os.unlink(batchnorm_path(path))  # of a result that was replaced
@@ -82,9 +84,18 @@ def load_batchnorm(document: Document) -> Optional[np.ndarray]:
     return values
 
 
-def load(domain: int, table: HardwareTable, settings: Settings, kind: str = 'joint') -> JointResult:
-    """Read and check a domain's result; `UserError` when it is missing, damaged or of another model."""
-    document = documents.read_kind(kind, settings, domain)
+def load(domain: int, table: HardwareTable, settings: Settings, kind: str = 'joint', lut_file: str = '') -> JointResult:
+    """Read and check a domain's result; `UserError` when it is missing, damaged, or made under other settings or from
+    other inputs. `lut_file`: where the table lies ('': in RESULTS_DIR)."""
+    return _from_document(provenance.read_kind(kind, settings, domain, lut=lut_file), domain, table, settings)
+
+
+def load_anyhow(domain: int, table: HardwareTable, settings: Settings, kind: str = 'joint') -> JointResult:
+    """`load` of a result that was made under whatever settings and inputs."""
+    return _from_document(provenance.read_anyhow(kind, settings, domain), domain, table, settings)
+
+
+def _from_document(document: Document, domain: int, table: HardwareTable, settings: Settings) -> JointResult:
     if document.get('domain_id', int) != domain:
         raise document.refuse(f"is of domain {document.get('domain_id', int)}")
     accuracy = {name: document.number(f'accuracy.{name}', 0) for name in
@@ -107,12 +118,12 @@ def load(domain: int, table: HardwareTable, settings: Settings, kind: str = 'joi
 
 
 def load_finished(domain: int, table: HardwareTable, settings: Settings, search_inputs: str, mode: str,
-                     ) -> Optional[JointResult]:
+                  ) -> Optional[JointResult]:
     """A finished result of the search with this fingerprint, whatever was picked from it; None where there is none."""
     if search_inputs_of(kinds.path_of('joint', settings, domain)) != search_inputs:
         return None
     try:
-        found = load(domain, table, settings)
+        found = load_anyhow(domain, table, settings)
     except UserError:
         return None
     return found if found.mode == mode and found.frontier.get('T_eff') else None
@@ -126,23 +137,25 @@ def search_inputs_of(path: str) -> Optional[str]:
         return None
 
 
-def sequential_baseline(domain: int, table: HardwareTable, settings: Settings) -> Optional[Baseline]:
-    """The sequential baseline where it has been run on the same inputs, else None."""
+def sequential_baseline(domain: int, table: HardwareTable, settings: Settings, lut_file: str = '',
+                        ) -> Optional[Baseline]:
+    """The sequential baseline where it has been run on the same inputs, the table included, else None."""
     path = kinds.path_of('sequential', settings, domain)
-    if not fingerprints.is_current([path], fingerprints.inputs_of('sequential', settings, domain)):
+    if not fingerprints.is_current([path], fingerprints.inputs_of('sequential', settings, domain, lut=lut_file)):
         return None
-    found = load(domain, table, settings, 'sequential')
+    found = load(domain, table, settings, 'sequential', lut_file)
     return Baseline(found.accuracy.final, found.times)
 
 
-def add_sequential_baseline(sequential: JointResult, settings: Settings) -> None:
+def add_sequential_baseline(sequential: JointResult, settings: Settings, lut_file: str = '') -> None:
     """Put the sequential result among the baselines of the joint one, where that exists and its search had the same
     inputs."""
     domain = sequential.domain_id
     path = kinds.path_of('joint', settings, domain)
-    if search_inputs_of(path) != fingerprints.inputs_of('joint_state', settings, domain):
+    same = [fingerprints.inputs_of('joint_state', settings, domain, mode, lut=lut_file) for mode in fingerprints.MODES]
+    if search_inputs_of(path) not in same:
         return
-    content = dict(documents.read_kind('joint', settings, domain).content)
+    content = dict(provenance.read_anyhow('joint', settings, domain).content)
     content['baselines'] = {**content['baselines'],
                             'sequential': Baseline(sequential.accuracy.final, sequential.times).as_dict()}
     del content['schema_version']

@@ -9,7 +9,7 @@ from config import Settings, UserError
 from domains import trained_images
 from domains.image_sets import ImageSet, wilson_interval
 from domains.partition import fewer_classes
-from pipeline import documents
+from pipeline import documents, fingerprints, kinds
 
 
 def of_settings(settings: Settings) -> List[str]:
@@ -19,14 +19,14 @@ def of_settings(settings: Settings) -> List[str]:
     else:
         weights = []
     try:
-        document = documents.read(settings.PARTITION_FILE, '')
+        document = documents.read(fingerprints.found_at('partition', settings), '')
         data = [str(line) for line in document.content.get('warnings', [])]
         data += fewer_classes(document.get('dataset.n_classes', int), settings)
         why = trained_images.why_unknown(settings, document.get('dataset.identity', str))
     except UserError:  # whoever reads the images says what is wrong, or makes it
         data, why = [], trained_images.read(settings)[1]
     if why:
-        weights.append(f'cannot check whether {os.path.basename(settings.WEIGHT_PATH_SERVER)} was trained on images '
+        weights.append(f'cannot check whether {os.path.basename(kinds.weights_file(settings))} was trained on images '
                        f'that are validated and tested on here: {why}')
     return weights + data
 

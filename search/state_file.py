@@ -25,7 +25,7 @@ def save(kind: str, state: SearchState, domain: int, table: HardwareTable, setti
                      for mask, found in state.measured.items()},
         'recovered': {mask_to_text(mask): network_to_json(network) for mask, network in state.recovered.items()},
         'rejected': [[block, list(kept)] for block, kept in sorted(state.rejected)],
-        **vars(state.work), 'wall_s': wall_s}, writing.make_metadata(settings, kind, inputs))
+        **vars(state.work), 'wall_s': wall_s}, writing.make_metadata(settings, kind, inputs, domain))
 
 
 def load(kind: str, domain: int, table: HardwareTable, settings: Settings, inputs: str,

@@ -27,19 +27,19 @@ Labelled = Tuple[torch.Tensor, torch.Tensor]  # normalised images [n, 3, S, S], 
 
 
 def write(settings: Settings, recipe: Recipe, seconds: Optional[float]) -> Tuple[Dict[str, Any], str]:
-    """Measure the weights at WEIGHT_PATH_SERVER and write the report beside them; the report and its path. `seconds` of
-    training; None: not trained now, so what the report that is there says about the training stays."""
+    """Measure the base weights and write the report on them; the report and its path. `seconds` of training; None: not
+    trained now, so what the report that is there says about the training stays."""
     path = kinds.path_of('base_model', settings)
     writing.check_writable(path)
     metadata = writing.make_metadata(settings, 'base_model', fingerprints.inputs_of('base_model', settings))
     if seconds is None:
-        training = earlier_training(path)
+        training = earlier_training(kinds.report_on_weights(settings))
     else:
         source = open_source(settings)
         unseen = dataclasses.replace(settings, WEIGHT_PATH_SERVER='')  # as for the training itself
         pool = load_partition(source, unseen).pools['train']
         training = {'wall_s': seconds, 'recipe': dataclasses.asdict(recipe),
-                    'weights_sha256': fingerprints.content_hash(settings.WEIGHT_PATH_SERVER),
+                    'weights_sha256': fingerprints.content_hash(kinds.weights_file(settings)),
                     'training_pool': trained_images.to_json(source, pool, settings)}
         writing.write(path, training, metadata)  # known from here on, also when measuring is interrupted
     report = {**measure(settings), **training}
@@ -58,7 +58,7 @@ def earlier_training(path: str) -> Dict[str, Any]:
 def measure(settings: Settings) -> Dict[str, Any]:
     """Everything that the report says about the weights at WEIGHT_PATH_SERVER."""
     torch.set_num_threads(settings.TORCH_THREADS or 1)  # the same sums whatever the number of cores
-    model = create_hyper_repvgg(settings.WEIGHT_PATH_SERVER, settings.MODEL_NAME, settings.NUM_CLASSES)
+    model = create_hyper_repvgg(kinds.weights_file(settings), settings.MODEL_NAME, settings.NUM_CLASSES)
 
     def ready(images: ImageSet) -> Labelled:
         return normalise(images.images, settings.NORM_MEAN, settings.NORM_STD), images.labels

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import os
-from typing import Dict, Tuple
+from typing import Dict, Optional, Tuple
 
 import numpy as np
 from tqdm import tqdm
@@ -10,18 +10,19 @@ from tqdm import tqdm
 import cli
 import lut_manager
 from config import Settings, UserError
-from costs.cost_model import TIERS
+from costs.cost_model import TIERS, Link
 from domain_dataset import load_clean
 from domains import image_formats
-from pipeline import documents, fingerprints, kinds, writing
+from lut_manager import WireCosts
+from pipeline import documents, fingerprints, kinds, measured, provenance, writing
 from roofline_measure import current_roofline
 
 
-def make_tier(tier: str, settings: Settings) -> None:
-    """Measure or simulate one tier and write its file."""
+def make_tier(tier: str, settings: Settings, force: bool = False) -> None:
+    """Measure or simulate one tier and write its file; `force`: also in the place of a device's roofline."""
     lut_manager.blocks_of(settings)  # an unknown model is an error before anything is measured
     writing.check_writable(kinds.path_of(f'lut_{tier}', settings))
-    roofline = current_roofline(tier, settings)
+    roofline = current_roofline(tier, settings, force)
     with tqdm(desc=f'timing blocks ({tier})', unit='visit', leave=False, delay=2) as bar:
         def progress(done: int, total: int) -> None:
             bar.total = total
@@ -46,17 +47,22 @@ def make_tier(tier: str, settings: Settings) -> None:
 
 
 def merge(settings: Settings) -> None:
-    """Write the complete table, making a tier's file that is missing or was made under other settings."""
+    """Write the complete table from both tiers' files, making one that is missing. One that was made under other
+    settings is refused; a link and wire formats that were measured with this client stay."""
     writing.check_writable(kinds.path_of('lut', settings))
     for tier in TIERS:
         path = kinds.path_of(f'lut_{tier}', settings)
-        reason = why_make(tier, path, settings)
-        if reason:
+        if not os.path.exists(path):
             how = f'simulating {settings.DEVICE_PROFILE}' if tier == 'client' else 'measuring this machine'
-            cli.say(f'{path} {reason}: {how}')
+            if tier == 'client' and not settings.DEVICE_PROFILE:
+                raise measured.no_device(path)
+            cli.say(f'{path} is missing: {how}')
             make_tier(tier, settings)
+        else:
+            check_tier(tier, path, settings)
+    link, wire = measured_before(settings)
     table = lut_manager.merge(lut_manager.load_tier('server', settings), lut_manager.load_tier('client', settings),
-                              settings, image_codec_ms=image_codec_ms(settings))
+                              settings, link, wire, image_codec_ms(settings))
     path = lut_manager.save(table, settings)
     simulated = [tier for tier in TIERS if table.tier_info[tier].get('simulated')]
     print(f"{table.n_blocks} blocks, link {table.link.bandwidth_mbps:g} Mbit/s with {table.link.rtt_ms:g} ms round trip"
@@ -72,23 +78,30 @@ def image_codec_ms(settings: Settings) -> Dict[str, Tuple[float, float]]:
         return {}
 
 
-def why_make(tier: str, path: str, settings: Settings) -> str:
-    """Why a tier's file must be made before merging; '' when it can be used. A client table that was measured on a
-    device is never replaced by a simulated one."""
-    real_client = tier == 'client' and not settings.DEVICE_PROFILE
-    if not os.path.exists(path):
-        if real_client:
-            raise UserError(f'{path}: no such file, and DEVICE_PROFILE is empty (a real device is meant): run '
-                            '`python step1_measure_lut.py --mode client --set DEVICE_PROFILE=` on the device and copy '
-                            'its file here, or set DEVICE_PROFILE to simulate one')
-        return 'is missing'
+def check_tier(tier: str, path: str, settings: Settings) -> None:
+    """Raise `UserError` when a tier's file is damaged or not what these settings mean."""
     document = documents.read(path, kinds.command_for(f'lut_{tier}', settings))
+    document.require_model(settings)
     if tier == 'client' and not document.get('metadata.client.simulated', bool):
-        if not real_client:
-            cli.say(f"{path} was measured on {document.get('metadata.client.name', str)}: using it, not simulating "
-                    f'{settings.DEVICE_PROFILE}')
-        return ''
-    if real_client:
-        raise document.refuse('is simulated, but DEVICE_PROFILE is empty (a real device is meant)')
-    stale = document.get('metadata').get('inputs') != fingerprints.inputs_of(f'lut_{tier}', settings)
-    return 'was made under other settings' if stale else ''
+        measured.check_meant(path, settings)
+        measured.say_used(path, settings)
+    elif tier == 'client' and not settings.DEVICE_PROFILE:
+        raise measured.no_device(path)
+    else:
+        provenance.require(f'lut_{tier}', path, settings)
+
+
+def measured_before(settings: Settings) -> Tuple[Optional[Link], Optional[WireCosts]]:
+    """The link and the wire formats' costs of the complete table that is there, as far as they were measured with the
+    client whose file is there now and towards the tier that runs the tail."""
+    path = kinds.path_of('lut', settings)
+    metadata = fingerprints.metadata_of(path)
+    client = fingerprints.content_hash(kinds.path_of('lut_client', settings))
+    if (metadata.get('made_from', {}).get('lut_client', {}).get('sha256') != client or
+            metadata.get('config', {}).get('HEAD_TIER') != settings.HEAD_TIER):
+        return None, None
+    try:
+        table = lut_manager.read(path, settings)
+    except UserError:
+        return None, None
+    return (table.link, WireCosts(table.block_bytes, table.codec_ms)) if table.link.measured else (None, None)

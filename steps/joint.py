@@ -27,20 +27,21 @@ from split_trainer import measure, split_network
 
 
 class JointInputs(NamedTuple):
-    """Fingerprints of what shapes a joint result."""
+    """Fingerprints of what shapes a joint result, and where the table behind it lies."""
     result: str
     search: str  # less what is only picked
+    lut_file: str
 
 
-def joint_inputs(domain: int, settings: Settings, lut_file: str) -> JointInputs:
+def joint_inputs(domain: int, settings: Settings, lut_file: str, mode: str) -> JointInputs:
     """The fingerprints of a domain under these settings and this table."""
-    return JointInputs(*(fingerprints.inputs_of(kind, settings, domain, lut=lut_file)
-                         for kind in ('joint', 'joint_state')))
+    return JointInputs(*(fingerprints.inputs_of(kind, settings, domain, mode, lut=lut_file)
+                         for kind in ('joint', 'joint_state')), lut_file)
 
 
 def joint(domain: int, settings: Settings, inputs: str, lut_file: str, search_inputs: str, search_again: bool) -> None:
     """Step 3 in pseudo mode."""
-    optimise(domain, lut_manager.load(lut_file, settings), settings, JointInputs(inputs, search_inputs),
+    optimise(domain, lut_manager.load(lut_file, settings), settings, JointInputs(inputs, search_inputs, lut_file),
              search_again=search_again)
 
 
@@ -50,7 +51,8 @@ def joint_through_client(domain: int, session: Session, settings: Settings, reme
     table = session.table(domain, remeasure)
     test = load_domain(settings, domain, 'test')
     train_as = split_network(session, table)
-    optimise(domain, table, settings, joint_inputs(domain, settings, kinds.path_of('lut', settings)), 'real',
+    optimise(domain, table, settings, joint_inputs(domain, settings, kinds.path_of('lut', settings), fingerprints.REAL),
+             fingerprints.REAL,
              lambda problem: search_of(dataclasses.replace(problem, model=train_as(problem.model))),
              lambda model, result: measure(session, model, result.configuration, table, test,
                                            statistics=result.batchnorm), search_again)
@@ -83,12 +85,12 @@ def optimise(domain: int, table: HardwareTable, settings: Settings, inputs: Join
     else:
         outcome = domain_search.run_search(domain, table, settings, make_search, 'joint', inputs.search)
         model, result = outcome.problem.model, result_assembly.pick_from_search(outcome, mode)
-    sequential = result_file.sequential_baseline(domain, table, settings)
+    sequential = result_file.sequential_baseline(domain, table, settings, inputs.lut_file)
     if sequential is not None:
         result.baselines['sequential'] = sequential
     if measured is not None:
         result = dataclasses.replace(result, measured=measured(model, result))
-    result_file.save('joint', result, settings, inputs.result, inputs.search)
+    result_file.save('joint', result, settings, inputs.result, inputs.search, inputs.lut_file)
     state_file.drop('joint_state', domain, settings)
     print(result_assembly.summary(result, settings))
     if result.measured is not None:

@@ -11,21 +11,22 @@ from domain_transforms import domain_name
 from domains.division import SUBSETS
 from domains.image_sources import ImageSource, open_source
 from domains.partition import Partition, inputs_fingerprint, label_histogram, make_partition, save_partition
-from pipeline import fingerprints, writing
+from pipeline import fingerprints, kinds, writing
 from report import preparation_figures, style
 from steps import shared_warnings
 
 
 def make(settings: Settings, if_changed: bool = False) -> None:
-    """Write PARTITION_FILE and its picture; with `if_changed` only when the data or a setting has changed."""
-    path = settings.PARTITION_FILE
-    picture = os.path.splitext(path)[0] + '.png'
-    writing.check_writable(path)
+    """Write the partition's file and its picture; with `if_changed` only when the data or a setting has changed."""
     source = open_source(settings)
-    if if_changed and fingerprints.is_current([path, picture], inputs_fingerprint(source, settings)):
-        cli.say(f'{path}: is current')
+    there = fingerprints.found_at('partition', settings)
+    if if_changed and fingerprints.is_current([there, picture_of(there)], inputs_fingerprint(source, settings)):
+        cli.say(f'{there}: is current')
         shared_warnings.say(settings)
         return
+    path = kinds.path_of('partition', settings)
+    picture = picture_of(path)
+    writing.check_writable(path)
     partition = make_partition(source, settings)
     save_partition(partition, source, settings)
     shared_warnings.say(settings)
@@ -35,6 +36,11 @@ def make(settings: Settings, if_changed: bool = False) -> None:
     style.save(preparation_figures.partition(counts, source.class_names, names, settings.DATASET), picture)
     print_table(partition, source, sum(counts.values()))
     print(f'wrote {path} and {picture}')
+
+
+def picture_of(path: str) -> str:
+    """Where the picture of a partition lies."""
+    return os.path.splitext(path)[0] + '.png'
 
 
 def print_table(partition: Partition, source: ImageSource, counts: np.ndarray) -> None:

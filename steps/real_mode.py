@@ -10,6 +10,7 @@ from costs.cost_model import Configuration, HardwareTable, Solution
 from domain_dataset import load_domain
 from hyper_repvgg import create_hyper_repvgg
 from network.alpha import surviving_branches, unpruned_alpha
+from pipeline import kinds
 from remote.session import Session, open_session
 from split_trainer import measure
 from steps.joint import joint_through_client
@@ -47,7 +48,7 @@ def joint(domain: int, settings: Settings, flags: cli.ServerFlags, search_again:
 def stream_unpruned(settings: Settings, flags: cli.ServerFlags, n_frames: int) -> MeasuredStream:
     """Wait for a client, measure it, choose γ and λ of the unpruned network within the limits, and stream frames."""
     test = load_domain(settings, 0, 'test')
-    model = create_hyper_repvgg(settings.WEIGHT_PATH_SERVER, settings.MODEL_NAME, settings.NUM_CLASSES)
+    model = create_hyper_repvgg(kinds.weights_file(settings), settings.MODEL_NAME, settings.NUM_CLASSES)
     with connected(settings, flags) as session:
         table = session.table(0, flags.remeasure)
         alpha = unpruned_alpha(table.has_identity)

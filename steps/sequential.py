@@ -48,7 +48,7 @@ def prune(domain: int, settings: Settings, inputs: str, lut_file: str) -> None:
     accepted = outcome.state.recovered.values()  # in the order of pruning
     found = answers.last_confirmed(itertools.chain(first, map(answer, accepted)), calibration)
     result = result_assembly.assemble(outcome, found.answer, 'pseudo')
-    result_file.save(PRUNED, result, settings, inputs)
+    result_file.save(PRUNED, result, settings, inputs, lut_file=lut_file)
     state_file.drop(f'{PRUNED}_state', domain, settings)
     print(result_assembly.summary(result, settings))
     print(f'  -> {kinds.path_of(PRUNED, settings, domain)}')
@@ -58,7 +58,7 @@ def split(domain: int, settings: Settings, inputs: str, lut_file: str) -> None:
     """The second half: γ and λ for the network that the first half left; where a lossy format at the new split is not
     confirmed on calibration images, a format without loss, and at last the unpruned network."""
     table = lut_manager.load(lut_file, settings)
-    pruned = result_file.load(domain, table, settings, PRUNED)
+    pruned = result_file.load(domain, table, settings, PRUNED, lut_file)
     torch.set_num_threads(settings.threads(settings.TORCH_THREADS))
     model, goal = domain_inputs.base_model(settings), result_assembly.goal_of(pruned, settings)
     val, test = (domain_inputs.images_of(settings, domain, subset) for subset in ('val', 'test'))
@@ -76,7 +76,7 @@ def split(domain: int, settings: Settings, inputs: str, lut_file: str) -> None:
 
     answer = answers.first_confirmed(options(), calibration)
     result = result_assembly.as_chosen(pruned, answer, model, val, test, table, settings)
-    result_file.save('sequential', result, settings, inputs)
-    result_file.add_sequential_baseline(result, settings)
+    result_file.save('sequential', result, settings, inputs, lut_file=lut_file)
+    result_file.add_sequential_baseline(result, settings, lut_file)
     print(result_assembly.summary(result, settings))
     print(f"  -> {kinds.path_of('sequential', settings, domain)}")

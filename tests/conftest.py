@@ -23,3 +23,10 @@ def served(tmp_path_factory):
     yield client, process, said
     client.close('done')
     process.kill()
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The tiers that step 1 measures or simulates, in order, without the time that it takes."""
+    from table_files import watch_tiers
+    return watch_tiers(monkeypatch)

@@ -3,12 +3,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any, Dict
+from typing import Any, Dict, List
 
 import numpy as np
+from random_cases import tier_costs
 
+import lut_manager
+import step1_measure_lut as step1
 from config import Settings
 from costs.cost_model import Roofline
+from tier import roofline
 
 ROOFLINE = Roofline(50.0, 10.0)
 
@@ -46,3 +50,29 @@ def assert_same(found: Any, expected: Any, where: str = 'table') -> None:
         np.testing.assert_array_equal(found, expected, err_msg=where)
     else:
         assert found == expected, where
+
+
+def watch_tiers(monkeypatch) -> List[str]:
+    """The tiers that step 1 measures or simulates from now on, in order, without the time that it takes."""
+    found: List[str] = []
+
+    def costs(tier: str, chosen: Settings, info: Dict[str, Any]):
+        found.append(tier)
+        return tier_costs(tier, chosen, len(found), {'name': 'this machine', **info})
+
+    monkeypatch.setattr(lut_manager, 'measure_tier', lambda tier, chosen, *rest: costs(tier, chosen, {
+        'simulated': False}))
+    monkeypatch.setattr(lut_manager, 'simulate_client', lambda chosen, *rest: costs('client', chosen, {
+        'simulated': True, 'profile': chosen.DEVICE_PROFILE}))
+    monkeypatch.setattr(roofline, 'measure_roofline', lambda *rest: (ROOFLINE.peak_gflops, ROOFLINE.bandwidth_gbs))
+    return found
+
+
+def run_step1(mode: str, folder, *overrides: str) -> None:
+    step1.main(['--mode', mode, '--set', f'RESULTS_DIR={folder}', *overrides])
+
+
+def measured_client(folder, **changed) -> str:
+    """A client table as a device would have written it."""
+    chosen = settings_in(folder, DEVICE_PROFILE='', **changed)
+    return lut_manager.save_tier(tier_costs('client', chosen, 77, {'name': 'my board', 'simulated': False}), chosen)

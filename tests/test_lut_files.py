@@ -13,8 +13,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_cases import tier_costs, whole_table
-from table_files import ROOFLINE, assert_same, bytes_of, content_of, settings_in, write_text
+from random_cases import whole_table
+from table_files import ROOFLINE, assert_same, bytes_of, content_of, run_step1, settings_in, write_text
 
 import lut_manager
 import roofline_measure
@@ -54,6 +54,7 @@ def remove(*keys: Any):
     return damaged(change)
 
 
+BOARD = {'schema_version': 1, 'kind': 'measured', 'name': 'my board', 'slowdown': 3.0}
 BLOCK = 'stage1.1'  # has an identity branch
 FIRST = 'stage3.0'  # has none
 
@@ -126,13 +127,13 @@ def test_a_damaged_or_foreign_table_is_refused_in_one_line_that_says_why(case, g
     change, why = REFUSED[case]
     message = refusal(write_text(str(tmp_path / 'lut.json'), change(content)), chosen)
     assert re.search(why, message), message
-    assert '`python step1_measure_lut.py --mode merge`' in message  # what to do about it
+    assert '`python step1_measure_lut.py --mode merge --set ' in message  # what to do about it
 
 
 def test_a_missing_table_says_how_to_make_it(tmp_path):
     path = str(tmp_path / 'lut.json')
     message = refusal(path, settings_in(tmp_path))
-    assert 'no such file; make it with `python step1_measure_lut.py --mode merge`' in message
+    assert 'no such file; make it with `python step1_measure_lut.py --mode merge --set ' in message
 
 
 def test_a_folder_in_the_place_of_the_table_is_refused(tmp_path):
@@ -182,34 +183,6 @@ def test_arbitrary_bytes_are_refused_and_nothing_worse(tmp_path_factory, content
 
 # --- step 1's merge ------------------------------------------------------------------------------------------------
 
-@pytest.fixture
-def made(monkeypatch) -> List[str]:
-    """The tiers that step 1 measures or simulates, in order, without the time that it takes."""
-    pytest.importorskip('tqdm')
-    found: List[str] = []
-
-    def costs(tier: str, chosen: Settings, info: Dict[str, Any]):
-        found.append(tier)
-        return tier_costs(tier, chosen, len(found), {'name': 'this machine', **info})
-
-    monkeypatch.setattr(lut_manager, 'measure_tier', lambda tier, chosen, *rest: costs(tier, chosen, {
-        'simulated': False}))
-    monkeypatch.setattr(lut_manager, 'simulate_client', lambda chosen, *rest: costs('client', chosen, {
-        'simulated': True, 'profile': chosen.DEVICE_PROFILE}))
-    monkeypatch.setattr(roofline, 'measure_roofline', lambda *rest: (ROOFLINE.peak_gflops, ROOFLINE.bandwidth_gbs))
-    return found
-
-
-def run_step1(mode: str, folder, *overrides: str) -> None:
-    step1.main(['--mode', mode, '--set', f'RESULTS_DIR={folder}', *overrides])
-
-
-def measured_client(folder, **changed) -> str:
-    """A client table as a device would have written it."""
-    chosen = settings_in(folder, DEVICE_PROFILE='', **changed)
-    return lut_manager.save_tier(tier_costs('client', chosen, 77, {'name': 'my board', 'simulated': False}), chosen)
-
-
 def test_merge_makes_both_tables_that_are_missing_and_says_so(made, tmp_path, capsys):
     run_step1('merge', tmp_path)
     assert sorted(made) == ['client', 'server']
@@ -234,65 +207,33 @@ def test_merge_uses_tables_that_are_there(made, tmp_path):
         np.testing.assert_array_equal(table.T_ms[tier], costs.correction().scale * costs.block_ms)
 
 
-def test_merge_makes_a_table_again_that_was_made_under_other_settings(made, tmp_path):
+@pytest.mark.parametrize('overrides, expected', [
+    (['EDGE_CPU_SLOWDOWN=8'], 'lut_client.json: was made with EDGE_CPU_SLOWDOWN=6.0 (now 8.0); make it again with '
+     '`python step1_measure_lut.py --mode client --set RESULTS_DIR={folder} EDGE_CPU_SLOWDOWN=8.0`'),
+    (['SERVER_THREADS=2'], 'lut_server.json: was made with SERVER_THREADS=1 (now 2); make it again with '
+     '`python step1_measure_lut.py --mode server --set RESULTS_DIR={folder} SERVER_THREADS=2`'),
+    (['MODEL_NAME=RepVGG-A0'], 'was made for model RepVGG-Micro, the settings say RepVGG-A0'),
+])
+def test_merge_refuses_a_table_of_other_settings_by_name_and_leaves_it(made, tmp_path, overrides, expected):
     run_step1('merge', tmp_path)
-    del made[:]
-    run_step1('merge', tmp_path, 'EDGE_CPU_SLOWDOWN=8')
-    assert made == ['client']
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match=re.escape(expected.format(folder=tmp_path))):
+        run_step1('merge', tmp_path, *overrides)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_merge_under_another_model_makes_both_again(made, tmp_path):
-    run_step1('merge', tmp_path)
-    del made[:]
-    run_step1('merge', tmp_path, 'MODEL_NAME=RepVGG-A0')
-    assert sorted(made) == ['client', 'server']
-
-
-@pytest.mark.parametrize('overrides', [[], ['DEVICE_PROFILE=jetson-tx2'], ['LUT_ROUNDS=99'], ['DEVICE_PROFILE=']])
-def test_merge_never_overwrites_a_client_table_that_was_measured(made, tmp_path, capsys, overrides):
-    path = measured_client(tmp_path)
-    before = bytes_of(path)
-    run_step1('merge', tmp_path, *overrides)
-    assert bytes_of(path) == before and made == ['server']
-    chosen = Settings(RESULTS_DIR=str(tmp_path))
-    table = lut_manager.load(kinds.path_of('lut', chosen), chosen)
-    assert table.tier_info['client']['name'] == 'my board' and not table.tier_info['client']['simulated']
-    assert overrides == ['DEVICE_PROFILE='] or 'was measured on my board: using it' in capsys.readouterr().err
-
-
-def test_merge_refuses_a_measured_client_table_of_another_model_and_leaves_it(made, tmp_path):
-    path = measured_client(tmp_path, MODEL_NAME='RepVGG-A0')
-    before = bytes_of(path)
-    with pytest.raises(UserError, match='was made for model RepVGG-A0'):
-        run_step1('merge', tmp_path)
-    assert bytes_of(path) == before
-
-
-@pytest.mark.parametrize('text', ['', '{', '{"schema_version": 1, "metadata": {}}'])
-def test_merge_refuses_a_damaged_client_table_and_leaves_it(made, tmp_path, text):
-    path = measured_client(tmp_path)
-    write_text(path, text)
-    with pytest.raises(UserError, match='lut_client.json'):
-        run_step1('merge', tmp_path)
-    assert bytes_of(path) == text.encode()
-
-
-def test_without_a_profile_a_missing_client_table_is_an_error_that_says_how_to_get_it(made, tmp_path):
-    with pytest.raises(UserError) as caught:
-        run_step1('merge', tmp_path, 'DEVICE_PROFILE=')
-    message = str(caught.value)
-    assert 'lut_client.json: no such file' in message and '\n' not in message
-    assert '`python step1_measure_lut.py --mode client --set DEVICE_PROFILE=`' in message
-    assert not os.path.exists(os.path.join(str(tmp_path), 'lut_client.json'))
-
-
-def test_without_a_profile_a_simulated_client_table_is_not_taken_for_a_real_one(made, tmp_path):
-    run_step1('client', tmp_path)
+def test_a_board_described_in_a_file_is_not_replaced_by_a_plain_merge(made, tmp_path):
+    board = write_text(str(tmp_path / 'my_board.json'), json.dumps(BOARD))
+    step1.main(['--mode', 'client', '--device_profile', board, '--set', f'RESULTS_DIR={tmp_path}'])
     path = os.path.join(str(tmp_path), 'lut_client.json')
     before = bytes_of(path)
-    with pytest.raises(UserError, match='is simulated, but DEVICE_PROFILE is empty'):
-        run_step1('merge', tmp_path, 'DEVICE_PROFILE=')
+    with pytest.raises(UserError, match=re.escape(f'was made with DEVICE_PROFILE={board} (now edge-cpu)')):
+        run_step1('merge', tmp_path)
+    run_step1('merge', tmp_path, f'DEVICE_PROFILE={board}')
     assert bytes_of(path) == before
+    write_text(board, json.dumps({**BOARD, 'slowdown': 4.0}))
+    with pytest.raises(UserError, match=re.escape(f'lut_client.json: was made with another {board}')):
+        run_step1('merge', tmp_path, f'DEVICE_PROFILE={board}')
 
 
 def test_an_unknown_profile_is_one_line_that_lists_the_choices(made, tmp_path):

@@ -30,7 +30,7 @@ def test_a_table_is_read_back_as_it_was_written(tmp_path_factory, seed, model, s
                          BANDWIDTH_MBPS=mbps, RTT_MS=rtt_ms)
     table = whole_table(chosen, seed)
     path = lut_manager.save(table, chosen)
-    assert_same(lut_manager.load(path, chosen), table)
+    assert_same(lut_manager.read(path, chosen), table)
 
 
 @given(seeds, st.sampled_from(TIERS))
@@ -50,7 +50,7 @@ def test_a_measured_link_and_measured_encodings_survive_as_well(tmp_path):
                                  {'uint8+zlib': {tier: rng.uniform(0, 1, (n, 2)) for tier in TIERS}})
     table = lut_manager.merge(tier_costs('server', chosen, 1, {}), tier_costs('client', chosen, 2, {}), chosen,
                               Link(33.3, 4.4, measured=True), wire)
-    assert_same(lut_manager.load(lut_manager.save(table, chosen), chosen), table)
+    assert_same(lut_manager.read(lut_manager.save(table, chosen), chosen), table)
 
 
 def test_the_file_has_every_field_of_the_specification(tmp_path):

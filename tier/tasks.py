@@ -7,8 +7,6 @@ and `backward`.
 from __future__ import annotations
 
 import math
-import os
-import platform
 import threading
 import time
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
@@ -19,8 +17,7 @@ import torch
 from config import UserError
 from hyper_repvgg import create_hyper_repvgg
 from network.shapes import architecture
-from tier import block_timing
-from tier.devices import device_name
+from tier import block_timing, devices
 from tier.part import DTYPES, NetworkPart, PartSpec, empty_unit, load_unit
 from tier.roofline import measure_roofline
 from wire import codec
@@ -90,9 +87,7 @@ class Tasks:
 
     def facts(self, message: Message) -> Reply:
         """What this device is."""
-        return {**machine_facts(), 'name': device_name(self.device), 'device': self.device.type,
-                'threads': self.threads, 'python': platform.python_version(), 'torch': torch.__version__,
-                'numpy': np.__version__, 'temperature_c': _temperature_c()}, {}
+        return devices.facts_of(self.device, self.threads), {}
 
     def have(self, message: Message) -> Reply:
         """How much of each blob is here; what is named is kept until a part is set up."""
@@ -296,28 +291,3 @@ def wire_ms(z: torch.Tensor, formats: Tuple[str, ...]) -> np.ndarray:
             samples.append((middle - start, time.perf_counter() - middle))
         row[:] = 1000 * np.median(np.array(samples), axis=0)
     return result
-
-
-def machine_facts() -> Dict[str, Any]:
-    """What a machine is, whatever runs on it."""
-    return {'cores': os.cpu_count() or 1, 'machine': platform.machine(), 'system': platform.platform(),
-            'host': platform.node(), 'memory_bytes': _memory_bytes()}
-
-
-def _memory_bytes() -> int:
-    try:
-        return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    except (ValueError, OSError):
-        return 0
-
-
-def _temperature_c() -> Optional[float]:
-    """The hottest thermal zone, if the system tells."""
-    found = []
-    for zone in range(16):
-        try:
-            with open(f'/sys/class/thermal/thermal_zone{zone}/temp', encoding='ascii') as stream:
-                found.append(int(stream.read()) / 1000)
-        except (OSError, ValueError):
-            continue
-    return max((value for value in found if math.isfinite(value)), default=None)

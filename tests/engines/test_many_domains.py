@@ -13,6 +13,7 @@ import time
 from typing import Any, Dict, List, NamedTuple, Optional
 
 import pytest
+from prepared import copy_prepared, prepare
 from random_cases import whole_table
 
 import config
@@ -46,6 +47,7 @@ class Workspace(NamedTuple):
         path = os.path.join(self.folder, name)
         os.makedirs(path)
         shutil.copy(os.path.join(self.folder, 'serial', 'hardware_lut_complete.json'), path)
+        copy_prepared(os.path.join(self.folder, 'serial'), path)
         return path
 
     def argv(self, results: str, *more: str) -> List[str]:
@@ -82,6 +84,7 @@ def workspace(tmp_path_factory) -> Workspace:
     results = os.path.join(folder, 'serial')
     settings = config.load((*overrides, f'RESULTS_DIR={results}'), {})
     create_noniid_partition.main(['--set', *overrides])
+    prepare(settings)
     lut_manager.save(whole_table(settings, seed=3), settings)
     empty = Workspace(folder, overrides, {})
     assert step_3_joint.main(empty.argv(results, '--engine', 'serial')) == 0

@@ -91,9 +91,12 @@ def test_timing_rounds_and_training_go_on_behind_the_last_finished_one(served, t
 
     monkeypatch.setattr(client, 'ask', ask)
     assert session.time_client(client.facts()).n_samples >= 9 and asked in ([0, 1, 1, 2], [0, 1, 2])
-    rounds = real_mode._RoundsFile(settings, 'this client')
+    rounds = real_mode._RoundsFile(settings, {'name': 'this client', 'threads': 1, 'temperature_c': 40.0})
     rounds.write([block_timing.Round([[0] * N], [[[1.0] * (N + 2)]], [])])
-    assert len(rounds.read()) == 1 and real_mode._RoundsFile(settings, 'another').read() == []
+    assert len(rounds.read()) == 1
+    for changed, known in (({'temperature_c': 60.0}, 1), ({'threads': 2}, 0), ({'cpu_max_mhz': 900.0}, 0)):
+        facts = {'name': 'this client', 'threads': 1, 'temperature_c': 40.0, **changed}
+        assert len(real_mode._RoundsFile(settings, facts).read()) == known, changed
 
 
 def test_the_server_may_restart_and_the_client_comes_back(tmp_path):

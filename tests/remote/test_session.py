@@ -14,7 +14,7 @@ from domain_dataset import load_domain
 from lut_manager import same_work
 from remote import session as real_mode
 from steps import real_mode as real_mode_step
-from tier import block_timing, tasks
+from tier import block_timing, devices, tasks
 from wire.frames import Kind, Message, ProtocolError
 
 
@@ -65,8 +65,8 @@ def test_what_decides_is_measured_on_validation_images(session_without_measuring
 def test_a_client_on_this_machine_is_known_as_such(served, monkeypatch):
     session = real_mode.Session(served[0], SETTINGS)
     assert session.on_this_machine()
-    here = tasks.machine_facts()
-    monkeypatch.setattr(tasks, 'machine_facts', lambda: {**here, 'memory_bytes': 1})
+    here = devices.machine_facts()
+    monkeypatch.setattr(devices, 'machine_facts', lambda: {**here, 'memory_bytes': 1})
     assert not session.on_this_machine()
 
 

@@ -26,12 +26,14 @@ from report import summary as result_summary
 from search import result_file
 from steps import unpruned
 
+FEW_STEPS = 'THROUGHPUT_OPTIM_STEPS=3'
+
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
     """A results folder with table, step 2 and domains 0 and 3; and what the script printed about it."""
     folder = str(tmp_path_factory.mktemp('results'))
-    settings = config.load((f'RESULTS_DIR={folder}', 'THROUGHPUT_OPTIM_STEPS=3'), {})
+    settings = config.load((f'RESULTS_DIR={folder}', FEW_STEPS), {})
     table = make_table(settings)
     lut_manager.save(table, settings)
     writing.write(kinds.path_of('step2', settings), unpruned.optimise(table, settings),
@@ -40,7 +42,7 @@ def finished(tmp_path_factory):
     save_domain(table, settings, 3, sequential=True)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), mock.patch('report.style.DPI', 30):
-        step5.main(['--set', f'RESULTS_DIR={folder}'])
+        step5.main(['--set', f'RESULTS_DIR={folder}', FEW_STEPS])
     return folder, settings, table, printed.getvalue()
 
 
@@ -67,7 +69,7 @@ def change(path, field, value):
 def refusal(folder, *settings):
     """The error of step 5 on a folder; nothing may have been written."""
     with pytest.raises(UserError) as caught:
-        step5.main(['--set', f'RESULTS_DIR={folder}', *settings])
+        step5.main(['--set', f'RESULTS_DIR={folder}', FEW_STEPS, *settings])
     assert not os.path.exists(os.path.join(folder, 'visualization'))
     assert '\n' not in str(caught.value)
     return str(caught.value)
@@ -119,7 +121,7 @@ def test_if_changed_draws_again_only_for_other_content_or_a_lost_picture(folder,
                 open(os.path.join(folder, f'{name}.{suffix}'), 'w').close()
 
     monkeypatch.setattr(pictures, 'write_all', write_all)
-    arguments = ['--if_changed', '--set', f'RESULTS_DIR={folder}']
+    arguments = ['--if_changed', '--set', f'RESULTS_DIR={folder}', FEW_STEPS]
     step5.main(arguments)
     step5.main(arguments)
     assert len(drawn) == 1 and 'up to date' in capsys.readouterr().err
@@ -166,7 +168,7 @@ def test_a_damaged_file_ends_the_script_with_one_line_and_status_2(folder):
     path = os.path.join(folder, 'joint_optimization', 'domain_3_joint.json')
     with open(path, 'r+', encoding='utf-8') as stream:
         stream.truncate(200)
-    done = subprocess.run([sys.executable, 'step5_visualize_results.py', '--set', f'RESULTS_DIR={folder}'],
+    done = subprocess.run([sys.executable, 'step5_visualize_results.py', '--set', f'RESULTS_DIR={folder}', FEW_STEPS],
                           cwd=config.ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ''
     assert done.stderr.count('\n') == 1 and 'domain_3_joint.json' in done.stderr and 'Traceback' not in done.stderr
@@ -176,9 +178,9 @@ def test_a_damaged_file_ends_the_script_with_one_line_and_status_2(folder):
 def test_results_of_another_table_are_named_and_not_drawn_on_this_one(folder, finished, capsys, monkeypatch):
     drawn = []
     monkeypatch.setattr(pictures, 'write_all', lambda folder, made: drawn.extend(made))
-    settings = config.load((f'RESULTS_DIR={folder}',), {})
+    settings = config.load((f'RESULTS_DIR={folder}', FEW_STEPS), {})
     save_domain(make_table(settings, seed=1), settings, 3)
-    step5.main(['--set', f'RESULTS_DIR={folder}'])
+    step5.main(['--set', f'RESULTS_DIR={folder}', FEW_STEPS])
     assert 'domain_3_configuration' not in drawn and 'domain_0_configuration' in drawn
     printed = capsys.readouterr().out
     assert 'times of domain 3 do not follow' in printed and 'different tables or settings' in printed
@@ -187,9 +189,9 @@ def test_results_of_another_table_are_named_and_not_drawn_on_this_one(folder, fi
 def test_more_than_two_domains_get_a_large_and_a_small_picture_of_each_axis(folder, monkeypatch):
     drawn = []
     monkeypatch.setattr(pictures, 'write_all', lambda folder, made: drawn.extend(made))
-    settings = config.load((f'RESULTS_DIR={folder}',), {})
+    settings = config.load((f'RESULTS_DIR={folder}', FEW_STEPS), {})
     save_domain(lut_manager.load(kinds.path_of('lut', settings), settings), settings, 7)
-    step5.main(['--set', f'RESULTS_DIR={folder}'])
+    step5.main(['--set', f'RESULTS_DIR={folder}', FEW_STEPS])
     expected = {f'accuracy_{axis}_{kind}' for axis in ('throughput', 'teff') for kind in ('curve', 'all_domains')}
     assert expected <= set(drawn)
 
@@ -198,7 +200,7 @@ def test_without_step_2_only_its_picture_is_left_out(folder, capsys, monkeypatch
     drawn = []
     monkeypatch.setattr(pictures, 'write_all', lambda folder, made: drawn.extend(made))
     os.unlink(os.path.join(folder, 'initial_throughput_config.json'))
-    step5.main(['--set', f'RESULTS_DIR={folder}'])
+    step5.main(['--set', f'RESULTS_DIR={folder}', FEW_STEPS])
     assert 'split_times' not in drawn and 'accuracy_throughput_curve' in drawn
     assert 'step2_initial_throughput_opt.py' in capsys.readouterr().err
 

@@ -21,7 +21,7 @@ from costs import cost_model
 from costs.cost_model import Configuration
 from hyper_repvgg import deploy
 from network.alpha import surviving_branches
-from pipeline import documents, kinds
+from pipeline import kinds, provenance
 from search import domain_inputs, domain_search, frontier, result_file, state_file
 from search.noninferiority import p_value
 from search.wire_loss import WireLoss, through_wire
@@ -36,7 +36,7 @@ def workspace(request, tmp_path_factory) -> Workspace:
     """A finished search, without and with wire formats that lose something."""
     before = os.getcwd()
     os.chdir(config.ROOT)
-    yield made_workspace(str(tmp_path_factory.mktemp('frontier')), f'WIRE_FORMATS={request.param}')
+    yield made_workspace(str(tmp_path_factory.mktemp('frontier')), f'WIRE_FORMATS={request.param}', 'RECOVERY_STEPS=8')
     os.chdir(before)
 
 
@@ -143,7 +143,7 @@ def step3(workspace: Workspace, results: str, *arguments: str, settings: List[st
     import step_3_joint
     step_3_joint.main(['--domain_id', str(DOMAIN), '--lut_file', f'{workspace.folder}/table.json', *arguments, '--set',
                        *workspace.overrides, f'RESULTS_DIR={results}', *settings])
-    return documents.read_kind('joint', workspace.settings(f'RESULTS_DIR={results}'), DOMAIN).content
+    return provenance.read_anyhow('joint', workspace.settings(f'RESULTS_DIR={results}'), DOMAIN).content
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def test_when_nothing_is_confirmed_the_unpruned_network_is_the_answer_and_says_s
     assert accuracy['val_final'] == accuracy['val_reference'] and accuracy['final'] == accuracy['reference']
     assert accuracy['cal_p_value'] == 0 and (content['pick']['n_tested'], content['pick']['n_passed']) == (2, 1)
     assert 'no pruned network is shown to lose at most ε with confidence 0.999999' in capsys.readouterr().out
-    settings = workspace.settings(f'RESULTS_DIR={finished}')
+    settings = workspace.settings(f'RESULTS_DIR={finished}', 'CONFIDENCE=0.999999')
     assert result_file.load(DOMAIN, workspace.table, settings).nothing_confirmed
 
 
@@ -255,7 +255,7 @@ def test_a_budget_that_nothing_meets_names_the_nearest_point_and_leaves_the_file
         step3(workspace, finished, '--pick', 'budget', '--budget_T_eff_ms', '0.001')
     assert f"T_eff {fastest['T_eff_ms']:.4g} ms" in str(caught.value) and '\n' not in str(caught.value)
     settings = workspace.settings(f'RESULTS_DIR={finished}')
-    assert documents.read_kind('joint', settings, DOMAIN).content == workspace.content
+    assert provenance.read_anyhow('joint', settings, DOMAIN).content == workspace.content
 
 
 def test_bad_rules_end_in_one_line_and_status_2():

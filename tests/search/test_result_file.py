@@ -16,6 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from prepared import copy_prepared, prepare
 from random_cases import whole_table
 from search_cases import trained_model, with_settings
 
@@ -30,7 +31,7 @@ from costs.cost_model import Configuration, HardwareTable, scenario_of
 from domains.image_sets import ImageSet, wilson_interval
 from hyper_repvgg import create_hyper_repvgg
 from network.alpha import surviving_branches, unpruned_alpha
-from pipeline import documents, kinds
+from pipeline import kinds, provenance
 from search import domain_inputs, result_file, state_file
 from search.result import AccuracyReport, JointResult
 from throughput_optimizer import solve_exact
@@ -46,15 +47,16 @@ class Workspace(NamedTuple):
     content: Dict[str, Any]  # of the undisturbed run's file
 
     def settings(self, *more: str) -> config.Settings:
-        return config.load((*self.overrides, *more), {})
+        return config.load((*self.overrides, f'RESULTS_DIR={self.folder}', *more), {})
 
 
 def run_step3(overrides: List[str], results: str) -> Dict[str, Any]:
     """Step 3 with its results in another folder; the content of its file."""
     settings = config.load((*overrides, f'RESULTS_DIR={results}'), {})
     lut = os.path.join(os.path.dirname(results), 'table.json')
+    copy_prepared(os.path.dirname(results), results)
     step_3_joint.main(['--domain_id', str(DOMAIN), '--lut_file', lut, '--set', *overrides, f'RESULTS_DIR={results}'])
-    return documents.read_kind('joint', settings, DOMAIN).content
+    return provenance.read_anyhow('joint', settings, DOMAIN).content
 
 
 def without_times(content: Dict[str, Any]) -> Dict[str, Any]:
@@ -79,6 +81,7 @@ def made_workspace(folder: str, *more: str) -> Workspace:
                  'RECOVERY_STEPS=4', 'MAX_PRUNING_ROUNDS=6', 'EPSILON=0.05', *more]
     settings = config.load((*overrides, f'RESULTS_DIR={folder}'), {})
     create_noniid_partition.main(['--set', *overrides])
+    prepare(settings)
     table = whole_table(settings, seed=3)
     os.rename(lut_manager.save(table, settings), os.path.join(folder, 'table.json'))
     return Workspace(folder, overrides, table, run_step3(overrides, os.path.join(folder, 'undisturbed')))
@@ -167,8 +170,10 @@ def test_the_file_reads_back_as_the_result_that_it_is(workspace):
     assert result.pruned == workspace.content['pruned'] and result.J == workspace.content['J']
     again = dataclasses.replace(settings, RESULTS_DIR=os.path.join(workspace.folder, 'again'))
     fingerprints = workspace.content['metadata']
-    result_file.save('joint', result, again, fingerprints['inputs'], fingerprints['search_inputs'])
-    found = documents.read_kind('joint', again, DOMAIN).content
+    copy_prepared(workspace.folder, again.RESULTS_DIR)
+    result_file.save('joint', result, again, fingerprints['inputs'], fingerprints['search_inputs'],
+                     f'{workspace.folder}/table.json')
+    found = provenance.read_anyhow('joint', again, DOMAIN).content
     assert without_times(found) == without_times(workspace.content)
 
 
@@ -246,9 +251,10 @@ def test_the_sequential_baseline_keeps_the_same_promise(workspace):
         overrides = [*workspace.overrides, 'MAX_PRUNING_ROUNDS=2', f'CONFIDENCE={confidence}', results]
         settings = config.load(tuple(overrides), {})
         lut_manager.save(workspace.table, settings)
+        copy_prepared(workspace.folder, settings.RESULTS_DIR)
         for step, kind in ((step3_accuracy_opt, 'sequential_accuracy'), (step4_final_throughput_opt, 'sequential')):
             step.main(['--domain_id', str(DOMAIN), '--set', *overrides])
-            found[confidence, kind] = documents.read_kind(kind, settings, DOMAIN).content
+            found[confidence, kind] = provenance.read_anyhow(kind, settings, DOMAIN).content
     for kind in ('sequential_accuracy', 'sequential'):
         trusting, confirmed, strict = (found[confidence, kind] for confidence in ('none', '0.9', '0.999999'))
         assert strict['pruned'] == [] and strict['accuracy']['cal_p_value'] == 0  # the unpruned network itself
@@ -352,7 +358,7 @@ def test_whatever_one_value_is_replaced_by_the_result_is_refused_or_read(workspa
 
 
 def test_a_missing_result_says_how_to_make_it(workspace):
-    with pytest.raises(UserError, match=f'make it with `python step_3_joint.py --domain_id {DOMAIN} --mode pseudo`'):
+    with pytest.raises(UserError, match=f'make it with `python step_3_joint.py --domain_id {DOMAIN} --mode pseudo '):
         result_file.load(DOMAIN, workspace.table, workspace.settings('RESULTS_DIR=nowhere'))
 
 
