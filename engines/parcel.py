@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple, Union
 
 import domain_dataset
 from config import ROOT, Settings, setting
@@ -25,7 +25,6 @@ from pipeline import fingerprints, kinds, writing
 
 SCAN_S = 1.0  # how often a job's folder is searched for files that it has written
 MOVED = ('WEIGHT_PATH_SERVER', 'DEVICE_PROFILE')  # settings that name files
-BESIDE = '_batchnorm.npz'  # a result's BatchNorm statistics lie beside its JSON file and have its name with this end
 NOT_FOR_JOBS = ('benchmarks', 'tests')  # folders of modules that no job imports
 
 Changes = Dict[str, Optional[bytes]]  # a file's path over there -> its content, None: removed
@@ -65,14 +64,6 @@ class Parcel:
     images: Dict[Tuple[int, str], ImageSet]  # by domain and subset
 
 
-def result_paths(kind: str, settings: Settings, domain: int) -> Iterator[str]:
-    """The paths of a kind's file and of what may lie beside it."""
-    path = kinds.path_of(kind, settings, domain)
-    yield path
-    if '{domain}' in kinds.KINDS[kind].path:
-        yield os.path.splitext(path)[0] + BESIDE
-
-
 def moved(job: Job) -> Tuple[Job, Dict[str, str]]:
     """The job with its files in a folder over there, and where each of the files here is there."""
     settings, there = job.settings, {}
@@ -86,7 +77,7 @@ def moved(job: Job) -> Tuple[Job, Dict[str, str]]:
     settings_there = MovedSettings(**{**values, **replaced}, given=settings)
     for kind in kinds.KINDS:
         there[fingerprints.found_at(kind, settings, job.domain)] = kinds.path_of(kind, settings_there, job.domain)
-        there.update(zip(result_paths(kind, settings, job.domain), result_paths(kind, settings_there, job.domain)))
+        there[kinds.path_of(kind, settings, job.domain)] = kinds.path_of(kind, settings_there, job.domain)
     lut_file = there.setdefault(job.lut_file, f'given/lut/{os.path.basename(job.lut_file)}')
     return dataclasses.replace(job, settings=settings_there, lut_file=lut_file), there
 
@@ -95,8 +86,8 @@ def packed(job: Job) -> Tuple[Parcel, Dict[str, bytes]]:
     """A job's parcel, and the files that all domains read, by their path there. Raises `UserError` when the domain's
     images cannot be read."""
     job_there, there = moved(job)
-    own = {path for kind, spec in kinds.KINDS.items() if '{domain}' in spec.path
-           for path in result_paths(kind, job.settings, job.domain)}
+    own = {kinds.path_of(kind, job.settings, job.domain) for kind, spec in kinds.KINDS.items()
+           if '{domain}' in spec.path}
     images = {(job.domain, subset): domain_dataset.load_domain(job.settings, job.domain, subset) for subset in SUBSETS}
     files = contents({path: name for path, name in there.items() if path in own})
     return (Parcel(job_there, there, files, images),
@@ -143,11 +134,11 @@ class Written:
         self._paths, self._known = {os.path.join(folder, name): name for name in names}, known
 
     def changes(self) -> Changes:
-        """New content by path; None for a file that was removed. JSON files come last: they name the others."""
+        """New content by path; None for a file that was removed."""
         now = contents(self._paths)
         changed = [name for name in {*now, *self._known} if now.get(name) != self._known.get(name)]
         self._known = now
-        return {name: now.get(name) for name in sorted(changed, key=lambda name: (name.endswith('.json'), name))}
+        return {name: now.get(name) for name in sorted(changed)}
 
 
 def work(parcel: Parcel, common: Dict[str, bytes], hand_back: Callable[[Union[str, Changes]], None],

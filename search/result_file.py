@@ -1,9 +1,8 @@
-"""The file of one domain's result, and the BatchNorm statistics beside it: written, read back and checked."""
+"""The file of one domain's result: written, read back and checked."""
 from __future__ import annotations
 
-import os
-import zipfile
-import zlib
+import base64
+import hashlib
 from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
@@ -21,7 +20,6 @@ from search.frontier import OBJECTIVES, FrontierPoint
 from search.pick import PickRule
 from search.result import AccuracyReport, Baseline, JointResult
 from search.state import CurvePoint
-from wire.blobs import hash_of
 
 
 def save(kind: str, result: JointResult, settings: Settings, inputs: str, search_inputs: str = '', lut_file: str = '',
@@ -45,43 +43,30 @@ def save(kind: str, result: JointResult, settings: Settings, inputs: str, search
                      for name, points in result.frontier.items()},
         'warnings': [*result_warnings.of_settings(settings), *result.warnings]}
     if result.batchnorm is not None:
-        content['batchnorm'] = save_batchnorm(path, result)
+        content['batchnorm'] = batchnorm_to_json(result.batchnorm)
     metadata = writing.make_metadata(settings, kind, inputs, result.domain_id, lut=lut_file)
     writing.write(path, content, {**metadata, 'search_inputs': search_inputs} if search_inputs else metadata)
-    if result.batchnorm is None and os.path.exists(batchnorm_path(path)):
-        os.unlink(batchnorm_path(path))  # of a result that was replaced
     return path
 
 
-def batchnorm_path(path: str) -> str:
-    """Where the statistics of the result at `path` lie."""
-    return f'{os.path.splitext(path)[0]}_batchnorm.npz'
+def batchnorm_to_json(values: np.ndarray) -> Dict[str, str]:
+    """Re-estimated statistics as text: part of the result, so that no kill can part them from it."""
+    data = values.astype('<f4').tobytes()
+    return {'float32_base64': base64.b64encode(data).decode(), 'sha256': hashlib.sha256(data).hexdigest()}
 
 
-def save_batchnorm(path: str, result: JointResult) -> Dict[str, str]:
-    """Write the statistics beside the result at `path`; what the result says of them."""
-    values = result.batchnorm.astype('<f4')
-    with writing.replacing(batchnorm_path(path)) as temporary:
-        with open(temporary, 'wb') as stream:
-            np.savez_compressed(stream, statistics=values)
-    return {'file': os.path.basename(batchnorm_path(path)),
-            'sha256': hash_of(values.view(np.uint8))}  # of the values: an archive holds its date
-
-
-def load_batchnorm(document: Document) -> Optional[np.ndarray]:
-    """The statistics that a result names; `UserError` when they are missing or not those it was written with."""
+def batchnorm_from_json(document: Document) -> Optional[np.ndarray]:
+    """The statistics that a result holds, float32 [n]; None where it holds none, `UserError` when they are damaged."""
     if document.content.get('batchnorm') is None:
         return None
-    name, digest = document.get('batchnorm.file', str), document.get('batchnorm.sha256', str)
-    path = os.path.join(os.path.dirname(document.path), os.path.basename(name))
+    text, digest = document.get('batchnorm.float32_base64', str), document.get('batchnorm.sha256', str)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            values = np.ascontiguousarray(arrays['statistics'], dtype='<f4')
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
-        raise document.refuse(f'{path} is missing or damaged') from None
-    if values.ndim != 1 or hash_of(values.view(np.uint8)) != digest:
-        raise document.refuse(f'{path} does not hold the BatchNorm statistics of this result')
-    return values
+        data = base64.b64decode(text, validate=True)
+    except ValueError:
+        data = b''
+    if len(data) % 4 or hashlib.sha256(data).hexdigest() != digest:
+        raise document.refuse("field 'batchnorm' does not hold the BatchNorm statistics of this result")
+    return np.frombuffer(data, dtype='<f4').copy()
 
 
 def load(domain: int, table: HardwareTable, settings: Settings, kind: str = 'joint', lut_file: str = '') -> JointResult:
@@ -113,7 +98,7 @@ def _from_document(document: Document, domain: int, table: HardwareTable, settin
         {name: baseline_from_json(document, ('baselines', name)) for name in document.get('baselines')},
         curve_from_json(document), None if measured is None else document.get('measured'),
         document.get('seed', int), document.number('wall_s', 0), document.get('block_evaluations', int),
-        frontier_from_json(document, table), pick_from_json(document), load_batchnorm(document),
+        frontier_from_json(document, table), pick_from_json(document), batchnorm_from_json(document),
         tuple(str(line) for line in document.get('warnings', list) if line not in shared))
 
 

@@ -265,36 +265,6 @@ def test_what_travels_as_code_is_neither_data_nor_results():
         assert f'/{name}' not in excluded
 
 
-def write_result(domain, settings, inputs, lut_file):
-    """A job that writes what step 3 writes with RECALIBRATE_BN."""
-    path = kinds.path_of('joint', settings, domain)
-    with writing.replacing(os.path.splitext(path)[0] + '_batchnorm.npz') as temporary:
-        with open(temporary, 'wb') as stream:
-            stream.write(b'statistics')
-    writing.write(path, {'batchnorm': {'file': f'domain_{domain}_joint_batchnorm.npz'}}, {})
-
-
-def test_batchnorm_statistics_come_back_with_the_result_that_names_them_and_before_it(workspace):
-    results = workspace.results('batchnorm')
-    settings = config.load((*workspace.overrides, f'RESULTS_DIR={results}'), {})
-    job = engines_jobs.Job(write_result, 3, settings, '', kinds.path_of('lut', settings))
-    sent, common = parcel.packed(job)
-    handed_back: List[Any] = []
-    outcome, changes = parcel.work(sent, common, handed_back.append)
-    assert outcome.error == ''
-    files = [name for message in [*handed_back, changes] if isinstance(message, dict) for name in message]
-    assert files == [f'results/joint_optimization/domain_3_joint{end}' for end in ('_batchnorm.npz', '.json')]
-    for message in [*handed_back, changes]:
-        parcel.write_here(message, sent.there)
-    path = kinds.path_of('joint', settings, 3)
-    with open(path, encoding='utf-8') as stream:
-        named = json.load(stream)['batchnorm']['file']
-    with open(os.path.join(os.path.dirname(path), named), 'rb') as stream:
-        assert stream.read() == b'statistics'
-    again, _ = parcel.packed(job)  # a run that only picks again needs them there
-    assert {os.path.basename(name) for name in again.files} == {'domain_3_joint.json', named}
-
-
 def test_without_ray_its_engine_is_refused_in_one_line(workspace, monkeypatch):
     monkeypatch.setattr(many_domains.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(UserError, match='pip install ray'):

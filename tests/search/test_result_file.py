@@ -362,9 +362,9 @@ def test_a_missing_result_says_how_to_make_it(workspace):
         result_file.load(DOMAIN, workspace.table, workspace.settings('RESULTS_DIR=nowhere'))
 
 
-# --- BatchNorm statistics beside it -----------------------------------------------------------------------------
+# --- BatchNorm statistics in it -----------------------------------------------------------------------------
 
-def test_statistics_lie_beside_the_result_and_others_are_refused(tmp_path):
+def test_statistics_are_part_of_the_result_and_damaged_ones_are_refused(tmp_path):
     settings = with_settings(RESULTS_DIR=str(tmp_path))
     table, own = whole_table(settings, seed=3), trained_model().batchnorm()
     alpha = unpruned_alpha(table.has_identity)
@@ -375,14 +375,13 @@ def test_statistics_lie_beside_the_result_and_others_are_refused(tmp_path):
         solution.times, {}, [], None, 0, 1.0, 1, batchnorm=own)
     path = result_file.save('joint', result, settings, 'inputs')
     np.testing.assert_array_equal(result_file.load(6, table, settings).batchnorm, own)
-    file = os.path.join(os.path.dirname(path), 'domain_6_joint_batchnorm.npz')
-    np.savez_compressed(file, statistics=own + 1)
-    with pytest.raises(UserError, match='does not hold the BatchNorm statistics'):
-        result_file.load(6, table, settings)
-    for damage in (lambda: open(file, 'wb').write(b'PK'), lambda: os.unlink(file)):
-        damage()
-        with pytest.raises(UserError, match='missing or damaged'):
+    with open(path, encoding='utf-8') as stream:
+        content = json.load(stream)
+    for damage in ({'float32_base64': 'AAAA'}, {'float32_base64': '!'}, {'sha256': '0'}, {'sha256': None}):
+        with open(path, 'w', encoding='utf-8') as stream:
+            json.dump({**content, 'batchnorm': {**content['batchnorm'], **damage}}, stream)
+        with pytest.raises(UserError, match='batchnorm'):
             result_file.load(6, table, settings)
-    result_file.save('joint', result, settings, 'inputs')
+    assert os.listdir(os.path.dirname(path)) == [os.path.basename(path)]  # nothing beside it that a kill could part
     result_file.save('joint', dataclasses.replace(result, batchnorm=None), settings, 'inputs')
-    assert result_file.load(6, table, settings).batchnorm is None and not os.path.exists(file)
+    assert result_file.load(6, table, settings).batchnorm is None
