@@ -14,6 +14,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Union
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from config import Settings
 from costs.cost_model import Configuration, HardwareTable, scenario_of, times
@@ -79,7 +80,9 @@ def measure(session: Session, model: Union[HyperRepVGG, SplitNetwork], configura
     with thread_count(settings.threads(settings.SERVER_THREADS)):  # as the table was measured
         classes = predict(model, configuration.gamma, configuration.split, session.client, data.images, settings,
                           configuration.wire)
-        figures, streamed = run_stream(session.client, model, configuration, data.images, n_frames, settings)
+        with tqdm(desc='stream', total=n_frames, unit=' frames', leave=False, disable=None) as bar:  # with its rate
+            figures, streamed = run_stream(session.client, model, configuration, data.images, n_frames, settings,
+                                           lambda i: bar.update())
     correct = int((classes == data.labels).sum())
     predicted = times(table, configuration, scenario_of(settings))
     agree = sum(int(a) == b for a, b in zip(classes.repeat(n_frames // len(classes) + 1).tolist(), streamed))

@@ -44,7 +44,7 @@ def enumerate_margins(model: HyperRepVGG, alpha: np.ndarray, options: List[List[
         plans.append([build_plan(block, value, fused_gamma(keep)) for value, keep in zip(values, choices)])
     found: Dict[PruningMask, np.ndarray] = {}
     total = int(np.prod([len(choices) for choices in options]))
-    with torch.inference_mode(), tqdm(total=total, desc='enumerating', unit='network') as bar:
+    with torch.inference_mode(), tqdm(total=total, desc='enumerating', unit='network', disable=None) as bar:
         def descend(depth: int, x: torch.Tensor, chosen: PruningMask) -> None:
             if depth == n:
                 found[chosen] = margins_of(model.classify(x), data.labels)
@@ -63,7 +63,7 @@ class OnDemand(Dict[PruningMask, np.ndarray]):
     def __init__(self, evaluator: Evaluator) -> None:
         super().__init__()
         self.evaluator = evaluator
-        self.bar = tqdm(desc='measuring', unit='network')
+        self.bar = tqdm(desc='measuring', unit='network', disable=None)
 
     def __missing__(self, mask: PruningMask) -> np.ndarray:
         self[mask] = self.evaluator.margins(mask)

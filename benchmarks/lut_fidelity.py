@@ -135,7 +135,8 @@ class Run:
         with torch.inference_mode(), block_timing.thread_count(self.threads):
             self.time_yardstick()
             most = MOST_TASKS * len(tasks)
-            for turn, (task, what) in enumerate(tqdm(tasks, self.model.model_name, unit='task', leave=False)):
+            for turn, (task, what) in enumerate(tqdm(tasks, self.model.model_name, unit='task', leave=False,
+                                                         disable=None)):
                 task(turn, what)
                 self.time_yardstick()
                 if not self.is_calm(turn) and len(tasks) < most:

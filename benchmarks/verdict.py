@@ -76,6 +76,7 @@ class Count:
     def alone_ms(self, tier: str, alpha: Alpha) -> float:
         """The whole network on one tier, each block at its fastest γ."""
         ms = self.table['stem'][f'T_{tier}'] + self.table['classifier'][f'T_{tier}']
+        ms -= self.table['correction'].get(tier, {}).get('offset_ms', 0)  # in both of them, and counts once
         for name, branches in alpha.items():
             kept = tuple(int(bool(branches[branch])) for branch in ('dense', '1x1', 'identity'))
             ms += min(self.table[f'T_{tier}'][name][gamma] for gamma in VALID[kept])

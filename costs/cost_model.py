@@ -10,9 +10,8 @@ from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple, Type
 
 import numpy as np
 
-from costs.correction import Correction
-
 from config import Settings
+from costs.correction import Correction
 
 TIERS = ('client', 'server')
 FLOAT32 = 'float32'

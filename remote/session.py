@@ -121,7 +121,7 @@ class Session:
         settings = self.settings
         rounds_file = _RoundsFile(settings, facts)
         n_branches = [3 if has else 2 for has in lut_manager.blocks_of(settings)[1]]
-        with tqdm(desc='timing blocks (client)', unit='visit', leave=False, delay=2) as bar:
+        with tqdm(desc='timing blocks (client)', unit='visit', leave=False, delay=2, disable=None) as bar:
             def progress(done: int, total: int) -> None:
                 bar.total = total
                 bar.update(max(0, done - bar.n))

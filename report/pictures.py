@@ -93,7 +93,7 @@ def pictures_of(inputs: Inputs) -> Pictures:
 
 def write_all(folder: str, made: Pictures) -> None:
     """Draw and save every picture, with progress."""
-    for name, draw in tqdm(made.items(), desc='pictures', leave=False):
+    for name, draw in tqdm(made.items(), desc='pictures', leave=False, disable=None):
         style.save(draw(), os.path.join(folder, f'{name}.pdf'), os.path.join(folder, f'{name}.png'))
 
 

@@ -23,7 +23,7 @@ def make_tier(tier: str, settings: Settings, force: bool = False) -> None:
     lut_manager.blocks_of(settings)  # an unknown model is an error before anything is measured
     writing.check_writable(kinds.path_of(f'lut_{tier}', settings))
     roofline = current_roofline(tier, settings, force)
-    with tqdm(desc=f'timing blocks ({tier})', unit='visit', leave=False, delay=2) as bar:
+    with tqdm(desc=f'timing blocks ({tier})', unit='visit', leave=False, delay=2, disable=None) as bar:
         def progress(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)

@@ -247,6 +247,14 @@ def test_files_and_classes_stay_small():
     assert large == []
 
 
+def test_progress_bars_stay_out_of_log_files():
+    """`disable=None`: no bar where stderr is no terminal."""
+    wrong = [f'{file}:{node.lineno}' for file in python_files() for node in ast.walk(tree_of(file))
+             if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'tqdm'
+             and 'disable' not in {keyword.arg for keyword in node.keywords}]
+    assert wrong == []
+
+
 def test_docstrings_make_sense_alone():
     """None begins with a reference to its neighbour."""
     wrong = [f'{file} {getattr(node, "name", "")}' for file in python_files() for node in ast.walk(tree_of(file))
