@@ -13,6 +13,7 @@ from config import ROOT, Settings, UserError
 from pipeline.documents import read
 from pipeline.kinds import KINDS, SHIPPED, path_of, plain, report_on_weights, weights_file
 
+ENTRY_A_DOMAIN = ('alpha', 'importance_rankings')  # kinds whose file holds all domains
 PSEUDO, REAL = MODES = ('pseudo', 'real')  # without and with a client device
 
 
@@ -55,7 +56,7 @@ def made_from(kind: str, settings: Settings, domain: Optional[int] = None, **rep
     """What metadata records of these files: name, content, and the settings that it was made under itself."""
     found = {}
     for name, path in input_files(kind, settings, domain, **replaced).items():
-        found[name] = {'file': os.path.basename(path), 'sha256': input_hash(name, path, settings)}
+        found[name] = {'file': os.path.basename(path), 'sha256': input_hash(name, path, settings, domain)}
         recorded = metadata_of(path).get('config') if name in KINDS else None
         if recorded:
             found[name]['config'] = recorded
@@ -71,14 +72,17 @@ def inputs_of(kind: str, settings: Settings, domain: Optional[int] = None, mode:
     digest = hashlib.sha256(json.dumps(plain(settings.group(*KINDS[kind].groups)), sort_keys=True).encode())
     digest.update(f'\n{domain}'.encode())
     for name, path in input_files(kind, settings, domain, **replaced).items():
-        digest.update(f'\n{os.path.basename(path)}:{input_hash(name, path, settings)}'.encode())
+        digest.update(f'\n{os.path.basename(path)}:{input_hash(name, path, settings, domain)}'.encode())
     if mode != PSEUDO:
         digest.update(f'\n{mode}'.encode())
     return digest.hexdigest()
 
 
-def input_hash(name: str, path: str, settings: Settings) -> str:
-    """The content of an input as its reader takes it: a table with the link that is in force."""
+def input_hash(name: str, path: str, settings: Settings, domain: Optional[int] = None) -> str:
+    """The content of an input as its reader takes it: a table with the link that is in force; of a file with an entry a
+    domain only this domain's, so that other domains may come and change."""
+    if name in ENTRY_A_DOMAIN and domain is not None and os.path.isfile(path):
+        return _entry_hash(path, _stamp(path), domain)
     if name != 'lut' or not os.path.isfile(path):
         return content_hash(path)
     found = _link_and_rest(path, _stamp(path))
@@ -126,6 +130,16 @@ def _content_hash(path: str, stamp: Sequence[int]) -> str:
         except (ValueError, AttributeError, RecursionError):
             pass  # a damaged file hashes as it is; reading it will say what is wrong
     return hashlib.sha256(data).hexdigest()
+
+
+@functools.lru_cache(maxsize=256)
+def _entry_hash(path: str, stamp: Sequence[int], domain: int) -> str:
+    try:
+        domains = read(path, '').content.get('domains')
+    except UserError:
+        return _content_hash(path, stamp)  # reading it will say what is wrong
+    entry = domains.get(str(domain)) if isinstance(domains, dict) else None
+    return '' if entry is None else hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
 
 
 @functools.lru_cache(maxsize=256)

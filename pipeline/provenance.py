@@ -65,7 +65,7 @@ def _why_not(kind: str, path: str, settings: Settings, domain: Optional[int], re
     differ = differing(kind, metadata, settings)
     for name, at in input_files(kind, settings, domain, **replaced).items():
         was = _recorded(metadata, name)
-        is_other = os.path.isfile(at) and was.get('sha256', '') not in ('', input_hash(name, at, settings))
+        is_other = os.path.isfile(at) and was.get('sha256', '') not in ('', input_hash(name, at, settings, domain))
         if is_other and not differ:
             known = differing(name, was, settings) if name in KINDS else []
             differ = [f"another {at}{' (' + ', '.join(known) + ')' if known else ''}"]

@@ -261,3 +261,18 @@ def test_the_fingerprint_follows_the_content_of_inputs_and_not_their_metadata(tm
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
     os.unlink(path)
     assert pipeline_fingerprints.inputs_of('step2', settings) not in fingerprints
+
+
+@pytest.mark.parametrize('kind', ['joint', 'joint_state', 'sequential'])
+def test_the_fingerprint_of_a_domain_follows_its_own_entries_and_no_others(kind, tmp_path):
+    settings = Settings(RESULTS_DIR=str(tmp_path))
+    path = kinds.path_of('alpha', settings)
+
+    def with_entries(**domains) -> str:
+        writing.write(path, {'domains': domains}, {})
+        return pipeline_fingerprints.inputs_of(kind, settings, 3)
+
+    alone = with_entries(**{'3': {'alpha': 1}})
+    assert with_entries(**{'3': {'alpha': 1}, '4': {'alpha': 7}}) == alone  # one more domain
+    assert with_entries(**{'3': {'alpha': 2}, '4': {'alpha': 7}}) != alone
+    assert with_entries(**{'4': {'alpha': 7}}) != alone
