@@ -23,7 +23,7 @@ import cli
 from config import ROOT, UserError
 from pipeline import kinds
 
-IGNORED = ('created', 'software', 'inputs', 'search_inputs', 'config', 'wall_s', 'block_evaluations')
+IGNORED = ('created', 'software', 'inputs', 'search_inputs', 'config', 'made_from', 'wall_s', 'block_evaluations')
 TABLES = ('hardware_lut_complete.json', 'lut_server.json', 'lut_client.json')
 SHOWN = 5  # fields of one file
 
@@ -55,9 +55,10 @@ def run_commit(checkout: str, folder: str, tables: str, domains: Optional[str], 
                               stderr=subprocess.PIPE, text=True)
         if done.returncode:
             raise UserError(f'{checkout}: {command[0]} failed: {done.stderr.strip().splitlines()[-1]}')
-    for name in os.listdir(checkout):
-        if name.startswith(('task1_', 'task2_')):
-            shutil.copytree(os.path.join(checkout, name), os.path.join(folder, name))
+    for place in (os.path.join(folder, 'results'), checkout):  # earlier commits write them at the top
+        for name in os.listdir(place):
+            if name.startswith(('task1_', 'task2_')) and not os.path.exists(os.path.join(folder, name)):
+                shutil.move(os.path.join(place, name), os.path.join(folder, name))
 
 
 def check_out(commit: str, folder: str) -> None:
