@@ -71,7 +71,7 @@ def _why_not(kind: str, path: str, settings: Settings, domain: Optional[int], re
             differ = [f"another {at}{' (' + ', '.join(known) + ')' if known else ''}"]
         elif name in KINDS and not (name == 'lut' and is_named_table(at, settings)):
             if os.path.isfile(at):
-                why = _why_not(name, at, settings, domain, {})
+                why = _why_not(name, at, settings, domain if '{domain}' in KINDS[name].path else None, {})
                 if why:
                     return why
             elif 'config' in was:

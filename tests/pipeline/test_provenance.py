@@ -218,3 +218,10 @@ def test_the_message_is_one_line_however_much_differs(trained):
     other = dataclasses.replace(trained, SEED=7, ALPHA_LR=0.5, BATCH_SIZE=3, NORM_STD=(0.1, 0.2, 0.3))
     said = refused(lambda: provenance.read_kind('alpha', other))
     assert '\n' not in said and re.search(r'SEED=0 \(now 7\), .*NORM_STD=0.5,0.5,0.5 \(now 0.1,0.2,0.3\)', said)
+
+
+def test_a_result_of_a_domain_takes_rankings_of_all_domains(trained):
+    """Of task 1 a result depends on its own domain, task 2 on all of them: each is held against what it names."""
+    inputs = fingerprints.inputs_of('joint', trained, 3)
+    writing.write(kinds.path_of('joint', trained, 3), {}, writing.make_metadata(trained, 'joint', inputs, 3))
+    provenance.require('joint', kinds.path_of('joint', trained, 3), trained, 3)
