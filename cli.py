@@ -142,6 +142,7 @@ def parse(with_parser: argparse.ArgumentParser, argv: Optional[Sequence[str]],
 
 def answer_help(with_parser: argparse.ArgumentParser) -> None:
     """End here when the command line asks for help or is wrong; for scripts whose imports are slow."""
+    print_anything()
     with_parser.parse_args()
 
 
@@ -149,6 +150,7 @@ def run(main: Callable[[Optional[Sequence[str]]], Optional[int]]) -> None:
     """Run a script's `main`: one line and status 2 for a `UserError`, 130 for Ctrl-C."""
     name = command_name()
     keep_freed_memory()
+    print_anything()
     try:
         sys.exit(main(None) or 0)
     except UserError as error:
@@ -160,6 +162,13 @@ def run(main: Callable[[Optional[Sequence[str]]], Optional[int]]) -> None:
     except BrokenPipeError:  # the reader of our output went away, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def print_anything() -> None:
+    """From now on a character that a terminal or a log cannot hold is written as \\u03b1: no report ends the work."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'):
+            stream.reconfigure(errors='backslashreplace')
 
 
 def say(message: str) -> None:
