@@ -95,7 +95,7 @@ def read_figures(path: str) -> List[Figure]:
     shapes = dict(zip(block_names(arch), block_shapes(arch, 224)[1]))
     figures: List[Figure] = []
     try:
-        with open(path, encoding='utf-8') as stream:
+        with open(path, encoding='utf-8-sig') as stream:
             blocks = json.load(stream)['blocks']
         for index, (name, shape) in enumerate(shapes.items()):
             if blocks[name]['tier'] != 'client':

@@ -230,7 +230,7 @@ def _read(path: str) -> Document:
     try:
         if os.path.getsize(path) > MAX_FILE_BYTES:
             raise document.refuse('is larger than 1 MiB, so it is not a device profile')
-        with open(path, encoding='utf-8') as stream:
+        with open(path, encoding='utf-8-sig') as stream:  # editors of some systems put a mark in front
             content = json.load(stream)
     except OSError as error:
         raise UserError(f'cannot read {path}: {error.strerror}') from None

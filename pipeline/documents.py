@@ -90,7 +90,7 @@ def read(path: str, made_by: str) -> Document:
     try:
         if os.path.getsize(path) > MAX_FILE_BYTES:
             raise document.refuse(f'is larger than {MAX_FILE_BYTES >> 20} MiB')
-        with open(path, encoding='utf-8') as stream:
+        with open(path, encoding='utf-8-sig') as stream:  # editors of some systems put a mark in front
             content = json.load(stream, parse_constant=_refuse_constant)
     except OSError as error:
         raise UserError(f'cannot read {path}: {error.strerror}') from None

@@ -125,9 +125,10 @@ def _content_hash(path: str, stamp: Sequence[int]) -> str:
     if path.endswith('.json'):
         try:
             content = json.loads(data)
-            content.pop('metadata', None)
+            if isinstance(content, dict):
+                content.pop('metadata', None)
             data = json.dumps(content, sort_keys=True).encode()
-        except (ValueError, AttributeError, RecursionError):
+        except (ValueError, RecursionError):
             pass  # a damaged file hashes as it is; reading it will say what is wrong
     return hashlib.sha256(data).hexdigest()
 

@@ -276,3 +276,10 @@ def test_the_committed_tx2_profile_predicts_held_out_figures():
     errors = np.abs(calibration.relative_errors(TX2, held_out))
     assert len(held_out) > 100
     assert np.median(errors) <= 0.10 and errors.max() <= 0.30
+
+
+def test_a_byte_order_mark_in_front_changes_nothing(tmp_path):
+    path = tmp_path / 'board.json'
+    for encoding in ('utf-8', 'utf-8-sig'):
+        path.write_text(json.dumps(BOARD), encoding=encoding)
+        assert load_profile(str(path)).peak_gflops == 200

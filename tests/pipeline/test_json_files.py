@@ -211,6 +211,26 @@ def test_a_list_of_numbers_is_one_line(tmp_path_factory, numbers):
         assert stream.read().count(json.dumps(numbers)) == 2
 
 
+def test_a_byte_order_mark_in_front_changes_nothing(old_file):
+    content, text = documents.read(old_file, '').content, bytes_of(old_file)
+    with open(old_file, 'wb') as stream:
+        stream.write(b'\xef\xbb\xbf' + text)
+    assert documents.read(old_file, '').content == content
+
+
+@pytest.mark.parametrize('text', ['[1, 2]', '3', '"text"', 'null', '[' * 100_000, '{"a": ' * 100_000, '', '\xff'])
+def test_any_content_of_an_input_gives_a_fingerprint_and_is_refused_by_its_reader(text, tmp_path):
+    settings = Settings(RESULTS_DIR=str(tmp_path))
+    path = kinds.path_of('lut', settings)
+    with open(path, 'w', encoding='latin-1') as stream:
+        stream.write(text)
+    assert pipeline_fingerprints.inputs_of('step2', settings) == pipeline_fingerprints.inputs_of('step2', settings)
+    assert not pipeline_fingerprints.is_current([path], '')
+    with pytest.raises(UserError) as caught:
+        lut_manager.load(path, settings)
+    assert str(caught.value).startswith(f'{path}: is not ') and '\n' not in str(caught.value)
+
+
 @given(json_values, st.sampled_from([dict, list, str, float, int, bool]))
 def test_a_checked_field_has_its_type_or_is_refused_by_name(value, kind):
     document = documents.Document('f.json', {'a': {'b': value}}, '')
