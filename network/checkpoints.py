@@ -1,15 +1,22 @@
 """Base weights from a file: the RepVGG authors' layout or timm's, never executing what the file holds."""
 from __future__ import annotations
 
+import functools
 import os
 import re
 import warnings
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Sequence
 
 import torch
 import torch.nn as nn
 
+from cli import say
 from config import UserError
+
+_WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')  # averaged weights first, as timm does
+_DEEPEST = 4  # wrappers inside each other
+_PREFIXES = re.compile(r'^(?:(?:module|model|_orig_mod)\.)+')  # of DataParallel, Lightning, torch.compile
+_FUSED = re.compile(r'\.(?:rbr_reparam|reparam_conv)\.')  # authors, timm
 
 _TIMM = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r'^stem\.', 'stage0.'),
@@ -21,17 +28,17 @@ _TIMM = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r'\.attn\.fc1\.', '.se.down.'),
     (r'\.attn\.fc2\.', '.se.up.'),
 )]
-_SHOWN = 6  # differing names shown in an error
+_SHOWN = 4  # differing names of a sort shown in an error
 
 
 def load_checkpoint(model: nn.Module, path: str) -> None:
     """Load base weights into a RepVGG or HyperRepVGG; its α stay as they are.
 
     Accepts keys such as `stage1.0.rbr_dense.conv.weight` (authors) or `stages.0.0.conv_kxk.conv.weight` (timm),
-    wrapped in `state_dict` (or `model`), with or without a `module.` prefix.
+    wrapped in an entry such as `state_dict` or `model_ema` (`_WRAPPERS`), with or without prefixes such as `module.`.
     Raises `UserError` when the file is missing, is no checkpoint, would execute code, or does not fit.
     """
-    state = normalise_keys(read_checkpoint(path))
+    state = normalise_keys(read_checkpoint(path), path)
     wanted = {name: value for name, value in model.state_dict().items() if not name.endswith('.alpha')}
     refuse_misfit(path, state, wanted)
     model.load_state_dict({**model.state_dict(), **{name: state[name] for name in wanted if name in state}})
@@ -50,9 +57,7 @@ def read_checkpoint(path: str) -> Dict[str, torch.Tensor]:
             content: Any = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file provokes in the unpickler
         raise UserError(f'{path}: {_why_unreadable(error)}; save it again as a plain state dict') from None
-    for wrapper in ('state_dict', 'model'):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
+    content = _unwrapped(content, path)
     if not isinstance(content, dict) or not all(isinstance(name, str) and isinstance(value, torch.Tensor)
                                                 for name, value in content.items()):
         raise UserError(f'{path}: holds no state dict (names to tensors)')
@@ -61,6 +66,24 @@ def read_checkpoint(path: str) -> Dict[str, torch.Tensor]:
     if odd:
         raise UserError(f'{path}: {odd[0]} is sparse, quantised, complex or without data; save ordinary tensors')
     return content
+
+
+def _unwrapped(content: object, path: str) -> object:
+    """What lies inside the wrappers of a checkpoint; says which entry is taken where there is a choice."""
+    for _ in range(_DEEPEST):
+        held = [name for name in _WRAPPERS if isinstance(content, dict) and isinstance(content.get(name), dict)]
+        if not held:
+            break
+        if len(held) > 1:
+            others = ', '.join(map(repr, held[1:]))
+            _say_once(f'{path}: took the weights in its entry {held[0]!r}, not those in {others}')
+        content = content[held[0]]
+    return content
+
+
+@functools.lru_cache(maxsize=None)
+def _say_once(message: str) -> None:
+    say(message)
 
 
 def _why_unreadable(error: Exception) -> str:
@@ -76,28 +99,45 @@ def _can_load_safely() -> bool:
     return (major, minor) >= (1, 13)  # torch.load's weights_only
 
 
-def normalise_keys(state: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
-    """The tensors of a state dict under the authors' names, without a `module.` prefix."""
-    result = {}
-    for name, value in state.items():
-        name = name[len('module.'):] if name.startswith('module.') else name
+def normalise_keys(state: Dict[str, torch.Tensor], path: str = '') -> Dict[str, torch.Tensor]:
+    """The tensors of a state dict under the authors' names, without prefixes such as `module.`. Raises `UserError`
+    where two of them have the same name then."""
+    result: Dict[str, torch.Tensor] = {}
+    for given, value in state.items():
+        name = _PREFIXES.sub('', given)
         for pattern, replacement in _TIMM:
             name = pattern.sub(replacement, name)
+        if name in result:
+            raise UserError(f'{path}: holds {name} more than once, one of them as {given}; save one network only')
         result[name] = value
     return result
 
 
+def _listed(names: Sequence[str], what: str) -> List[str]:
+    """['a, b and 3 more are missing'], [] without names."""
+    more = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
+    return [f"{', '.join(names[:_SHOWN])}{more} {'is' if len(names) == 1 else 'are'} {what}"] if names else []
+
+
 def refuse_misfit(path: str, state: Dict[str, torch.Tensor], wanted: Dict[str, torch.Tensor]) -> None:
-    """Raise `UserError` naming what is missing, left over or of another shape."""
+    """Raise `UserError` naming what is missing, left over and of another shape."""
+    fused = [name for name in state if _FUSED.search(name)]
+    if fused:
+        raise UserError(f'{path}: holds fused weights for deployment ({fused[0]}): the branches of a block are one '
+                        'convolution there and cannot be told apart any more; use the weights as they were trained')
     required = {name for name in wanted if not name.endswith('num_batches_tracked')}
-    differ: List[str] = []
-    differ += [f'{name} is missing' for name in sorted(required - set(state))]
-    differ += [f'{name} is not part of the model' for name in sorted(set(state) - set(wanted))]
-    differ += [f'{name} is {tuple(state[name].shape)}, not {tuple(wanted[name].shape)}'
-               for name in sorted(required & set(state)) if state[name].shape != wanted[name].shape]
+    missing, left_over = sorted(required - set(state)), sorted(set(state) - set(wanted))
+    misshapen = [name for name in sorted(required & set(state)) if state[name].shape != wanted[name].shape]
+    if misshapen == ['linear.bias', 'linear.weight'] and not missing and not left_over:
+        raise UserError(f"{path}: classifies {len(state['linear.bias'])} classes, NUM_CLASSES is "
+                        f"{len(wanted['linear.bias'])}: linear.weight is {tuple(state['linear.weight'].shape)}, not "
+                        f"{tuple(wanted['linear.weight'].shape)}; set NUM_CLASSES={len(state['linear.bias'])}, or use "
+                        'weights that were trained on this data')
+    differ = _listed(missing, 'missing') + _listed(left_over, 'not part of the model')
+    differ += [f'{name} is {tuple(state[name].shape)}, not {tuple(wanted[name].shape)}' for name in misshapen[:_SHOWN]]
+    differ += [f'{len(misshapen) - _SHOWN} more have other shapes'] * (len(misshapen) > _SHOWN)
     if differ:
-        more = f' and {len(differ) - _SHOWN} more' if len(differ) > _SHOWN else ''
-        raise UserError(f'{path}: does not fit the model: {"; ".join(differ[:_SHOWN])}{more}')
+        raise UserError(f'{path}: does not fit the model: {"; ".join(differ)}')
     broken = [name for name in sorted(required) if not torch.isfinite(state[name]).all()]
     if broken:
         raise UserError(f'{path}: NaN or infinity in {", ".join(broken[:_SHOWN])}')

@@ -116,9 +116,16 @@ def micro_state(seed: int = 0) -> Dict[str, torch.Tensor]:
     lambda state: {'state_dict': state, 'epoch': 3, 'best_acc1': 70.5},
     lambda state: {f'module.{name}': value for name, value in state.items()},
     lambda state: {'state_dict': {f'module.{name}': value for name, value in state.items()}},
+    lambda state: {f'module.module.{name}': value for name, value in state.items()},
+    lambda state: {'state_dict': {f'model.{name}': value for name, value in state.items()}},
+    lambda state: {f'_orig_mod.module.{name}': value for name, value in state.items()},
+    lambda state: {'model_ema': state},
+    lambda state: {'state_dict': {f'module.{name}': 0 * value for name, value in state.items()},
+                   'state_dict_ema': {f'module.{name}': value for name, value in state.items()}},
     lambda state: {name: value for name, value in state.items() if not name.endswith('num_batches_tracked')},
     lambda state: {name: value.double() if value.is_floating_point() else value for name, value in state.items()},
-], ids=['bare', 'state_dict', 'model', 'with more', 'module.', 'state_dict and module.', 'old torch', 'double'])
+], ids=['bare', 'state_dict', 'model', 'with more', 'module.', 'state_dict and module.',
+        'module.module.', 'model.', 'compiled', 'model_ema', 'averaged beside raw', 'old torch', 'double'])
 @pytest.mark.parametrize('zipped', [True, False])
 def test_a_checkpoint_may_be_wrapped(wrap, zipped, tmp_path):
     state = micro_state()
@@ -127,6 +134,18 @@ def test_a_checkpoint_may_be_wrapped(wrap, zipped, tmp_path):
     for name, value in state.items():
         if not name.endswith('num_batches_tracked'):
             assert torch.equal(loaded[name], value), name
+
+
+@loads
+def test_the_entry_that_is_taken_is_said_where_there_is_a_choice(tmp_path, capsys):
+    state = micro_state()
+    path = saved(tmp_path, {'state_dict': {name: value + 1 for name, value in state.items()}, 'state_dict_ema': state})
+    for _ in range(2):  # as for many domains
+        create_hyper_repvgg(path, 'RepVGG-Micro', 10)
+    said = f"{path}: took the weights in its entry 'state_dict_ema', not those in 'state_dict'\n"
+    assert capsys.readouterr().err == said
+    create_hyper_repvgg(saved(tmp_path, {'state_dict': state}), 'RepVGG-Micro', 10)
+    assert capsys.readouterr().err == ''
 
 
 @loads
@@ -156,10 +175,49 @@ def refusal(path: str, name: str = 'RepVGG-Micro', num_classes: int = 10) -> str
 @loads
 @pytest.mark.parametrize('name, num_classes, named', [
     ('RepVGG-Micro', 11, r'linear.weight is \(10, 128\), not \(11, 128\)'),
-    ('RepVGG-A0', 10, r'stage2.0.rbr_dense.conv.weight is .* not|stage3.* is missing'),
+    ('RepVGG-A0', 10, r'stage2.0.rbr_dense.conv.weight is .* not|stage3.* missing'),
 ])
 def test_a_checkpoint_of_another_architecture_is_refused_by_what_differs(name, num_classes, named, tmp_path):
     assert re.search(named, refusal(saved(tmp_path, micro_state()), name, num_classes))
+
+
+@loads
+def test_all_sorts_of_what_differs_are_named(tmp_path):
+    state = micro_state()
+    for name in [name for name in state if name.startswith('stage3.')]:
+        state[name.replace('stage3.', 'features.3.')] = state.pop(name)
+    state['stage1.0.rbr_1x1.conv.weight'] = torch.zeros(7)
+    message = refusal(saved(tmp_path, state))
+    for wanted in (r'stage3\.0\.\S+, .* and \d+ more are missing;',
+                   r'features\.3\.\S+, .* more are not part of the model;',
+                   r'stage1\.0\.rbr_1x1\.conv\.weight is \(7,\), not \('):
+        assert re.search(wanted, message), message
+
+
+@loads
+@pytest.mark.parametrize('fused', ['stage{}.rbr_reparam.{}', 'module.stages.{}.reparam_conv.{}'])
+def test_fused_weights_are_refused_with_the_reason(fused, tmp_path):
+    state = {fused.format('1.0', part): torch.zeros(32) for part in ('weight', 'bias')}
+    assert 'fused weights for deployment' in refusal(saved(tmp_path, state))
+
+
+@loads
+def test_weights_for_another_number_of_classes_say_which(tmp_path):
+    message = refusal(saved(tmp_path, micro_state()), num_classes=1000)
+    assert 'classifies 10 classes, NUM_CLASSES is 1000' in message and 'set NUM_CLASSES=10,' in message
+
+
+@loads
+def test_a_file_of_two_networks_is_refused(tmp_path):
+    state = micro_state()
+    assert 'more than once' in refusal(saved(tmp_path, {**state, 'module.linear.bias': state['linear.bias']}))
+
+
+@loads
+def test_a_checkpoint_inside_itself_is_refused(tmp_path):
+    content = {'epoch': 3}
+    content['model'] = content
+    assert 'holds no state dict' in refusal(saved(tmp_path, content))
 
 
 @loads
