@@ -10,14 +10,14 @@ from typing import Dict, Optional, Tuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from torch.utils.data import Dataset
 
 from config import Settings, UserError
 from domain_transforms import check_domain, corrupt, domain_name
 from domains.division import SUBSETS
 from domains.image_sets import ImageSet
 from domains.image_sources import ImageSource, open_source
+from domains.loading import batches
 from domains.partition import load_partition
 
 IN_MEMORY: Dict[Tuple[int, str], ImageSet] = {}  # (domain, subset): images that came to a cluster's node with their job
@@ -38,8 +38,9 @@ class DomainDataset(Dataset):
         try:
             image = self.source.read(index)
         except Exception as error:  # whatever a file that was damaged or removed since provokes
-            raise UserError(f'{self.source.describe(index)}: can no longer be read ({error}); make the partition again '
-                            'with `python create_noniid_partition.py`') from None
+            reason = ' '.join(str(error).split())
+            raise UserError(f'{self.source.describe(index)}: can no longer be read ({reason}); make the partition '
+                            'again with `python create_noniid_partition.py`') from None
         if self.domain_id is not None:
             image = corrupt(image, self.domain_id, self.seed, index)
         return image, int(self.source.labels[index])
@@ -76,7 +77,6 @@ def _open(settings: Settings, subset: str):
 
 
 def _read_all(dataset: DomainDataset, settings: Settings, what: str) -> ImageSet:
-    """The whole dataset in memory, in order. The loader gets a generator of its own: it would draw from torch's."""
-    loader = DataLoader(dataset, batch_size=LOADER_BATCH, num_workers=settings.NUM_WORKERS, generator=torch.Generator())
-    images, labels = zip(*tqdm(loader, what, delay=3, leave=False, disable=None))
+    """The whole dataset in memory, in order."""
+    images, labels = zip(*batches(dataset, LOADER_BATCH, settings.NUM_WORKERS, what))
     return ImageSet(torch.cat(images), torch.cat(labels))

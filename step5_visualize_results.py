@@ -70,7 +70,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
     writing.check_writable(path)
     pictures.write_all(folder, made)
     with writing.replacing(text_path) as temporary:
-        with open(temporary, 'w', encoding='utf-8') as stream:
+        with open(temporary, 'w', encoding='utf-8', errors='backslashreplace') as stream:
             stream.write(text + '\n')
     content = {**summary.as_dict(found.results, settings), 'warnings': pictures.warnings_on(found),
                'pictures': sorted(made)}

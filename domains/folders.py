@@ -9,7 +9,9 @@ import functools
 import hashlib
 import os
 import re
-from typing import Dict, List, NamedTuple, Sequence, Tuple
+import stat
+from pathlib import PurePath
+from typing import Dict, FrozenSet, Iterator, List, NamedTuple, Sequence, Tuple
 
 from config import UserError
 
@@ -51,10 +53,11 @@ def read_tree(root: str) -> Tree:
                         f'{os.path.join(root, names[-1])}, or put training images into train/ and others into val/')
     if not names:
         raise UserError(f'DATA_PATH {root}: no class folders in it; it needs one folder with images per class')
-    found = images_of(root, '', names)
+    unreadable: List[str] = []
+    found = images_of(root, '', names, unreadable)
     if not found:
         raise UserError(f'DATA_PATH {root}: no images in its folders {shown(names)}')
-    return made_tree(root, names, found, [], left_out)
+    return made_tree(root, names, found, [], left_out, unreadable)
 
 
 def read_parts(root: str, training: Sequence[str], held_out: Sequence[str], left_out: List[str]) -> Tree:
@@ -76,20 +79,23 @@ def read_parts(root: str, training: Sequence[str], held_out: Sequence[str], left
             raise UserError(f'DATA_PATH {root}: {first}/ and {part}/ must hold the same classes; ' + '; '.join(
                 f'only in {where}/: {shown(names)}' for where, names in ((first, only_first), (part, only_part))
                 if names))
-    found, flags = [], []
+    found, flags, unreadable = [], [], []
     for part in classes:
-        images = images_of(root, part, classes[first])
+        images = images_of(root, part, classes[first], unreadable)
         if not images:
             raise UserError(f'{os.path.join(root, part)}: no images in its class folders')
         found += images
         flags += [part not in training] * len(images)
-    return made_tree(root, classes[first], found, flags, left_out)
+    return made_tree(root, classes[first], found, flags, left_out, unreadable)
 
 
 def class_folders(folder: str) -> Tuple[List[str], List[str]]:
     """Names of the class folders in a folder, sorted as text, and of those that only annotate images. A folder without
     any file stays a class, so that the others keep their numbers."""
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith('.'))
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith('.'))
+    except OSError as error:
+        raise UserError(f'{folder}: cannot be read ({error.strerror})') from None
     no_class = [name for name in names if name.lower() in NO_CLASSES or only_annotates(os.path.join(folder, name))]
     return [name for name in names if name not in no_class], no_class
 
@@ -97,7 +103,7 @@ def class_folders(folder: str) -> Tuple[List[str], List[str]]:
 def only_annotates(folder: str) -> bool:
     """Are there files in it, or below it, and is each of them text or a table?"""
     found = False
-    for _, _, names in os.walk(folder, followlinks=True):
+    for _, names in walk(folder, []):
         for name in names:
             if name.startswith('.'):
                 continue
@@ -107,25 +113,52 @@ def only_annotates(folder: str) -> bool:
     return found
 
 
-def images_of(root: str, part: str, classes: Sequence[str]) -> List[Tuple[str, int]]:
-    """(path relative to root, label) of all images at any depth below root/part/class."""
+def images_of(root: str, part: str, classes: Sequence[str], unreadable: List[str]) -> List[Tuple[str, int]]:
+    """(path relative to root, label) of all images at any depth below root/part/class; `unreadable` folders are named
+    there."""
     return [(path, label) for label, name in enumerate(classes)
-            for path in images_below(os.path.join(root, part, name), root)]
+            for path in images_below(os.path.join(root, part, name), root, unreadable)]
 
 
-def images_below(folder: str, root: str) -> List[str]:
+def images_below(folder: str, root: str, unreadable: List[str]) -> List[str]:
     """Image files below `folder`, relative to `root` with forward slashes, sorted."""
     found = []
-    for where, _, names in os.walk(folder, followlinks=True):
+    for where, names in walk(folder, unreadable):
         found += [os.path.relpath(os.path.join(where, name), root).replace(os.sep, '/') for name in names
                   if name.lower().endswith(EXTENSIONS) and not name.startswith('.')]
     return sorted(found)
 
 
+def walk(folder: str, unreadable: List[str]) -> Iterator[Tuple[str, List[str]]]:
+    """(folder, names of its files) of a folder and of all below it. Links are followed, but not to a folder that they
+    lie in themselves; a folder that cannot be read is added to `unreadable`."""
+    above = [folder, *map(str, PurePath(os.path.abspath(folder)).parents)]
+    inside: Dict[str, FrozenSet[Tuple[int, int]]] = {folder: frozenset(map(number_of, above))}  # which each lies in
+    for where, below, names in os.walk(folder, followlinks=True, onerror=lambda e: unreadable.append(str(e.filename))):
+        chain = inside.pop(where)
+        for name in list(below):
+            path = os.path.join(where, name)
+            number = number_of(path)
+            if number in chain:
+                below.remove(name)
+            inside[path] = chain | {number}
+        yield where, names
+
+
+def number_of(folder: str) -> Tuple[int, int]:
+    """What tells a folder from all others, whatever links lead to it; of one that cannot be looked at, nothing does."""
+    try:
+        facts = os.stat(folder)
+    except OSError:
+        return (-1, hash(folder))
+    return facts.st_dev, facts.st_ino
+
+
 def made_tree(root: str, classes: List[str], found: Sequence[Tuple[str, int]], held_out: List[bool],
-              left_out: Sequence[str]) -> Tree:
+              left_out: Sequence[str], unreadable: Sequence[str]) -> Tree:
     """The tree of these images, with what a user should know about it."""
     warnings = [f'{root}: no class folders, left out: {shown(left_out)}'] if left_out else []
+    warnings += [f'{root}: folders that cannot be read, left out: {shown(unreadable)}'] if unreadable else []
     in_order = sorted(classes, key=natural_order)
     if in_order != classes and len({re.sub(r'\d+', '#', name) for name in classes}) == 1:
         warnings.append(f'{root}: class folders are numbered in the order of text, {", ".join(classes[:NAMES_SHOWN])}, '
@@ -153,7 +186,12 @@ def refuse_overlap(root: str, tree: Tree) -> None:
 def shown(names: Sequence[str], most: int = NAMES_SHOWN) -> str:
     """The first few names, and how many there are besides."""
     more = f' and {len(names) - most} more' if len(names) > most else ''
-    return ', '.join(names[:most]) + more
+    return ', '.join(map(readable, names[:most])) + more
+
+
+def readable(name: str) -> str:
+    """A name for a terminal: line ends, control characters and bytes that are no UTF-8 are written as codes."""
+    return ''.join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in name)
 
 
 # --- what identifies an image -------------------------------------------------------------------------
@@ -166,6 +204,8 @@ def digests_of(root: str, paths: Sequence[str]) -> List[str]:
         full = os.path.join(root, path)
         try:
             facts = os.stat(full)
+            if not stat.S_ISREG(facts.st_mode):
+                raise OSError('opening a pipe would wait for ever')
             found.append(digest_of(full, facts.st_size, facts.st_mtime_ns))
         except OSError:  # decoding it fails later, and says so
             found.append(hashlib.sha256(f'unreadable {path}'.encode('utf-8', 'surrogateescape')).hexdigest()[:16])

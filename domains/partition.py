@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from typing import Any, Dict, List, Sequence, Tuple
 
 import numpy as np
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from cli import say
 from config import Settings, UserError
@@ -25,6 +23,7 @@ from domains import trained_images
 from domains.division import SUBSETS, Indices, draw, label_shares, subset_pools, test_fraction
 from domains.folders import shown
 from domains.image_sources import ImageSource
+from domains.loading import batches
 from pipeline import documents, fingerprints, kinds, writing
 
 SHAPING = ('SEED', 'DATASET', 'NUM_DOMAINS', 'TRAIN_FRACTION', 'VAL_FRACTION', 'CAL_FRACTION', 'DIRICHLET_BETA',
@@ -74,9 +73,7 @@ def find_readable(source: ImageSource, num_workers: int = 0) -> Tuple[Indices, L
     everything = np.arange(len(source))
     if not source.can_be_damaged():
         return everything, []
-    loader = DataLoader(_Decodes(source), batch_size=64, num_workers=num_workers)
-    progress = tqdm(loader, 'checking images', delay=3, leave=False, disable=None)
-    readable = np.concatenate([part.numpy() for part in progress])
+    readable = np.concatenate([part.numpy() for part in batches(_Decodes(source), 64, num_workers, 'checking images')])
     skipped = [source.describe(index) for index in np.flatnonzero(~readable)]
     if skipped:
         say(f'warning: skipped {len(skipped)} unreadable of {len(source)} images: {shown(skipped, NAMES_SHOWN)}')

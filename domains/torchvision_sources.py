@@ -8,19 +8,22 @@ import difflib
 import hashlib
 import inspect
 import os
+import warnings
 from typing import Any, Sequence
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 from torchvision import datasets
-from torchvision.transforms import functional
 
 from config import Settings, UserError
 from domains import folders
 from domains.source_base import ImageSource
 
+EMNIST_SPLITS = {62: 'byclass', 47: 'balanced', 27: 'letters', 10: 'digits'}  # by NUM_CLASSES
+NO_TEST_LABELS = ('ImageNet', 'Places365', 'Imagenette', 'CLEVRClassification')  # or no test images at all
+TIFF_BITS = 258  # the tag BitsPerSample
 IDENTITY_SAMPLES = 64  # images of a torchvision dataset that are hashed into its identity
 
 
@@ -49,8 +52,13 @@ class FolderImages(ImageSource):
         return True
 
     def _decode(self, index: int) -> Image.Image:
-        with Image.open(os.path.join(self.root, self.paths[index])) as image:
-            return image.convert('RGB')
+        path = os.path.join(self.root, self.paths[index])
+        if not os.path.isfile(path):  # opening a pipe would wait for ever
+            raise FileNotFoundError(f'{path}: no such file')
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # what Pillow thinks of a file's metadata and size: lines for each image
+            with Image.open(path) as image:
+                return as_seen(image)
 
     def describe(self, index: int) -> str:
         return os.path.join(self.root, self.paths[index])
@@ -59,11 +67,32 @@ class FolderImages(ImageSource):
         return True
 
 
+def as_seen(image: Image.Image) -> Image.Image:
+    """An image as a viewer shows it: turned as its camera was held (EXIF), RGB, 8 bits a channel. Raises `ValueError`
+    for pixels without a known range."""
+    mode, bits = image.mode, getattr(image, 'tag_v2', {}).get(TIFF_BITS, (16,))[0]
+    if mode == 'F' or (mode == 'I' and image.format not in ('PNG', 'PPM')):  # older versions of Pillow: PNGs of 16 bits
+        raise ValueError(f'its pixels are numbers without a known range (mode {mode})')
+    try:
+        image = ImageOps.exif_transpose(image) or image
+    except Exception:  # damaged EXIF data: the pixels may be sound; where they are not, the next lines say so
+        pass
+    if mode.startswith('I'):
+        grey = np.asarray(image, dtype=np.float64) * 255 / (2 ** bits - 1)
+        image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
+    return image.convert('RGB')
+
+
 def resize_and_crop(image: Image.Image, size: int, shorter_side: int) -> torch.Tensor:
     """A PIL image -> uint8 [3, size, size]: resize so that the shorter side has `shorter_side` pixels, crop the centre
-    (256 and 224 is how the RepVGG authors evaluate)."""
-    image = functional.center_crop(functional.resize(image, shorter_side), size)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    (256 and 224 is how the RepVGG authors evaluate). Only what is kept is computed: a PNG of 20000x1 pixels would have
+    1.3 billion of them."""
+    full = [int(shorter_side * side / min(image.size)) for side in image.size]  # width, height after resizing
+    first = [int(round((side - size) / 2)) for side in full]
+    box = [min(edge * have / side, have) for edges in (first, [edge + size for edge in first])
+           for edge, have, side in zip(edges, image.size, full)]  # left, top, right, bottom of what is kept
+    resized = image.resize((size, size), Image.BILINEAR, box=tuple(box))
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
 
 
 # --- torchvision ----------------------------------------------------------------------------------
@@ -82,7 +111,7 @@ class TorchvisionImages(ImageSource):
         self.identity = digest.hexdigest()
 
     def read(self, index: int) -> torch.Tensor:
-        image = self.dataset[index][0].convert('RGB')
+        image = as_seen(self.dataset[index][0])
         if image.size == (self.size, self.size):
             return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
         # an image that has to grow has no margin to give away
@@ -102,12 +131,14 @@ def open_torchvision(settings: Settings) -> TorchvisionImages:
             "use 'mnist5k', 'imagefolder' or the name of a torchvision dataset such as CIFAR10"
         raise UserError(f'unknown DATASET {settings.DATASET!r}: {hint}')
     made = getattr(datasets, name)
+    arguments = _held_out_arguments(made, settings)
     try:
-        dataset = made(**_held_out_arguments(made, settings))
+        dataset = made(**arguments)
     except Exception as error:  # each dataset has its own way of saying that it is not there
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise UserError(f'{name} cannot be opened at DATA_PATH {settings.DATA_PATH}: {reason} '
-                        '(nothing is downloaded: put the dataset there first)') from None
+        not_there = isinstance(error, (RuntimeError, OSError))  # others: it cannot be opened in this way at all
+        hint = ' (nothing is downloaded: put the dataset there first)' if not_there else ''
+        raise UserError(f'{name} cannot be opened at DATA_PATH {settings.DATA_PATH}: {reason}{hint}') from None
     labels = _labels(dataset, name)
     names = [str(item) for item in getattr(dataset, 'classes', [])]
     if len(names) <= labels.max():
@@ -123,8 +154,13 @@ def _held_out_arguments(made: type, settings: Settings) -> dict:
         arguments['root'] = settings.DATA_PATH
     if 'train' in known:
         arguments['train'] = False
+    elif made.__name__ == 'EMNIST':
+        if settings.NUM_CLASSES not in EMNIST_SPLITS:
+            raise UserError('DATASET EMNIST: NUM_CLASSES must be ' + ', '.join(
+                f'{count} ({split})' for count, split in EMNIST_SPLITS.items()) + f', not {settings.NUM_CLASSES}')
+        arguments.update(split=EMNIST_SPLITS[settings.NUM_CLASSES], train=False)
     elif 'split' in known:
-        arguments['split'] = 'val' if made.__name__ in ('ImageNet', 'Places365', 'Imagenette') else 'test'
+        arguments['split'] = 'val' if made.__name__ in NO_TEST_LABELS else 'test'
     if 'download' in known:
         arguments['download'] = False
     if made.__name__ == 'FakeData':

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import functools
 import textwrap
+import warnings
 from typing import Callable, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
@@ -51,7 +52,8 @@ def save(figure: Figure, *paths: str) -> None:
     """Write a figure to each path (the suffix says how), each replaced in one step."""
     with rc_context(STYLE):
         for path in paths:
-            with writing.replacing(path) as temporary:
+            with writing.replacing(path) as temporary, warnings.catch_warnings():
+                warnings.filterwarnings('ignore', message='Glyph .* missing')  # a name in a script that the font lacks
                 figure.savefig(temporary, dpi=DPI, metadata={'CreationDate': None} if path.endswith('.pdf') else None)
             if hasattr(figure, 'set_layout_engine'):
                 figure.set_layout_engine('none')  # laid out once; half of the time goes there
