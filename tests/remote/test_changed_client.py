@@ -15,7 +15,8 @@ from remote import session as real_mode
 from tier import devices
 
 FACTS: Dict[str, Any] = {'name': 'a board', 'device': 'cuda', 'threads': 1, 'torch': '1.10.0',
-                         'power_mode': 'pmode:0000', 'cpu_max_mhz': 2035.2, 'gpu_max_mhz': None, 'temperature_c': 40.0, 'host': 'a'}
+                         'power_mode': 'pmode:0000', 'cpu_max_mhz': 2035.2, 'gpu_max_mhz': None,
+                         'temperature_c': 40.0, 'host': 'a'}
 MEASURED_ANEW = 5.0  # ms a block
 
 
