@@ -99,8 +99,8 @@ class Settings:
     PARTITION_FILE: str = setting('data/noniid_partitions/partition_info.json', 'none', path)
     NUM_DOMAINS: int = setting(10, 'data', one_to_ten)  # one corruption each (domain_transforms.py)
     TRAIN_FRACTION: float = setting(0.5, 'data', inner_fraction)  # of all images; fits the base model and α
-    VAL_FRACTION: float = setting(0.2, 'data', inner_fraction)  # of all images; the search decides by them
-    CAL_FRACTION: float = setting(0.15, 'data', inner_fraction)  # of all images; confirm the answer. Rest: test data
+    VAL_FRACTION: float = setting(0.15, 'data', inner_fraction)  # of all images; the search decides by them
+    CAL_FRACTION: float = setting(0.25, 'data', inner_fraction)  # of all images; confirm the answer. Rest: test data
     DIRICHLET_BETA: float = setting(2.0, 'data', above_0)  # concentration of the label skew; smaller is more skewed
     IMAGES_PER_SUBSET: int = setting(700, 'data', at_least_0)  # images of each subset of a domain, at most; 0: all
     NORM_MEAN: Tuple[float, ...] = setting((0.5, 0.5, 0.5), 'data', three_numbers)  # per channel, of images in [0, 1]

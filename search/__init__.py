@@ -10,6 +10,6 @@ is progressive_pruning.py.) importance_pruning: the baseline that ignores time.
 
 From files to files. domain_inputs, domain_search: a domain's search, resumed after a kill (state_file). frontier, pick:
 all configurations that no other beats, and which of them is the answer. noninferiority, confirmation: is its loss at
-most ε on new images? answers: a configuration measured on test images. one_tier: the network without a split, to compare
-with. result, result_warnings, result_assembly, result_file: what is written for a domain.
+most ε on new images? answers: a configuration measured on test images. one_tier: the network without a split. result,
+result_warnings, result_assembly, result_file: what is written for a domain.
 """
