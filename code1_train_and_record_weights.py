@@ -14,6 +14,7 @@ from typing import Any, Dict, Optional, Sequence
 
 import cli
 from config import Settings
+from costs.checks import check_settings
 from pipeline import fingerprints, kinds, provenance, writing
 
 PICTURE = 'hyper_weights_heatmap.png'
@@ -33,6 +34,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
     cli.add_if_changed(parser)
     parser.add_argument('--domains', metavar='0,3,7', help='domain ids (default: all)')
     args, settings = cli.parse(parser, argv)
+    check_settings(settings)
     wanted = cli.domains(args.domains, settings)
     inputs = fingerprints.inputs_of('alpha', settings)
     paths = {kind: kinds.path_of(kind, settings) for kind in ('alpha', 'alpha_training')}

@@ -12,6 +12,7 @@ import os
 from typing import Optional, Sequence
 
 import cli
+from costs.checks import check_settings
 from pipeline import fingerprints, kinds
 
 KINDS = ('branch_flops', 'importance_scores', 'importance_rankings')
@@ -23,6 +24,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
     parser = cli.parser(__doc__)
     cli.add_if_changed(parser)
     args, settings = cli.parse(parser, argv)
+    check_settings(settings, weights=False)
     inputs = fingerprints.inputs_of('branch_flops', settings)
     paths = {kind: kinds.path_of(kind, settings) for kind in KINDS}
     folder = os.path.dirname(paths['branch_flops'])

@@ -4,7 +4,8 @@
     python step_3_joint.py --domain_id 3 --set EPSILON=0.01 OMEGA=1     # from the command line
 
 The command line wins over the environment, the environment over the profile, the profile over the defaults below. Every
-value is checked against its type and its rule; an unknown name is an error that names the nearest setting, and a name
+value is checked against its type and its rule (what takes knowledge of networks and files: costs/checks.py). An unknown
+name is an error that names the nearest setting; in the environment, which other programs share, it is a warning. A name
 of earlier versions is an error that says what took its place. Importing this module does nothing else: a script calls
 `load()` once and passes the `Settings` on.
 """
@@ -14,6 +15,8 @@ import dataclasses
 import difflib
 import math
 import os
+import re
+import sys
 from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Tuple, TypeVar, get_type_hints
 
 ROOT = os.path.dirname(os.path.abspath(__file__))  # of the repository
@@ -64,6 +67,8 @@ fraction = Rule(lambda v: 0 <= v <= 1, 'between 0 and 1')
 inner_fraction = Rule(lambda v: 0 < v < 1, 'between 0 and 1')
 one_to_ten = Rule(lambda v: 1 <= v <= 10, 'between 1 and 10')
 seed = Rule(lambda v: 0 <= v < 2 ** 63, '0 or more, below 2^63')
+device = Rule(lambda v: re.fullmatch(r'auto|(cpu|cuda)(:\d{1,3})?', v, re.ASCII) is not None,
+              "'auto', 'cpu', 'cuda' or 'cuda:N'")
 port = Rule(lambda v: 0 < v < 65536, 'a port, 1 to 65535')
 path = Rule(lambda v: v.strip() != '', 'a path')
 three_numbers = Rule(lambda v: len(v) == 3, 'three numbers')
@@ -109,17 +114,17 @@ class Settings:
     NUM_WORKERS: int = setting(0, 'none', at_least_0)  # data loading processes; does not change a pixel
     TORCH_THREADS: int = setting(1, 'alpha', at_least_0)  # of training and evaluation; 0: all cores. 1: the same sums
     #                                                  everywhere, and run_pipeline.sh runs a domain on each core
-    TRAIN_DEVICE: str = setting('cpu', 'none')  # of α training and search: 'cpu', 'cuda', 'cuda:1', 'auto' (CUDA if
-    #                                        there is one); with 'cuda' domains take turns on all GPUs
+    TRAIN_DEVICE: str = setting('cpu', 'none', device)  # of α training and search: 'cpu', 'cuda', 'cuda:1', 'auto'
+    #                                    (CUDA if there is one); with 'cuda' domains take turns on all GPUs
 
     # --- α for each domain (code1) and its importance (code2) -----------------------------------
     ALPHA_EPOCHS: int = setting(4, 'alpha', at_least_0)  # passes over a domain's training images
     ALPHA_LR: float = setting(0.02, 'alpha', above_0)  # Adam
 
     # --- tiers: what is measured or simulated (roofline, step 1) --------------------------------
-    SERVER_DEVICE: str = setting('auto', 'server')  # 'auto' (CUDA if there is one), 'cpu', 'cuda', 'cuda:1'
+    SERVER_DEVICE: str = setting('auto', 'server', device)  # 'auto' (CUDA if there is one), 'cpu', 'cuda', 'cuda:1'
     SERVER_THREADS: int = setting(1, 'server', at_least_0)  # CPU threads of the server tier; 0: all cores
-    CLIENT_DEVICE: str = setting('auto', 'client')  # of a real client
+    CLIENT_DEVICE: str = setting('auto', 'client', device)  # of a real client
     CLIENT_THREADS: int = setting(1, 'client', at_least_0)  # CPU threads of a real client; 0: all cores
     DEVICE_PROFILE: str = setting('edge-cpu', 'client')  # simulated client: 'edge-cpu', 'jetson-tx2', a JSON file,
     #                                               or '' when a real client is meant
@@ -193,10 +198,35 @@ class Settings:
                 if f.metadata['group'] in groups}
 
     def threads(self, count: int) -> int:
-        """A thread setting with 0 replaced by the cores that this process may use."""
-        if count:
-            return count
-        return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+        """A thread setting with 0 replaced by the cores that this process may use (`cores`)."""
+        return count or cores()
+
+
+def cores(groups: str = '/proc/self/cgroup', mounted: str = '/sys/fs/cgroup') -> int:
+    """How many cores this process may use: those that it is bound to, or a container's share where that is less (whole
+    cores, at least one). `groups` and `mounted` are where Linux describes control groups, version 1 and 2."""
+    found = float(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1)
+    try:
+        own = [line.split(':', 2)[2].strip().strip('/') for line in _text(groups).splitlines() if line.count(':') >= 2]
+    except OSError:
+        own = []
+    for group in {'', *own}:
+        parts = group.split('/')
+        for depth in range(len(parts) + 1):  # a limit of a group holds for those below it
+            for version, names in (('', ('cpu.max',)), ('cpu', ('cpu.cfs_quota_us', 'cpu.cfs_period_us'))):
+                files = [os.path.join(mounted, version, *parts[:depth], name) for name in names]
+                try:
+                    quota, period = (float(number) for file in files for number in _text(file).split())
+                except (OSError, ValueError):  # no such file; 'max', no limit
+                    continue
+                if quota > 0 and period > 0:  # -1: no limit
+                    found = min(found, quota / period)
+    return max(1, int(found))
+
+
+def _text(path: str) -> str:
+    with open(path, encoding='utf-8') as stream:
+        return stream.read()
 
 
 PROFILES: Dict[str, Dict[str, Any]] = {
@@ -226,7 +256,7 @@ def load(overrides: Tuple[str, ...] = (), environ: Optional[Mapping[str, str]] =
             raise UserError(f'unknown setting {name} in the environment: {replacement_of(name)}')
         near = _nearest(name, cutoff=0.88)
         if name not in _TYPES and near and near not in environ and name.isupper():
-            raise UserError(f'unknown setting {name} in the environment: did you mean {near}?')
+            print(f'warning: {name} in the environment is no setting: did you mean {near}?', file=sys.stderr)
     for item in overrides:
         name, equals, value = item.partition('=')
         if not equals:
@@ -234,7 +264,7 @@ def load(overrides: Tuple[str, ...] = (), environ: Optional[Mapping[str, str]] =
         if name in RENAMED:
             raise UserError(f'unknown setting {name}: {replacement_of(name)}')
         if name not in _TYPES:
-            near = _nearest(name.upper(), cutoff=0.5)
+            near = _nearest(name.upper(), cutoff=0.7)
             raise UserError(f'unknown setting {name}' + (f': did you mean {near}?' if near else
                                                          ': config.py lists them all'))
         texts[name] = value

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Optional, Sequence
 
 import cli
+from costs.checks import check_settings
 
 
 def main(argv: Optional[Sequence[str]]) -> None:
@@ -19,6 +20,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
     parser = cli.parser(__doc__)
     cli.add_if_changed(parser)
     args, settings = cli.parse(parser, argv)
+    check_settings(settings, weights=False)
     from steps import partition  # loads PyTorch and matplotlib, which --help does not need
     partition.make(settings, args.if_changed)
 

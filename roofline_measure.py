@@ -13,6 +13,7 @@ from typing import Optional, Sequence
 
 import cli
 from config import Settings, UserError
+from costs.checks import check_settings
 from costs.cost_model import TIERS, Roofline
 from costs.device_profiles import load_profile, slowdown_of
 from pipeline import documents, fingerprints, kinds, measured, writing
@@ -75,6 +76,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
     measured.add_flags(parser)
     parser.add_argument('--tier', choices=TIERS, default='server')
     args, settings = cli.parse(parser, argv)
+    check_settings(settings, weights=False)
     path = kinds.path_of(f'roofline_{args.tier}', settings)
     if args.tier == 'client' and measured.keeps('roofline_client', settings, args):
         return

@@ -26,9 +26,25 @@
 #   step 3                step_3_joint.py                     α, γ and λ of each domain together
 #   step 5                step5_visualize_results.py          pictures and a summary
 #
-# A step runs only when what it is made from has changed since its output was written.
+# Relative paths (DATA_PATH, RESULTS_DIR, ...) are those of the folder where the command is typed; what is not given lies
+# beside this script. A step runs only when what it is made from has changed since its output was written.
 set -euo pipefail
+caller=$PWD
 cd "$(dirname "$0")"
+
+absolute() {  # setting, value: paths are those of the folder where the command was typed, if that is not this one
+    case $1 in
+        DATA_PATH|PARTITION_FILE|RESULTS_DIR|WEIGHT_PATH_SERVER|WEIGHT_PATH_CLIENT) ;;
+        DEVICE_PROFILE) [ -f "$caller/$2" ] || { printf '%s' "$2"; return; } ;;  # else the name of one
+        *) printf '%s' "$2"; return ;;
+    esac
+    case $2 in ''|/*) printf '%s' "$2" ;; *) printf '%s' "$caller/$2" ;; esac
+}
+if ! [ "$caller" -ef . ]; then
+    for name in DATA_PATH PARTITION_FILE RESULTS_DIR WEIGHT_PATH_SERVER WEIGHT_PATH_CLIENT DEVICE_PROFILE; do
+        [ -z "${!name:-}" ] || export "$name=$(absolute "$name" "${!name}")"
+    done
+fi
 
 fail() { echo "run_pipeline.sh: error: $1" >&2; exit 2; }
 
@@ -45,8 +61,11 @@ while [ $# -gt 0 ]; do
             at_once+=(--engine "$2"); shift 2 ;;
         --with_sequential) sequential=1; shift ;;
         --force) if_changed=(); shift ;;
-        --set) shift; while [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; do overrides+=(--set "$1"); shift; done ;;
-        -h|--help) sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p;}' "$0"; exit 0 ;;
+        --set) shift; while [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; do
+                case $1 in *=*) [ "$caller" -ef . ] || set -- "${1%%=*}=$(absolute "${1%%=*}" "${1#*=}")" "${@:2}" ;; esac
+                overrides+=(--set "$1"); shift
+            done ;;
+        -h|--help) sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p;}' "$(basename "$0")"; exit 0 ;;
         *) fail "unknown argument '$1'; see --help" ;;
     esac
 done

@@ -19,6 +19,7 @@ import create_noniid_partition
 import step2_initial_throughput_opt
 import step5_visualize_results
 from config import Settings, UserError
+from costs.checks import check_settings
 from pipeline import fingerprints, kinds
 
 
@@ -36,6 +37,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
     cli.add_server(parser)
     parser.add_argument('--domains', metavar='0,3,7', help='only these (default: all)')
     args, settings = cli.parse(parser, argv)
+    check_settings(settings)
     settings = config.with_real_client(settings)
     domains = cli.domains(args.domains, settings)
     lut_file = kinds.path_of('lut', settings)

@@ -12,6 +12,7 @@ from typing import Optional, Sequence
 
 import cli
 import config
+from costs.checks import check_settings
 from pipeline import fingerprints, writing
 from report.measured import comparison
 
@@ -23,6 +24,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
     cli.add_limits(parser)
     parser.add_argument('--frames', type=int, default=300, help='frames to stream (at least 16)')
     args, settings = cli.parse(parser, argv)
+    check_settings(settings)
     settings = config.with_real_client(settings)
     path = os.path.join(settings.RESULTS_DIR, 'stream_measured.json')
     writing.check_writable(path)

@@ -17,6 +17,7 @@ import dataclasses
 from typing import Optional, Sequence
 
 import cli
+from costs.checks import check_settings
 from pipeline import fingerprints, kinds, measured
 
 
@@ -31,6 +32,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
     args, settings = cli.parse(parser, argv)
     if args.device_profile is not None:
         settings = dataclasses.replace(settings, DEVICE_PROFILE=args.device_profile)
+    check_settings(settings, weights=False)
     kind = 'lut' if args.mode == 'merge' else f'lut_{args.mode}'
     path = kinds.path_of(kind, settings)
     if kind == 'lut_client' and measured.keeps(kind, settings, args):

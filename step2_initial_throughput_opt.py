@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Optional, Sequence
 
 import cli
+from costs.checks import check_settings
 from pipeline import documents, fingerprints, kinds, writing
 
 
@@ -27,6 +28,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
                         help='limits that only a pruned network can meet are no error: report the nearest')
     parser.add_argument('--lut_file', metavar='FILE', help='the complete table (default: the one in RESULTS_DIR)')
     args, settings = cli.parse(parser, argv)
+    check_settings(settings)
     path, lut_file = kinds.path_of('step2', settings), args.lut_file or kinds.path_of('lut', settings)
     inputs = fingerprints.inputs_of('step2', settings, lut=lut_file)
     if args.if_changed and fingerprints.is_current([path], inputs) and (args.pruning_follows or fits(path)):

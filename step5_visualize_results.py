@@ -19,6 +19,7 @@ from typing import List, Optional, Sequence
 
 import cli
 from config import Settings, UserError
+from costs.checks import check_settings
 from pipeline import documents, fingerprints, kinds, writing
 
 
@@ -56,6 +57,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
     cli.add_if_changed(parser)
     parser.add_argument('--lut_file', metavar='FILE', help='the complete table (default: the one in RESULTS_DIR)')
     args, settings = cli.parse(parser, argv)
+    check_settings(settings, weights=False)
     domains = domains_present(settings)
     lut_file = args.lut_file or kinds.path_of('lut', settings)
     path, inputs = kinds.path_of('summary', settings), inputs_of(domains, lut_file, settings)

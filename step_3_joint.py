@@ -17,6 +17,7 @@ from typing import Callable, Optional, Sequence
 import cli
 import config
 from config import Settings, UserError
+from costs.checks import check_settings
 from engines import many_domains
 from pipeline import fingerprints, kinds, writing
 
@@ -39,6 +40,7 @@ def main(argv: Optional[Sequence[str]]) -> int:
     cli.add_pick(parser)
     cli.add_server(parser)
     args, settings = cli.parse(parser, argv)
+    check_settings(settings)
     search_again = not args.if_changed and args.pick is None
     if args.mode == 'pseudo':
         lut_file = args.lut_file or kinds.path_of('lut', settings)

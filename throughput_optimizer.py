@@ -13,7 +13,8 @@ from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 import numpy as np
 import torch
 
-from config import Settings, UserError
+from config import Settings
+from costs.checks import split_range
 from costs.cost_model import (
     TIERS,
     HardwareTable,
@@ -40,15 +41,6 @@ class GradientRun:
     steps: int  # of each wire format
     wall_s: float
     history: List[Tuple[int, float]]  # (step, roofline-enhanced T_eff in ms)
-
-
-def split_range(n_blocks: int, settings: Settings) -> range:
-    """The splits that the optimisers may choose; `UserError` when the settings leave none."""
-    last = n_blocks - 1 if settings.LAMBDA_MAX is None else settings.LAMBDA_MAX
-    if not 0 <= settings.LAMBDA_MIN <= last <= n_blocks:
-        raise UserError(f'LAMBDA_MIN={settings.LAMBDA_MIN} and LAMBDA_MAX={last} leave no split: the model has '
-                        f'{n_blocks} blocks, so 0 <= LAMBDA_MIN <= LAMBDA_MAX <= {n_blocks}')
-    return range(settings.LAMBDA_MIN, last + 1)
 
 
 def fastest_gammas(block_ms: np.ndarray, valid: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:

@@ -21,6 +21,7 @@ from typing import Optional, Sequence
 
 import cli
 from config import Settings, UserError
+from costs.checks import check_settings
 from pipeline import kinds
 
 
@@ -29,6 +30,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
     parser = cli.parser(__doc__)
     parser.add_argument('--report_only', action='store_true', help='do not train')
     args, settings = cli.parse(parser, argv)
+    check_settings(settings, weights=False)
     weights = kinds.weights_to_write(settings)
     if not weights:
         raise UserError('WEIGHT_PATH_SERVER is empty: set it to the file to write')

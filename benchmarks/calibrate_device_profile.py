@@ -45,9 +45,9 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
+from costs.checks import PROFILE_DIR
 from costs.device_profiles import (
     JETSON_TX2,
-    PROFILE_DIR,
     KernelProfile,
     kernels_of,
     load_profile,

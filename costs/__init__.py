@@ -3,5 +3,6 @@
 cost_model: the table of measured times, and the times of a configuration. correction: what sums of its entries miss.
 goal: J, which weighs time against accuracy. verdict: does splitting pay?
 work: FLOP and bytes. importance: |α| per FLOP. memory: what a tier must hold. device_profiles: simulated clients.
-limits: bounds on times, memory and bytes. knapsack: the fastest γ within a memory bound.
+checks: settings,
+before any work. limits: bounds on times, memory and bytes. knapsack: the fastest γ within a memory bound.
 """

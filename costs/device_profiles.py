@@ -24,13 +24,12 @@ from typing import Any, ClassVar, Dict, Iterable, List, NamedTuple, Optional, Tu
 
 import numpy as np
 
-from config import ROOT, Settings, UserError
+from config import Settings, UserError
+from costs.checks import BUILT_IN, EDGE_CPU, JETSON_TX2, profile_path
 from network.gammas import GAMMAS
 from network.shapes import DENSE, IDENTITY, BlockShape
 from pipeline.documents import SCHEMA_VERSION, Document
 
-PROFILE_DIR = os.path.join(ROOT, 'data', 'device_profiles')
-EDGE_CPU, JETSON_TX2 = BUILT_IN = ('edge-cpu', 'jetson-tx2')
 MAX_FILE_BYTES = 1 << 20  # a profile is a few lines; a larger file is something else
 FLOAT_BYTES = 4
 
@@ -175,17 +174,6 @@ _FROM_TX2 = ('memory_rate', 'winograd_rate', 'winograd_half_pixels', 'direct_rat
              'pointwise_rate')  # a file may leave these out: how well kernels use a device varies less than the device
 _COMMON = ('schema_version', 'metadata', 'kind', 'name', 'source')
 IDENTITY_ALONE = ('affine', 'conv1x1')
-
-
-def profile_path(name_or_path: str) -> str:
-    """The JSON file behind a profile, '' for edge-cpu, which has none; raises `UserError` when there is no such one."""
-    if name_or_path == EDGE_CPU:
-        return ''
-    path = os.path.join(PROFILE_DIR, name_or_path + '.json') if name_or_path in BUILT_IN else name_or_path
-    if not os.path.isfile(path):
-        raise UserError(f'there is no device profile {name_or_path!r}: choose {", ".join(BUILT_IN)} or the path of a '
-                        'JSON file (docs/device_profiles.md shows one)')
-    return path
 
 
 def load_profile(name_or_path: str) -> DeviceProfile:

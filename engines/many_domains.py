@@ -7,6 +7,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import cli
 from config import Settings, UserError
+from costs.checks import check_settings
 from engines.jobs import Job, Outcome, attempt
 from engines.processes import run_in_processes, train_devices
 from pipeline import fingerprints, kinds, writing
@@ -53,6 +54,7 @@ def run(load_work: Callable[[], Callable[..., None]], kind: str, args: argparse.
     `options(domain)`: what else the work is told (`Job.options`). One domain without --engine runs in this process and
     raises what it raises.
     """
+    check_settings(settings)
     check_flags(args)
     domains = cli.domains(str(args.domain_id) if args.domains is None else args.domains, settings)
     lut_file = lut_file or kinds.path_of('lut', settings)
@@ -110,6 +112,7 @@ def print_domains(argv: Optional[Sequence[str]]) -> None:
     made.add_argument('--domains', metavar='0-9')
     add_engine(made)
     args, settings = cli.parse(made, argv)
+    check_settings(settings)
     check_flags(args)
     print(*cli.domains(args.domains, settings), sep=',')
 

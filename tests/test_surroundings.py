@@ -1,10 +1,18 @@
-"""Odd surroundings: output in other encodings, other folders, limited processors."""
+"""Odd surroundings: output in other encodings, other folders, limited processors, settings that cannot be."""
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+from typing import Tuple
 
 import pytest
-from test_cli import run_python
+from test_cli import SCRIPTS, only_line, run_python
+
+import config
+from config import Settings, UserError
+from costs.checks import check_settings
+from network.shapes import ARCHITECTURES
 
 SAYS = '''
 import sys
@@ -37,3 +45,106 @@ def test_a_step_whose_output_is_latin_1(tmp_path):
     status, _, err = run_python('roofline_measure.py', '--tier', 'client', '--set', f'RESULTS_DIR={tmp_path}α',
                                 'DEVICE_PROFILE=jetson-tx2', PYTHONIOENCODING='latin-1')
     assert (status, err) == (0, '') and os.listdir(f'{tmp_path}α') == ['roofline_client.json']
+
+
+# --- run_pipeline.sh, typed in another folder ----------------------------------------------------------------
+
+def run_bash(cwd, *arguments: str, **environ: str) -> Tuple[int, str]:
+    """(status, stderr) of run_pipeline.sh."""
+    done = subprocess.run(['bash', os.path.join(config.ROOT, 'run_pipeline.sh'), *arguments], cwd=str(cwd),
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=120,
+                          env={**os.environ, **environ})
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize('name', ['DATA_PATH', 'PARTITION_FILE', 'RESULTS_DIR', 'WEIGHT_PATH_SERVER', 'DEVICE_PROFILE'])
+@pytest.mark.parametrize('by_flag', [False, True])
+def test_paths_are_those_of_the_callers_folder(name, by_flag, tmp_path, monkeypatch):
+    """A `python` that prints its settings stands in for the steps."""
+    fake = tmp_path / 'bin' / 'python'
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/sh\n[ "$1" != - ] || exit 0\necho "{name}=${name} $*" >&2\nexit 7\n', encoding='utf-8')
+    fake.chmod(0o755)
+    (tmp_path / 'in here').write_text('', encoding='utf-8')
+    given = {name: 'in here'}
+    status, said = run_bash(tmp_path, *(['--set', f'{name}=in here', 'OMEGA=1'] if by_flag else []),
+                            **{'PATH': f"{fake.parent}:{os.environ['PATH']}", 'VIRTUAL_ENV': 'fake'},
+                            **({} if by_flag else given))
+    assert status == 7 and f'{name}={tmp_path}/in here' in said and ('--set OMEGA=1' in said) == by_flag
+
+
+def test_names_and_whole_paths_stay_as_they_are(tmp_path):
+    status, said = run_bash(tmp_path, '--set', 'DEVICE_PROFILE=jetson-nano', PYTHON='python3')
+    assert status == 2 and "no device profile 'jetson-nano'" in said
+    assert run_bash(tmp_path, '--help')[0] == 0
+
+
+def test_scripts_have_line_ends_that_bash_reads_whatever_git_is_set_to():
+    if not os.path.exists(os.path.join(config.ROOT, '.git')) or shutil.which('git') is None:
+        pytest.skip('not a clone')
+    for name, wanted in (('run_pipeline.sh', 'lf'), ('config.py', 'lf')):
+        found = subprocess.run(['git', 'check-attr', 'eol', name], cwd=config.ROOT, stdout=subprocess.PIPE, check=True,
+                               universal_newlines=True).stdout
+        assert found.strip().endswith(f'eol: {wanted}')
+
+
+# --- how many cores there are ----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('files, expected', [
+    ({'cpu.max': '50000 100000'}, 1), ({'cpu.max': '300000 100000'}, 3), ({'cpu.max': 'max 100000'}, 64),
+    ({'pod/cpu.max': '200000 100000', 'pod/box/cpu.max': 'max 100000'}, 2), ({'pod/box/cpu.max': '250000 100000'}, 2),
+    ({'cpu/cpu.cfs_quota_us': '50000', 'cpu/cpu.cfs_period_us': '100000'}, 1),
+    ({'cpu/pod/cpu.cfs_quota_us': '400000', 'cpu/pod/cpu.cfs_period_us': '100000'}, 4),
+    ({'cpu/cpu.cfs_quota_us': '-1', 'cpu/cpu.cfs_period_us': '100000'}, 64), ({'cpu.max': 'nonsense'}, 64), ({}, 64)])
+def test_a_containers_share_of_the_processor_counts(files, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(64)), raising=False)
+    (tmp_path / 'groups').write_text('3:cpu,cpuacct:/pod/box\n0::/pod/box\n', encoding='utf-8')
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text + '\n', encoding='utf-8')
+    assert config.cores(str(tmp_path / 'groups'), str(tmp_path)) == expected
+
+
+def test_a_thread_setting_of_0_takes_these_cores(monkeypatch):
+    monkeypatch.setattr(config, 'cores', lambda: 5)
+    assert Settings().threads(0) == 5 and Settings().threads(2) == 2
+
+
+# --- settings that cannot be, before any work --------------------------------------------------------------------
+
+IMPOSSIBLE = [('WIRE_FORMATS=int4', "unknown wire format 'int4'"), ('LAMBDA_MAX=99', 'LAMBDA_MAX=99 leave no split'),
+              ('LAMBDA_MIN=12', 'LAMBDA_MIN=12'), ('DEVICE_PROFILE=jetson-nano', "no device profile 'jetson-nano'"),
+              ('SERVER_DEVICE=gpu', "SERVER_DEVICE='gpu': must be 'auto', 'cpu', 'cuda' or 'cuda:N'"),
+              ('TRAIN_DEVICE=cuda:', 'TRAIN_DEVICE'), ('CLIENT_DEVICE=mps', 'CLIENT_DEVICE'),
+              ('MODEL_NAME=C9', "unknown MODEL_NAME 'C9'"), ('WEIGHT_PATH_SERVER=no.pt', 'no.pt: no such weights file')]
+
+
+@pytest.mark.parametrize('override, says', IMPOSSIBLE)
+def test_impossible_settings_are_refused_by_the_first_check(override, says):
+    with pytest.raises(UserError) as caught:
+        check_settings(config.load((override,), {}))
+    assert says in str(caught.value) and '\n' not in str(caught.value)
+
+
+def test_run_pipeline_refuses_them_before_its_first_step():
+    status, out, err = run_python('-m', 'engines.many_domains', '--set', 'LAMBDA_MAX=99')
+    assert (status, out) == (2, '') and 'LAMBDA_MAX=99' in only_line(err)
+
+
+ARGUMENTS = {'step1_measure_lut.py': ['--mode', 'server'], 'step_3_joint.py': ['--domain_id', '0'],
+             'step3_accuracy_opt.py': ['--domain_id', '0'], 'step4_final_throughput_opt.py': ['--domain_id', '0']}
+
+
+@pytest.mark.parametrize('script', [name for name in SCRIPTS if not name.startswith('client_')])
+def test_every_script_refuses_them_before_any_work(script, tmp_path):
+    status, out, err = run_python(script, *ARGUMENTS.get(script, []), '--set', 'WIRE_FORMATS=int4',
+                                  RESULTS_DIR=str(tmp_path / 'results'))
+    assert (status, out) == (2, '') and "unknown wire format 'int4'" in only_line(err)
+    assert not (tmp_path / 'results').exists()
+
+
+def test_defaults_of_all_networks_and_both_profiles_pass():
+    check_settings(config.load((), {}))
+    check_settings(config.load(('PROFILE=imagenet',), {}))
+    for name in ARCHITECTURES:
+        check_settings(Settings(MODEL_NAME=name), weights=False)

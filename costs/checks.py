@@ -1,0 +1,44 @@
+"""Settings that take knowledge of networks, formats and files to check: in every script, before any work. No NumPy."""
+from __future__ import annotations
+
+import os
+
+from config import ROOT, Settings, UserError
+from network.shapes import architecture
+from pipeline import kinds
+from wire.formats import formats_of
+
+PROFILE_DIR = os.path.join(ROOT, 'data', 'device_profiles')
+EDGE_CPU, JETSON_TX2 = BUILT_IN = ('edge-cpu', 'jetson-tx2')
+
+
+def check_settings(settings: Settings, weights: bool = True) -> None:
+    """Raise `UserError` for a network, wire format, range of splits or device profile that does not exist; with
+    `weights` for a weights file that is not there, too."""
+    formats_of(settings.WIRE_FORMATS)
+    split_range(sum(architecture(settings.MODEL_NAME).depths), settings)
+    if settings.DEVICE_PROFILE:
+        profile_path(settings.DEVICE_PROFILE)
+    path = kinds.weights_file(settings)
+    if weights and path and not os.path.isfile(path):
+        raise UserError(f'{path}: no such weights file; set WEIGHT_PATH_SERVER to one (empty: random weights)')
+
+
+def split_range(n_blocks: int, settings: Settings) -> range:
+    """The splits that the optimisers may choose; `UserError` when the settings leave none."""
+    last = n_blocks - 1 if settings.LAMBDA_MAX is None else settings.LAMBDA_MAX
+    if not 0 <= settings.LAMBDA_MIN <= last <= n_blocks:
+        raise UserError(f'LAMBDA_MIN={settings.LAMBDA_MIN} and LAMBDA_MAX={last} leave no split: the model has '
+                        f'{n_blocks} blocks, so 0 <= LAMBDA_MIN <= LAMBDA_MAX <= {n_blocks}')
+    return range(settings.LAMBDA_MIN, last + 1)
+
+
+def profile_path(name_or_path: str) -> str:
+    """The JSON file behind a profile, '' for edge-cpu, which has none; raises `UserError` when there is no such one."""
+    if name_or_path == EDGE_CPU:
+        return ''
+    path = os.path.join(PROFILE_DIR, name_or_path + '.json') if name_or_path in BUILT_IN else name_or_path
+    if not os.path.isfile(path):
+        raise UserError(f'there is no device profile {name_or_path!r}: choose {", ".join(BUILT_IN)} or the path of a '
+                        'JSON file (docs/device_profiles.md shows one)')
+    return path
