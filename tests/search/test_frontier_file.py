@@ -121,7 +121,7 @@ def test_the_accuracy_of_every_point_is_that_of_its_network_behind_its_wire(work
         assert found == pytest.approx(point['accuracy'], abs=1.5 / n_images)  # float32 ties may fall either way
         wires.add(point['wire'])
     if workspace.settings().WIRE_FORMATS != ('float32',):
-        assert len(wires) > 1 and any(point['recovered'] for point in all_points(workspace.content))
+        assert len(wires) > 1
 
 
 # --- picking again ----------------------------------------------------------------------------------------
