@@ -10,12 +10,15 @@ best validation accuracy. A domain is written when it is done; a killed run goes
 from __future__ import annotations
 
 import os
+import re
+from itertools import product
 from typing import Any, Dict, Optional, Sequence
 
 import cli
-from config import Settings
+from config import Settings, UserError
 from costs.checks import check_settings
-from pipeline import fingerprints, kinds, provenance, writing
+from network.shapes import BRANCHES, architecture, block_names
+from pipeline import documents, fingerprints, kinds, provenance, writing
 
 PICTURE = 'hyper_weights_heatmap.png'
 
@@ -25,7 +28,28 @@ def recorded(settings: Settings, inputs: str) -> Dict[str, Dict[str, Dict[str, A
     paths = {kind: fingerprints.found_at(kind, settings) for kind in ('alpha', 'alpha_training')}
     if not fingerprints.is_current(list(paths.values()), inputs):
         return {'alpha': {}, 'alpha_training': {}}
-    return {kind: dict(provenance.read_anyhow(kind, settings).get('domains')) for kind in paths}
+    try:
+        return {kind: checked(provenance.read_anyhow(kind, settings), kind, settings) for kind in paths}
+    except UserError:  # damaged: made again
+        return {'alpha': {}, 'alpha_training': {}}
+
+
+def checked(document: documents.Document, kind: str, settings: Settings) -> Dict[str, Dict[str, Any]]:
+    """What a file of this task holds, by domain; `UserError` where a field that is shown later is damaged."""
+    domains = document.get('domains')
+    for domain in domains:
+        if not re.fullmatch(r'\d{1,9}', domain, re.ASCII):
+            raise document.refuse(f'{domain!r} is no domain')
+        document.get(('domains', domain, 'domain_name'), str)
+        if kind == 'alpha':
+            for block, branch in product(block_names(architecture(settings.MODEL_NAME)), BRANCHES):
+                if document.find(('domains', domain, 'alpha', block, branch)) is not None:
+                    document.number(('domains', domain, 'alpha', block, branch))
+        else:
+            for name in ('val_before', 'val_after', 'test_before', 'test_after'):
+                document.number(('domains', domain, 'accuracy', name))
+            document.numbers(('domains', domain, 'accuracy', 'test_after_ci95'), 2)
+    return dict(domains)
 
 
 def main(argv: Optional[Sequence[str]]) -> None:

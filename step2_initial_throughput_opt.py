@@ -10,13 +10,18 @@ from __future__ import annotations
 from typing import Optional, Sequence
 
 import cli
+from config import UserError
 from costs.checks import check_settings
 from pipeline import documents, fingerprints, kinds, writing
 
 
 def fits(path: str) -> bool:
-    """Is what a file of ours reports within its limits?"""
-    return documents.read(path, '').content.get('limited', {}).get('fits', True)
+    """Is what a file of ours reports within its limits? Not if it is damaged: it is made again then."""
+    document = documents.read(path, '')
+    try:
+        return document.get('limited.fits', bool) if 'limited' in document.content else True
+    except UserError:
+        return False
 
 
 def main(argv: Optional[Sequence[str]]) -> None:

@@ -48,7 +48,7 @@ def read(settings: Settings) -> Tuple[Optional[TrainingPool], str]:
     try:
         document = documents.read(path, '')
         indices, digests = (document.get(f'training_pool.{name}', list) for name in ('indices', 'digests'))
-        if not all(type(index) is int and index >= 0 for index in indices):
+        if not all(type(index) is int and 0 <= index < 2 ** 63 for index in indices):
             raise document.refuse("field 'training_pool.indices' holds something that is not an image index")
         pool = TrainingPool(document.get('training_pool.identity', str), np.array(indices, dtype=np.int64),
                             np.array([str(digest) for digest in digests]))

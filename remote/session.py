@@ -214,7 +214,7 @@ class _RoundsFile:
                         parts.ndim != 2 or not all(np.isfinite(values).all() for values in (times, parts)):
                     return []
                 found.append(Round(gamma, ms, part_ms))
-        except (UserError, ValueError, TypeError):
+        except (UserError, ValueError, TypeError, OverflowError):
             return []
         return found
 

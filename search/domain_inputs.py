@@ -34,7 +34,7 @@ def load_alphas(settings: Settings) -> Dict[str, TrainedAlpha]:
         try:
             alpha = alpha_from_blocks(entry['alpha'], names)
             result[domain] = TrainedAlpha(str(entry['domain_name']), alpha)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise document.refuse(f'domain {domain} does not hold the α of {settings.MODEL_NAME}') from None
         if (np.isnan(alpha) != np.isnan(unpruned_alpha(has_identity))).any():
             raise document.refuse(f'domain {domain}: α must be null exactly where a block has no identity')
@@ -46,7 +46,7 @@ def importance_ranking(domain: int, names: Sequence[str], settings: Settings) ->
     document = provenance.read_kind('importance_rankings', settings)
     index = {f'{name}.{branch}': (k, b) for k, name in enumerate(names) for b, branch in enumerate(BRANCHES)}
     entries = document.get(('domains', str(domain), 'ranking'), list)
-    unknown = [entry for entry in entries if entry not in index]
+    unknown = [entry for entry in entries if not isinstance(entry, str) or entry not in index]
     if unknown:
         raise document.refuse(f'{unknown[0]!r} is no branch of {settings.MODEL_NAME}')
     return [index[entry] for entry in entries]

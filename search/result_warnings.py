@@ -20,7 +20,7 @@ def of_settings(settings: Settings) -> List[str]:
         weights = []
     try:
         document = documents.read(fingerprints.found_at('partition', settings), '')
-        data = [str(line) for line in document.content.get('warnings', [])]
+        data = [str(line) for line in document.get('warnings', list)]
         data += fewer_classes(document.get('dataset.n_classes', int), settings)
         why = trained_images.why_unknown(settings, document.get('dataset.identity', str))
     except UserError:  # whoever reads the images says what is wrong, or makes it
