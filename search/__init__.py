@@ -9,7 +9,7 @@ recovery: a short training of α after pruning. wire_loss: what a wire format co
 is progressive_pruning.py.) importance_pruning: the baseline that ignores time.
 
 From files to files. domain_inputs, domain_search: a domain's search, resumed after a kill (state_file). frontier, pick:
-all configurations that no other beats, and which of them is the answer. noninferiority, confirmation: is its loss at
-most ε on new images? answers: a configuration measured on test images. one_tier: the network without a split. result,
-result_warnings, result_assembly, result_file: what is written for a domain.
+all configurations that no other beats, and the rule that picks one. noninferiority, confirmation, answers: a paired
+test of what a network loses, on images that nothing before has seen, and the answer that passes. one_tier: the network
+without a split. result, result_warnings, result_assembly, result_file: what is written for a domain.
 """

@@ -44,12 +44,17 @@ def load_alphas(settings: Settings) -> Dict[str, TrainedAlpha]:
 def importance_ranking(domain: int, names: Sequence[str], settings: Settings) -> List[Tuple[int, int]]:
     """Task 2's ranking as (block, branch) indices, least important first."""
     document = provenance.read_kind('importance_rankings', settings)
-    index = {f'{name}.{branch}': (k, b) for k, name in enumerate(names) for b, branch in enumerate(BRANCHES)}
+    index = branch_index(names)
     entries = document.get(('domains', str(domain), 'ranking'), list)
     unknown = [entry for entry in entries if not isinstance(entry, str) or entry not in index]
     if unknown:
         raise document.refuse(f'{unknown[0]!r} is no branch of {settings.MODEL_NAME}')
     return [index[entry] for entry in entries]
+
+
+def branch_index(names: Sequence[str]) -> Dict[str, Tuple[int, int]]:
+    """'stage1.0.dense' -> (block, branch)."""
+    return {f'{name}.{branch}': (k, b) for k, name in enumerate(names) for b, branch in enumerate(BRANCHES)}
 
 
 def reference_alpha(model: HyperRepVGG, val: ImageSet, domain: int, settings: Settings) -> Tuple[np.ndarray, float]:
@@ -58,8 +63,14 @@ def reference_alpha(model: HyperRepVGG, val: ImageSet, domain: int, settings: Se
     if str(domain) not in alphas:
         command = kinds.command_for('alpha', settings).replace('.py', f'.py --domains {domain}', 1)
         raise UserError(f"{fingerprints.found_at('alpha', settings)}: has no domain {domain}; make it with `{command}`")
+    return trained_or_ones(model, val, alphas[str(domain)].alpha, settings)
+
+
+def trained_or_ones(model: HyperRepVGG, val: ImageSet, trained: np.ndarray, settings: Settings,
+                    ) -> Tuple[np.ndarray, float]:
+    """(α [N, 3], its accuracy): a domain's trained α, or α = 1 where that is more accurate on validation images."""
     found = []
-    for alpha in (alphas[str(domain)].alpha, unpruned_alpha([block.n_branches == 3 for block in model.blocks])):
+    for alpha in (trained, unpruned_alpha([block.n_branches == 3 for block in model.blocks])):
         model.set_alpha_array(alpha)
         found.append((alpha_training.accuracy(model, val, settings), model.alpha_array()))
     value, alpha = max(found, key=lambda item: item[0])

@@ -3,14 +3,17 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Callable, Protocol
+from typing import Callable, List, Protocol, Tuple
 
+import numpy as np
 import torch
 
 import cli
 from config import Settings
 from costs.cost_model import HardwareTable, Solution
 from costs.goal import Goal
+from domains.image_sets import ImageSet
+from hyper_repvgg import HyperRepVGG
 from network.alpha import surviving_branches, unpruned_alpha
 from search import domain_inputs, state_file
 from search.problem import PruningProblem
@@ -37,6 +40,13 @@ def problem_of(domain: int, table: HardwareTable, settings: Settings) -> Pruning
     ranking = domain_inputs.importance_ranking(domain, table.block_names, settings)
     train, val = (domain_inputs.images_of(settings, domain, subset) for subset in ('train', 'val'))
     unpruned, A_ref = domain_inputs.reference_alpha(model, val, domain, settings)
+    return made_problem(model, train, val, unpruned, A_ref, ranking, table, settings, domain)
+
+
+def made_problem(model: HyperRepVGG, train: ImageSet, val: ImageSet, unpruned: np.ndarray, A_ref: float,
+                 ranking: List[Tuple[int, int]], table: HardwareTable, settings: Settings, domain: int,
+                 ) -> PruningProblem:
+    """A problem from its parts: `unpruned` is the α [N, 3] of the network to prune, A_ref its accuracy."""
     T_eff_ref_ms = solve_unpruned(table, settings).times.T_eff_ms
     goal = Goal(T_eff_ref_ms, A_ref, settings.EPSILON, settings.KAPPA, settings.MU)
     return PruningProblem(model, train, val, unpruned, ranking, goal, PrunedTimes(table, T_eff_ref_ms, settings),

@@ -28,20 +28,39 @@ class Training(NamedTuple):
     record: Dict[str, Any]  # what training_results.json holds
 
 
-def train_domain(model: HyperRepVGG, settings: Settings, domain: int) -> Training:
-    """Train α, starting from 1; the epoch with the best validation accuracy is kept."""
-    train, val, test = (images_of(settings, domain, subset) for subset in ('train', 'val', 'test'))
+class Epochs(NamedTuple):
+    """A training of α, epoch by epoch; the first entry of `alphas` and `val_accuracies` is before it."""
+    alphas: List[np.ndarray]  # [N, 3] each
+    val_accuracies: List[float]
+    losses: List[float]  # cross-entropy of each step
+
+    @property
+    def best(self) -> int:
+        """The epoch with the best validation accuracy, of those trained; 0 where none was."""
+        return max(range(1, len(self.alphas)), key=self.val_accuracies.__getitem__, default=0)
+
+
+def train_epochs(model: HyperRepVGG, train: ImageSet, val: ImageSet, settings: Settings, domain: int) -> Epochs:
+    """Train α on a domain's images, starting from 1."""
     ones = unpruned_alpha([block.n_branches == 3 for block in model.blocks])
     model.set_alpha_array(ones)
     alphas, val_accuracies, losses = [ones], [alpha_training.accuracy(model, val, settings)], []
-    test_before = alpha_training.accuracy(model, test, settings)
     steps = max(1, len(train) // settings.BATCH_SIZE)
     for epoch in range(settings.ALPHA_EPOCHS):
         seed = alpha_training.seed_of(settings.SEED, domain, epoch)
         losses += alpha_training.train_alpha(model, train, settings, steps, settings.ALPHA_LR, seed)
         alphas.append(model.alpha_array())
         val_accuracies.append(alpha_training.accuracy(model, val, settings))
-    best = max(range(1, len(alphas)), key=val_accuracies.__getitem__, default=0)
+    return Epochs(alphas, val_accuracies, losses)
+
+
+def train_domain(model: HyperRepVGG, settings: Settings, domain: int) -> Training:
+    """Train α and record what it gained; the epoch with the best validation accuracy is kept."""
+    train, val, test = (images_of(settings, domain, subset) for subset in ('train', 'val', 'test'))
+    alphas, val_accuracies, losses = epochs = train_epochs(model, train, val, settings, domain)
+    best = epochs.best
+    model.set_alpha_array(alphas[0])
+    test_before = alpha_training.accuracy(model, test, settings)
     model.set_alpha_array(alphas[best])
     test_after = alpha_training.count_correct(deploy(model), test, settings)
     return Training(alphas[best], {
