@@ -285,7 +285,7 @@ def test_a_search_ends_where_no_pruning_saves_time():
     assert problem.J_of(state.best) <= 1 - problem.goal.A_ref
 
 
-@pytest.mark.parametrize('domain', [2, 4, 9])
+@pytest.mark.parametrize('domain', [0, 3, 6])
 def test_without_any_allowance_recoveries_are_still_tried(domain):
     problem = problem_of(with_settings(EPSILON=0.0), domain=domain, n_val=250)
     with np.errstate(divide='raise', invalid='raise'):

@@ -323,7 +323,7 @@ def _all_broken(images):
     (_no_folder, 'no such folder'), (lambda images: None, 'no class folders'),
     (_copied_parts, '36 held-out images are training images too'), (_all_broken, 'none of the 4 images'),
     (lambda images: folder_of(images, classes=11, each=1), 'has 11 classes.*NUM_CLASSES=10'),
-    (lambda images: folder_of(images, classes=1, each=2), 'calibration subset would be empty'),
+    (lambda images: folder_of(images, classes=1, each=2), 'val subset would be empty'),
 ])
 def test_an_unusable_folder_is_refused_in_one_clear_line(prepare, says, tmp_path):
     (tmp_path / 'images').mkdir()

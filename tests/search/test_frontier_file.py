@@ -203,7 +203,7 @@ def test_a_result_without_calibration_figures_is_refused_by_name(workspace, fini
     del content['accuracy']['cal_final']
     with open(path, 'w', encoding='utf-8') as stream:
         json.dump(content, stream)
-    with pytest.raises(UserError, match="domain_3_joint.json: field 'accuracy.cal_final' is missing; make it again"):
+    with pytest.raises(UserError, match="_joint.json: field 'accuracy.cal_final' is missing; make it again"):
         result_file.load(DOMAIN, workspace.table, settings)
 
 

@@ -36,7 +36,7 @@ from search import domain_inputs, result_file, state_file
 from search.result import AccuracyReport, JointResult
 from throughput_optimizer import solve_exact
 
-DOMAIN = 3
+DOMAIN = 0
 
 
 class Workspace(NamedTuple):
