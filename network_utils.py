@@ -101,7 +101,7 @@ def check_address(address: Address, token: bytes, allow_open: bool) -> None:
 
 
 def _hang_up(sock: socket.socket) -> None:
-    """End a connection; whoever waits on it is told by the system."""
+    """End a connection, or listening; whoever waits on the socket is told by the system."""
     try:
         sock.shutdown(socket.SHUT_RDWR)
     except OSError:
@@ -187,8 +187,5 @@ class Listener:
 
     def close(self) -> None:
         """Stop listening."""
-        try:
-            self._sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
+        _hang_up(self._sock)
         self._sock.close()

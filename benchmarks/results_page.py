@@ -47,7 +47,7 @@ from pipeline import fingerprints, kinds
 from search import domain_inputs, domain_search, result_assembly, result_file
 from search.answers import Answer
 from search.confirmation import Comparison
-from search.one_tier import verdict_on
+from search.one_tier import solve_end, verdict_on
 from search.result import Baseline, JointResult
 from throughput_optimizer import baselines, solve_exact, solve_unfused, split_range
 from wire.formats import is_lossless
@@ -114,8 +114,7 @@ def timed_again(name: str, baseline: Baseline, surviving: np.ndarray, table: Har
     if not name.startswith('all_'):
         return baseline
     split = table.n_blocks if name.split('_')[1] == settings.HEAD_TIER else 0
-    times = solve_exact(replace(table, image=baseline.image), surviving, settings, splits=[split]).times
-    return replace(baseline, times=times)
+    return replace(baseline, times=solve_end(table, surviving, split, baseline.image, settings).times)
 
 
 def run(page: Page) -> None:

@@ -6,10 +6,10 @@ import os
 from typing import Any, Dict
 
 import cli
-from config import Settings, UserError, profile_defaults
+from config import Settings, UserError
 from pipeline import documents, kinds
 from pipeline.fingerprints import metadata_of
-from pipeline.provenance import is_measured_client
+from pipeline.provenance import is_measured_client, names_a_profile
 
 ON_THE_DEVICE = ('run `python step1_measure_lut.py --mode client --set DEVICE_PROFILE=` on the device and copy its '
                  'lut_client.json here, or set DEVICE_PROFILE to simulate one')
@@ -52,7 +52,7 @@ def is_measured(kind: str, settings: Settings) -> bool:
 
 def check_meant(path: str, settings: Settings) -> None:
     """Refuse a measured file where a simulated client is asked for by name."""
-    if settings.DEVICE_PROFILE not in ('', profile_defaults(settings).DEVICE_PROFILE):
+    if names_a_profile(settings):
         raise UserError(f'{path}: was measured on {device_of(path)}, and DEVICE_PROFILE={settings.DEVICE_PROFILE} '
                         'means a simulated client: leave it empty to use the device, choose another RESULTS_DIR, or '
                         f"replace it with `{kinds.command_for('lut_client', settings)} --force`")

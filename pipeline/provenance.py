@@ -51,6 +51,11 @@ def is_named_table(lut_file: str, settings: Settings) -> bool:
     return os.path.abspath(lut_file) != os.path.abspath(path_of('lut', settings))
 
 
+def names_a_profile(settings: Settings) -> bool:
+    """Is a simulated client asked for by name? The default profile is only what stands in where no device is."""
+    return settings.DEVICE_PROFILE not in ('', profile_defaults(settings).DEVICE_PROFILE)
+
+
 def is_measured_client(metadata: Mapping[str, Any]) -> bool:
     """Was the client of this tier's or complete table measured on a device?"""
     client = metadata.get('client')
@@ -88,7 +93,7 @@ def differing(kind: str, metadata: Mapping[str, Any], settings: Settings) -> Lis
     groups = [name for name in spec.groups if name not in spec.applied]
     if 'client' in groups and is_measured_client(metadata):
         groups = [name for name in groups if name != 'client' and (name != 'lut' or kind == 'lut')]
-        if settings.DEVICE_PROFILE not in ('', profile_defaults(settings).DEVICE_PROFILE):
+        if names_a_profile(settings):
             return [f'a device (now DEVICE_PROFILE={settings.DEVICE_PROFILE})']
     found = list(differences(metadata, groups, settings))
     for name in spec.files:

@@ -11,10 +11,10 @@ from config import PICKS, Settings, UserError
 from costs.cost_model import HardwareTable, other_tier, scenario_of, times
 from costs.verdict import sentences
 from report import measured
-from search.one_tier import verdict_on
+from search.one_tier import PRUNED_ENDS, verdict_on
 from search.result import Baseline, JointResult
 
-REQUIRED = ('step2', 'all_client', 'all_server', 'all_client_pruned', 'all_server_pruned')
+REQUIRED = ('step2', 'all_client', 'all_server', *PRUNED_ENDS)
 PICK_WORDS = {'constraint': 'best trade of T_eff for accuracy (lowest J)',
               'knee': 'the knee of the T_eff frontier', 'budget': 'the most accurate within the budget'}
 CONFIRMED_WORDS = 'the fastest whose loss is confirmed to be at most ε'
@@ -93,7 +93,6 @@ def disagreements(results: Sequence[JointResult]) -> List[str]:
 
 HEADER = ['domain', 'unpruned', 'chosen', '95 % interval', 'loss', 'unpruned', 'chosen', 'change', 'client', 'server',
           'PNG', 'JPEG', 'unpruned', 'chosen', 'change', 'λ', 'pruned']
-ONE_TIER = ('all_client_pruned', 'all_server_pruned')  # the columns of one tier; then the image as PNG and as JPEG
 GROUPS = (('', 1), ('test accuracy (%)', 4), ('T_eff (ms per image)', 3), ('without a split: T_eff (ms)', 4),
           ('throughput (frames/s)', 3), ('', 2))
 GAP = '  '
@@ -159,8 +158,8 @@ def without_split(result: JointResult) -> List[Optional[Baseline]]:
     """The chosen network on the client, on the server, and there with the image as PNG and as JPEG (None: no
     quality keeps the accuracy)."""
     sent = {found.image.name: found for name, found in result.baselines.items()
-            if name.startswith(ONE_TIER) and found.image is not None}
-    return [*(result.baselines[name] for name in ONE_TIER), sent.get('png'), sent.get('jpeg')]
+            if name.startswith(PRUNED_ENDS) and found.image is not None}
+    return [*(result.baselines[name] for name in PRUNED_ENDS), sent.get('png'), sent.get('jpeg')]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> List[str]:

@@ -11,7 +11,7 @@ from typing import Callable, Dict, Optional, Tuple
 import numpy as np
 
 from config import Settings
-from costs.cost_model import TIERS, HardwareTable, ImageFormat, other_tier
+from costs.cost_model import TIERS, HardwareTable, ImageFormat, Solution, other_tier
 from costs.verdict import OneTier, Verdict, verdict_of
 from domains import image_formats
 from domains.image_sets import ImageSet
@@ -19,6 +19,7 @@ from network.alpha import surviving_branches
 from search.result import Baseline, JointResult
 from throughput_optimizer import solve_exact
 
+PRUNED_ENDS = ('all_client_pruned', 'all_server_pruned')
 CorrectOn = Callable[[ImageSet], int]  # how many images a network classifies correctly
 
 
@@ -51,12 +52,23 @@ class SentImages:
         return self._formats[quality]
 
 
+    def jpeg_within(self, accuracy_on: Callable[[ImageSet], float], lowest: float) -> Optional[int]:
+        """The lowest quality of QUALITIES that leaves a network at least this accuracy on validation images."""
+        return image_formats.smallest_within(lambda quality: accuracy_on(self.received(quality, 'val')), lowest)
+
+
 @dataclass(frozen=True)
 class Network:
     """A network that is to run without a split."""
     alpha: np.ndarray  # [N, 3]
     correct_on: CorrectOn
     lowest_accuracy: float  # that a JPEG must leave it, validation
+
+
+def solve_end(table: HardwareTable, surviving: np.ndarray, split: int, image: Optional[ImageFormat],
+              settings: Settings) -> Solution:
+    """Everything on one tier, at split 0 or N, with the image sent as this (None: as it is)."""
+    return solve_exact(replace(table, image=image), surviving, settings, splits=[split])
 
 
 def without_split(network: Network, suffix: str, images: SentImages, table: HardwareTable, settings: Settings,
@@ -69,13 +81,11 @@ def without_split(network: Network, suffix: str, images: SentImages, table: Hard
     accuracy = network.correct_on(images.test) / len(images.test)
 
     def at(split: int, image: Optional[ImageFormat], accuracy: float) -> Baseline:
-        times = solve_exact(replace(table, image=image), surviving, settings, splits=[split]).times
-        return Baseline(accuracy, times, split == 0, image)
+        return Baseline(accuracy, solve_end(table, surviving, split, image, settings).times, split == 0, image)
 
     found = {f'all_{tier}{suffix}': at(ends[tier], None, accuracy) for tier in TIERS}
     found[f'all_{tail}{suffix}_png'] = at(0, images.format(None), accuracy)
-    quality = image_formats.smallest_within(
-        lambda quality: network.correct_on(images.received(quality, 'val')) / len(images.val), network.lowest_accuracy)
+    quality = images.jpeg_within(lambda data: network.correct_on(data) / len(data), network.lowest_accuracy)
     if quality is not None:
         left = network.correct_on(images.received(quality, 'test')) / len(images.test)
         found[f'all_{tail}{suffix}_jpeg'] = at(0, images.format(quality), left)

@@ -21,12 +21,9 @@ from search.answers import Answer
 from search.domain_inputs import images_of, reference_alpha
 from search.domain_search import SearchOutcome, solve_unpruned
 from search.frontier import frontiers_of
-from search.one_tier import Network, SentImages, verdict_on, without_split
+from search.one_tier import PRUNED_ENDS, Network, SentImages, verdict_on, without_split
 from search.result import AccuracyReport, Baseline, JointResult
 from search.wire_loss import classified_right
-
-
-PRUNED_ENDS = ('all_client_pruned', 'all_server_pruned')
 
 
 @dataclass(frozen=True)
@@ -59,21 +56,22 @@ def assemble(outcome: SearchOutcome, answer: Answer, mode: str) -> JointResult:
     def share(alpha: np.ndarray, split: int, wire: str) -> float:
         return correct_with(problem.model, Configuration(alpha, (), split, wire), test, settings) / len(test)
 
-    original, reference = (share(alpha, 0, FLOAT32) for alpha in (ones, problem.unpruned))
+    original = share(ones, 0, FLOAT32)
     at_step2 = share(problem.unpruned, step2.split, step2.wire)
     found = measured(answer, goal, problem.model, test, table, settings)
     alpha, statistics = answer.configuration.alpha, answer.batchnorm
     images = SentImages(problem.val, test, table, settings)
-    unpruned = Network(problem.unpruned, correct_on(problem.model, problem.unpruned, None, settings),
-                       goal.min_accuracy)
-    pruned = Network(alpha, correct_on(problem.model, alpha, statistics, settings), goal.min_accuracy)
+    unpruned = without_split(network_of(problem.model, problem.unpruned, None, goal, settings), '', images, table,
+                             settings)
+    pruned = without_split(network_of(problem.model, alpha, statistics, goal, settings), '_pruned', images, table,
+                           settings)
+    reference = unpruned['all_client'].accuracy  # on one tier nothing is lost on the way
     return JointResult(
         problem.domain_id, domain_name(problem.domain_id), mode, table.block_names, answer.configuration,
         AccuracyReport(original, reference, found.test_accuracy, len(test), found.ci95, goal.A_ref,
                        answer.val_accuracy, **vars(answer.comparison)),
         settings.EPSILON, found.xi_A, found.J, found.times,
-        {**without_split(unpruned, '', images, table, settings), 'step2': Baseline(at_step2, step2.times),
-         **without_split(pruned, '_pruned', images, table, settings)},
+        {**unpruned, 'step2': Baseline(at_step2, step2.times), **pruned},
         state.curve, None, settings.SEED, outcome.wall_s, state.work.block_evaluations, batchnorm=statistics,
         warnings=tuple(result_warnings.of_domain(problem.val, goal.A_ref, settings.EPSILON)))
 
@@ -83,8 +81,8 @@ def as_chosen(result: JointResult, answer: Answer, model: HyperRepVGG, val: Imag
     """A search's result with another answer."""
     goal, alpha = goal_of(result, settings), answer.configuration.alpha
     found = measured(answer, goal, model, test, table, settings)
-    pruned = Network(alpha, correct_on(model, alpha, answer.batchnorm, settings), goal.min_accuracy)
-    same_alpha = without_split(pruned, '_pruned', SentImages(val, test, table, settings), table, settings)
+    same_alpha = without_split(network_of(model, alpha, answer.batchnorm, goal, settings), '_pruned',
+                               SentImages(val, test, table, settings), table, settings)
     others = {name: entry for name, entry in result.baselines.items() if not name.startswith(PRUNED_ENDS)}
     report = replace(result.accuracy, final=found.test_accuracy, ci95=found.ci95, val_final=answer.val_accuracy,
                      **vars(answer.comparison))
@@ -134,6 +132,12 @@ def correct_with(model: HyperRepVGG, chosen: Configuration, data: ImageSet, sett
     """Correctly classified images under this α and these BatchNorm statistics (None: the model's own), with the loss of
     the wire format at the split."""
     return int(classified_right(model, chosen, data, settings, statistics).sum())
+
+
+def network_of(model: HyperRepVGG, alpha: np.ndarray, statistics: Optional[np.ndarray], goal: Goal, settings: Settings,
+               ) -> Network:
+    """A network of this α and these BatchNorm statistics (None: the model's own) that is to run without a split."""
+    return Network(alpha, correct_on(model, alpha, statistics, settings), goal.min_accuracy)
 
 
 def correct_on(model: HyperRepVGG, alpha: np.ndarray, statistics: Optional[np.ndarray], settings: Settings,

@@ -15,8 +15,7 @@ from remote.session import Session, open_session
 from split_trainer import measure
 from steps.joint import joint_through_client
 from throughput_optimizer_limit import solve_within_limits
-
-LEAST_FRAMES = 16  # of a stream whose figures mean something
+from wire.stream import LEAST_FRAMES
 
 
 class MeasuredStream(NamedTuple):

@@ -2,7 +2,6 @@
 holds them and as a table for people."""
 from __future__ import annotations
 
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Dict, Mapping
 
@@ -16,12 +15,11 @@ from costs.cost_model import HardwareTable, ImageFormat, Solution, Times, other_
 from costs.limits import NothingFits, limited_to_json, limits_of, nearest_to_json
 from costs.verdict import OneTier, sentences, verdict_of
 from domain_dataset import load_clean
-from domains import image_formats
 from domains.image_sets import ImageSet
 from network.alpha import surviving_branches, unpruned_alpha
 from search import alpha_training
 from search.domain_inputs import base_model
-from search.one_tier import SentImages
+from search.one_tier import SentImages, solve_end
 from throughput_optimizer_limit import check_possible, solve_limited
 
 
@@ -46,7 +44,7 @@ def optimise(table: HardwareTable, settings: Settings, pruning_follows: bool = F
     splits = throughput_optimizer.split_range(table.n_blocks, settings)
     tail = other_tier(settings.HEAD_TIER)
     sending = {f'all_{tail}_{name}': {
-        **to_json(throughput_optimizer.solve_exact(replace(table, image=image), surviving, settings, splits=[0])),
+        **to_json(solve_end(table, surviving, 0, image, settings)),
         'image': vars(image)} for name, image in sent_as.items()}
     result = {
         'head_tier': settings.HEAD_TIER, 'omega': settings.OMEGA, 'wire': exact.wire,
@@ -91,8 +89,7 @@ def image_formats_of(table: HardwareTable, settings: Settings) -> Dict[str, Imag
     def accuracy_on(data: ImageSet) -> float:
         return alpha_training.accuracy(model, data.to(device), settings)
 
-    quality = image_formats.smallest_within(lambda quality: accuracy_on(sent.received(quality, 'val')),
-                                            accuracy_on(images) - settings.EPSILON)
+    quality = sent.jpeg_within(accuracy_on, accuracy_on(images) - settings.EPSILON)
     return found if quality is None else {**found, 'jpeg': sent.format(quality)}
 
 

@@ -213,14 +213,19 @@ def test_a_run_killed_after_every_round_ends_with_the_same_file(workspace, monke
     assert os.listdir(os.path.join(results, 'joint_optimization')) == [f'domain_{DOMAIN}_joint.json']
 
 
-def test_test_images_decide_nothing(workspace, monkeypatch):
+def with_wrong_labels(monkeypatch, subset):
+    """From now on every image of this subset has a wrong label."""
     load_domain = domain_inputs.load_domain
 
-    def with_wrong_test_labels(settings, domain, split):
-        images = load_domain(settings, domain, split)
-        return ImageSet(images.images, (images.labels + 1) % 10) if split == 'test' else images
+    def load(settings, domain, wanted):
+        images = load_domain(settings, domain, wanted)
+        return ImageSet(images.images, (images.labels + 1) % 10) if wanted == subset else images
 
-    monkeypatch.setattr(domain_inputs, 'load_domain', with_wrong_test_labels)
+    monkeypatch.setattr(domain_inputs, 'load_domain', load)
+
+
+def test_test_images_decide_nothing(workspace, monkeypatch):
+    with_wrong_labels(monkeypatch, 'test')
     content = run_step3(workspace.overrides, os.path.join(workspace.folder, 'wrong_labels'))
     changed = {key for key, value in without_times(content).items() if value != workspace.content[key]}
     assert changed <= {'accuracy', 'baselines', 'metadata'}
@@ -230,13 +235,7 @@ def test_test_images_decide_nothing(workspace, monkeypatch):
 
 
 def test_calibration_images_decide_nothing_but_which_point_is_the_answer(workspace, monkeypatch):
-    load_domain = domain_inputs.load_domain
-
-    def with_wrong_calibration_labels(settings, domain, split):
-        images = load_domain(settings, domain, split)
-        return ImageSet(images.images, (images.labels + 1) % 10) if split == 'calibration' else images
-
-    monkeypatch.setattr(domain_inputs, 'load_domain', with_wrong_calibration_labels)
+    with_wrong_labels(monkeypatch, 'calibration')
     content = run_step3(workspace.overrides, os.path.join(workspace.folder, 'wrong_calibration'))
     for name in ('frontier', 'curve', 'block_evaluations'):
         assert content[name] == workspace.content[name]
