@@ -138,6 +138,11 @@ class Settings:
     RTT_MS: float = setting(2.0, 'link', at_least_0)  # round-trip time, ms
     WIRE_FORMATS: Tuple[str, ...] = setting(('float32',), 'link', some_formats)  # what a feature map may travel as
 
+    # --- fleet: equal clients that share one server -------------------------------------------------
+    CLIENTS: int = setting(1, 'objective', above_0)  # K; frame rates and times in results are those of one of them
+    SERVER_WORKERS: int = setting(1, 'objective', above_0)  # frames that the server works on at a time
+    LINK_SHARED: bool = setting(False, 'objective')  # BANDWIDTH_MBPS is what all clients share; 0: each has its own
+
     # --- step 2: γ and λ -----------------------------------------------------------------------
     OMEGA: float = setting(0.5, 'objective', fraction)  # T_eff = ω·T_lat + (1-ω)·T_cyc
     LAMBDA_MIN: int = setting(1, 'objective', at_least_0)  # smallest split to choose from (1: no raw image leaves)
@@ -147,8 +152,8 @@ class Settings:
     MAX_SERVER_MS: Optional[float] = setting(None, 'objective', limit)
     MAX_CLIENT_MEMORY_MB: Optional[float] = setting(None, 'objective', limit)  # weights, peak activations; 2^20 bytes
     MAX_BYTES_PER_FRAME: Optional[float] = setting(None, 'objective', limit)  # across the link
-    MAX_LATENCY_MS: Optional[float] = setting(None, 'objective', limit)  # T_lat, round trip included
-    MIN_FPS: Optional[float] = setting(None, 'objective', limit)  # frames a second of a stream, 1000 / T_cyc
+    MAX_LATENCY_MS: Optional[float] = setting(None, 'objective', limit)  # T_lat + wait, round trip included
+    MIN_FPS: Optional[float] = setting(None, 'objective', limit)  # frames a second of a client, 1000 / T_cyc
     SIGMA: float = setting(5.0, 'gradient', above_0)  # steepness of the soft split
     ROOFLINE_BETA: float = setting(0.01, 'gradient', at_least_0)  # β: weight of the roofline loss beside a tier's time
     ROOFLINE_LAMBDA: float = setting(0.05, 'gradient', at_least_0)  # λ_I
@@ -175,8 +180,8 @@ class Settings:
     CONFIDENCE: Optional[float] = setting(0.9, 'confidence', or_none(inner_fraction))  # that the loss is at most ε on
     #                                             new data (docs/frontier.md); none: validation images alone decide
     BUDGET_T_EFF_MS: Optional[float] = setting(None, 'pick', limit)  # of PICK=budget; none: no bound
-    BUDGET_LATENCY_MS: Optional[float] = setting(None, 'pick', limit)  # T_lat, round trip included
-    BUDGET_MIN_FPS: Optional[float] = setting(None, 'pick', limit)  # frames a second of a stream, 1000 / T_cyc
+    BUDGET_LATENCY_MS: Optional[float] = setting(None, 'pick', limit)  # T_lat + wait, round trip included
+    BUDGET_MIN_FPS: Optional[float] = setting(None, 'pick', limit)  # frames a second of a client, 1000 / T_cyc
 
     # --- real mode ---------------------------------------------------------------------------
     SERVER_IP: str = setting('127.0.0.1', 'none')

@@ -116,7 +116,7 @@ class SoftCosts:
         self.block_ms = {tier: as_tensor(table.T_ms[tier]) for tier in TIERS}  # (N, 14)
         self.flops, self.n_bytes = as_tensor(table.flops), as_tensor(table.bytes_moved)
         self.invalid = torch.as_tensor(~valid)
-        scenario = scenario_of(settings)
+        self.scenario = scenario = scenario_of(settings)
         self.com_ms = torch.as_tensor(table.link.transfer_ms(sent_bytes(table, wire, scenario)))  # (N+1,)
         self.rtt_ms = torch.as_tensor(round_trip_ms(table, scenario))  # (N+1,)
         head = settings.HEAD_TIER
@@ -144,7 +144,7 @@ class SoftCosts:
                                     settings.ROOFLINE_RHO, torch.relu)
             stage_ms[tier] = own_ms + settings.ROOFLINE_BETA * loss + self.between_cuts(self.codec_ms[tier], split)
         return combine(stage_ms['client'], self.between_cuts(self.com_ms, split), stage_ms['server'],
-                       self.between_cuts(self.rtt_ms, split), settings.OMEGA, torch.maximum)[2]
+                       self.between_cuts(self.rtt_ms, split), self.scenario, torch.maximum)[2]
 
     def between_cuts(self, values: torch.Tensor, split: torch.Tensor) -> torch.Tensor:
         """What a cut costs ([N+1]: T_com, round trip, encoding, decoding), interpolated between cuts; cut c lies at

@@ -32,6 +32,7 @@ from costs.cost_model import (
     scenario_of,
     sent_bytes,
     split_times,
+    waiting_ms,
 )
 from costs.knapsack import ROUNDING, fastest_within, sensible_options
 from costs.limits import TOLERANCE, Candidate, LimitedSolution, Limits, NothingFits, SplitBound, limits_of
@@ -107,9 +108,10 @@ class LimitedProblem:
 
     def times(self, stage: Stage, client_ms: float) -> Times:
         """The times of a split whose client takes this long."""
-        return Times(client_ms, stage.server_ms, stage.com_ms,
-                     *(float(v) for v in combine(client_ms, stage.com_ms, stage.server_ms,
-                                                 float(self.rtt_ms[stage.split]), self.settings.OMEGA)))
+        T_lat, T_cyc, T_eff = (float(v) for v in combine(client_ms, stage.com_ms, stage.server_ms,
+                                                         float(self.rtt_ms[stage.split]), self.scenario))
+        return Times(client_ms, stage.server_ms, stage.com_ms, T_lat, T_cyc, T_eff,
+                     float(waiting_ms(stage.com_ms, stage.server_ms, T_cyc, self.scenario)))
 
     def candidate(self, stage: Stage, gamma: np.ndarray) -> Candidate:
         """The configuration whose client blocks run these γ ([n of them]); the server's blocks run their fastest."""
@@ -129,7 +131,7 @@ class LimitedProblem:
         """A T_client beyond which a time exceeds `factor` times its limit or the objective reaches `objective_ms`."""
         limits, omega = self.limits, self.settings.OMEGA
         others = stage.com_ms + stage.server_ms + float(self.rtt_ms[stage.split])
-        slowest = max(stage.com_ms, stage.server_ms)
+        slowest = self.times(stage, 0.0).T_cyc_ms  # of the other stages
         longest = [math.inf]
         if limits.client_ms is not None:
             longest.append(limits.client_ms * factor)
@@ -178,7 +180,9 @@ class LimitedProblem:
                 stage = self.stage(split, wire)
                 below_ms = self.longest_client_ms(stage, 1 + TOLERANCE, best_ms)
                 found, bound = self.fastest_at(stage, budget, below_ms)
-                if bound < below_ms * (1 - TOLERANCE) and (found is None or found.fits):
+                misses = (found is not None and not found.fits and  # so does any slower client: T_lat and wait rise
+                          bound >= found.solution.times.T_client_ms * (1 - TOLERANCE))  # with T_client
+                if bound < below_ms * (1 - TOLERANCE) and not misses:
                     value = max(value, getattr(self.times(stage, bound), self.objective))
                 else:  # nothing here both fits and is better than what was found before
                     value = best_ms

@@ -46,7 +46,7 @@ from typing import Any, Callable, Dict, Iterator, List, Tuple
 import torch
 
 import config
-from costs.cost_model import Configuration, combine
+from costs.cost_model import Configuration, Scenario, combine
 from hyper_repvgg import HyperRepVGG, create_hyper_repvgg
 from network.alpha import surviving_branches
 from network.gammas import fused_gamma
@@ -125,7 +125,7 @@ def ours(split: int, wire: str, frames: int, port: int) -> Dict[str, Any]:
     process.wait(60)
     com_ms = 8 * figures['bytes_per_frame'] / (link.up_mbps * 1000)
     head_ms, tail_ms = figures['lockstep_head_ms'], figures['lockstep_tail_ms']
-    T_lat, T_cyc, _ = combine(head_ms, com_ms, tail_ms, link.rtt_ms, 0.5, max)
+    T_lat, T_cyc, _ = combine(head_ms, com_ms, tail_ms, link.rtt_ms, Scenario('client', 0.5), max)
     loaded_ms = max(figures['head_ms'], com_ms, figures['tail_ms'])
     return {**figures, 'link_mbps': link.up_mbps, 'rtt_ms': link.rtt_ms, 'com_ms': com_ms,
             'predicted_T_lat_ms': T_lat, 'predicted_T_cyc_ms': T_cyc,

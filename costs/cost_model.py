@@ -5,13 +5,14 @@ Everything that speaks of time (optimisers, baselines, scripts, pictures, benchm
 """
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple, TypeVar
 
 import numpy as np
 
 from config import Settings
 from costs.correction import Correction
+from costs.queueing import mean_wait_ms
 
 TIERS = ('client', 'server')
 FLOAT32 = 'float32'
@@ -20,15 +21,25 @@ Value = TypeVar('Value')  # a float, an array or a tensor
 
 @dataclass(frozen=True)
 class Scenario:
-    """Who runs the head, where the answer is needed, and what T_eff weighs. The tier of the head has the image."""
+    """Who runs the head, where the answer is needed, what T_eff weighs, and how many share the server. The tier of the
+    head has the image."""
     head_tier: str
     omega: float  # T_eff = ω·T_lat + (1-ω)·T_cyc
     result_at: str = 'client'  # the tier that needs the answer
+    clients: int = 1  # K equal ones, all with the same configuration
+    server_workers: int = 1  # W frames that the server works on at a time
+    link_shared: bool = False  # is the bandwidth that of all clients together, or of each one?
+
+    @property
+    def of_one_client(self) -> Scenario:
+        """With the server and the link to itself."""
+        return replace(self, clients=1, server_workers=1, link_shared=False)
 
 
 def scenario_of(settings: Settings) -> Scenario:
     """The settings' scenario."""
-    return Scenario(settings.HEAD_TIER, settings.OMEGA, settings.RESULT_AT)
+    return Scenario(settings.HEAD_TIER, settings.OMEGA, settings.RESULT_AT, settings.CLIENTS, settings.SERVER_WORKERS,
+                    settings.LINK_SHARED)
 
 
 @dataclass(frozen=True)
@@ -137,18 +148,24 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Times:
-    """The times of one configuration, ms, per image."""
+    """The times of one configuration, ms, per image of one client."""
     T_client_ms: float
     T_server_ms: float
     T_com_ms: float
-    T_lat_ms: float
-    T_cyc_ms: float
+    T_lat_ms: float  # of a frame that meets no other client's
+    T_cyc_ms: float  # from one frame of a client to its next
     T_eff_ms: float
+    wait_ms: float = 0.0  # for other clients' frames, at the server or on a shared link; mean, at full rate
 
     @property
     def throughput_fps(self) -> float:
-        """Frames a second of a stream whose stages overlap."""
+        """Frames a second of one client's stream, whose stages overlap."""
         return 1000 / self.T_cyc_ms
+
+    @property
+    def loaded_latency_ms(self) -> float:
+        """T_lat and the wait: the mean latency while all clients send at full rate."""
+        return self.T_lat_ms + self.wait_ms
 
     def rank(self, objective: str = 'T_eff_ms') -> Tuple[float, float, float]:
         """What is lower is better: the objective (a field), of equal ones T_eff, then T_lat. Rounded, so that sums
@@ -169,6 +186,12 @@ class SplitTimes:
     T_lat_ms: np.ndarray
     T_cyc_ms: np.ndarray
     T_eff_ms: np.ndarray
+    wait_ms: np.ndarray
+
+    @property
+    def loaded_latency_ms(self) -> np.ndarray:
+        """T_lat and the wait."""
+        return self.T_lat_ms + self.wait_ms
 
     def best(self, splits: Sequence[int], objective: str = 'T_eff_ms') -> int:
         """Of these splits the one whose times rank first (`Times.rank`); of equal ones the smallest."""
@@ -203,12 +226,28 @@ def ranked(ms: float) -> float:
     return float(f'{ms:.10g}')
 
 
-def combine(T_client: Value, T_com: Value, T_server: Value, rtt_ms: Value, omega: float,
+def combine(T_client: Value, T_com: Value, T_server: Value, rtt_ms: Value, scenario: Scenario,
             maximum: Callable[[Value, Value], Value] = np.maximum) -> Tuple[Value, Value, Value]:
-    """T_lat, T_cyc and T_eff (ms) of three stages; floats, arrays, or tensors with `maximum=torch.maximum`."""
+    """T_lat, T_cyc and T_eff (ms) of three stages; floats, arrays, or tensors with `maximum=torch.maximum`.
+
+    What K clients share is busy with K frames in the time in which each client sends one:
+    T_cyc = max(T_client, T_com, K·T_server / W), with K·T_com on a shared link. T_eff knows no wait.
+    """
     T_lat = T_client + T_com + T_server + rtt_ms
-    T_cyc = maximum(maximum(T_client, T_com), T_server)
-    return T_lat, T_cyc, omega * T_lat + (1 - omega) * T_cyc
+    link_ms = T_com * (scenario.clients if scenario.link_shared else 1)
+    T_cyc = maximum(maximum(T_client, link_ms), T_server * (scenario.clients / scenario.server_workers))
+    return T_lat, T_cyc, scenario.omega * T_lat + (1 - scenario.omega) * T_cyc
+
+
+def waiting_ms(T_com: np.ndarray, T_server: np.ndarray, T_cyc: np.ndarray, scenario: Scenario) -> np.ndarray:
+    """What a frame waits for those of other clients, ms: the mean, when each client sends one every T_cyc and they are
+    not in step. Of several workers an upper bound, the wait for one that is W times as fast (Brumelle, Journal of
+    Applied Probability, 1971). One behind the other, server and shared link make a frame wait as long as the slower of
+    them alone would (constant times: Friedman, Operations Research, 1965)."""
+    wait = mean_wait_ms(T_server / scenario.server_workers, T_cyc, scenario.clients)
+    if scenario.link_shared:
+        wait = np.maximum(wait, mean_wait_ms(T_com, T_cyc, scenario.clients))
+    return wait
 
 
 def split_times(table: HardwareTable, block_ms: Mapping[str, np.ndarray], wire: str, scenario: Scenario) -> SplitTimes:
@@ -225,8 +264,8 @@ def split_times(table: HardwareTable, block_ms: Mapping[str, np.ndarray], wire: 
     head, tail = head + encode, tail + decode
     client, server = (head, tail) if head_tier == 'client' else (tail, head)
     com = table.link.transfer_ms(sent_bytes(table, wire, scenario))
-    return SplitTimes(client, server, com,
-                      *combine(client, com, server, round_trip_ms(table, scenario), scenario.omega))
+    T_lat, T_cyc, T_eff = combine(client, com, server, round_trip_ms(table, scenario), scenario)
+    return SplitTimes(client, server, com, T_lat, T_cyc, T_eff, waiting_ms(com, server, T_cyc, scenario))
 
 
 def times(table: HardwareTable, configuration: Configuration, scenario: Scenario) -> Times:

@@ -31,7 +31,7 @@ class Limits:
         """Need over limit, by the name of the limit that is set: up to 1 is within. MIN_FPS limits the slowest stage
         to 1000 / MIN_FPS ms. Floats, or arrays over splits."""
         pairs = {'client_ms': times.T_client_ms, 'server_ms': times.T_server_ms, 'client_memory_bytes': memory,
-                 'bytes_per_frame': n_bytes, 'latency_ms': times.T_lat_ms}
+                 'bytes_per_frame': n_bytes, 'latency_ms': times.loaded_latency_ms}
         found = {name: value / getattr(self, name) for name, value in pairs.items() if getattr(self, name) is not None}
         if self.min_fps is not None:
             found['min_fps'] = times.T_cyc_ms / (1000 / self.min_fps)

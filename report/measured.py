@@ -73,7 +73,15 @@ def comparison(measured: Dict[str, Any]) -> List[str]:
         lines.append(f"{name:24}{before:10.2f}{'' if alone is None else format(alone, '.2f'):>12}{streamed:15.2f}")
     busy = ', '.join(f"{stage} {100 * measured[f'{stage}_busy']:.0f} %" for stage in STAGES)
     lines.append(f"busy: {busy}; {measured['bytes_per_frame'] / 1000:.1f} kB a frame as {measured['wire']}")
+    if measured.get('clients', 1) > 1:
+        lines.append(one_of(measured))
     return lines + differences(measured)
+
+
+def one_of(measured: Mapping[str, Any]) -> str:
+    """What the figures are where the configuration was chosen for several clients."""
+    return (f"measured and predicted: one client with the server to itself; what is said of {measured['clients']} "
+            'clients is predicted')
 
 
 def one_line(measured: Mapping[str, Any]) -> str:

@@ -124,6 +124,7 @@ def text(results: Sequence[JointResult], notes: Sequence[str], settings: Setting
     for result in results:  # real mode
         if result.measured is not None:
             lines.append(f'domain {result.domain_id}: {measured.one_line(result.measured)}')
+            lines += [measured.one_of(result.measured)] if result.measured.get('clients', 1) > 1 else []
             lines += measured.differences(result.measured)
     return '\n'.join(lines + list(notes))
 

@@ -95,7 +95,7 @@ def best_within(frontiers: Frontiers, rule: PickRule) -> FrontierPoint:
     exceeded = factors(nearest, rule)
     worst = max(exceeded, key=exceeded.__getitem__)
     has = {'T_eff_ms': f'T_eff {nearest.times.T_eff_ms:.4g} ms', 'min_fps': f'{nearest.times.throughput_fps:.4g} fps',
-           'latency_ms': f'latency {nearest.times.T_lat_ms:.4g} ms'}[worst]
+           'latency_ms': f'latency {nearest.times.loaded_latency_ms:.4g} ms'}[worst]
     raise UserError(f'no point of the frontier is within BUDGET_{worst.upper()}={getattr(rule, worst):g}; the nearest '
                     f'has {has} at validation accuracy {nearest.accuracy:.3f} (λ = {nearest.configuration.split}, '
                     f'{nearest.n_pruned} branches pruned)')
@@ -107,7 +107,7 @@ def factors(point: FrontierPoint, rule: PickRule) -> Dict[str, float]:
     if rule.T_eff_ms is not None:
         found['T_eff_ms'] = point.times.T_eff_ms / rule.T_eff_ms
     if rule.latency_ms is not None:
-        found['latency_ms'] = point.times.T_lat_ms / rule.latency_ms
+        found['latency_ms'] = point.times.loaded_latency_ms / rule.latency_ms
     if rule.min_fps is not None:
         found['min_fps'] = point.times.T_cyc_ms * rule.min_fps / 1000
     return found

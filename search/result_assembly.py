@@ -153,7 +153,8 @@ def summary(result: JointResult, settings: Settings) -> str:
              f'λ = {result.configuration.split}, T_eff {result.times.T_eff_ms:.3f} ms '
              f'({100 * (1 - result.times.T_eff_ms / step2.times.T_eff_ms):.1f} % below unpruned), '
              f'{result.times.throughput_fps:.0f} fps '
-             f'({100 * (result.times.throughput_fps / step2.times.throughput_fps - 1):+.1f} %)',
+             f'({100 * (result.times.throughput_fps / step2.times.throughput_fps - 1):+.1f} %)' +
+             (f' for each of {settings.CLIENTS} clients' if settings.CLIENTS > 1 else ''),
              f'  test accuracy {a.final:.3f} [{a.ci95[0]:.3f}, {a.ci95[1]:.3f}], unpruned {a.reference:.3f}, '
              f'α = 1 {a.original:.3f}; validation {a.val_final:.3f}, reference {a.val_reference:.3f}']
     lines[1:1] = [f'  warning: {line}' for line in result.warnings]  # beside the first numbers

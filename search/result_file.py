@@ -36,6 +36,7 @@ def save(kind: str, result: JointResult, settings: Settings, inputs: str, search
         'pick': None if result.pick is None else vars(result.pick),
         'accuracy': {**vars(accuracy), 'ci95': list(accuracy.ci95)},
         'epsilon': result.epsilon, 'xi_A': result.xi_A, 'J': result.J, **result.times.as_dict(),
+        'clients': settings.CLIENTS, 'fleet_fps': settings.CLIENTS * result.times.throughput_fps,
         'baselines': {name: baseline.as_dict() for name, baseline in result.baselines.items()},
         'curve': [vars(point) for point in result.curve], 'measured': result.measured,
         'block_evaluations': result.block_evaluations, 'seed': result.seed, 'wall_s': result.wall_s,

@@ -49,6 +49,7 @@ def optimise(table: HardwareTable, settings: Settings, pruning_follows: bool = F
     result = {
         'head_tier': settings.HEAD_TIER, 'omega': settings.OMEGA, 'wire': exact.wire,
         'lambda_range': [splits[0], splits[-1]],
+        'clients': settings.CLIENTS, 'fleet_fps': settings.CLIENTS * exact.times.throughput_fps,
         'exact': to_json(exact),
         'gradient': {**to_json(gradient.solution), 'steps': gradient.steps, 'wall_s': gradient.wall_s},
         'optimality_gap': gradient.solution.times.T_eff_ms / exact.times.T_eff_ms - 1,
@@ -118,6 +119,10 @@ def summary(result: Dict[str, Any]) -> str:
             f'{entry[key]:8.2f}' for key in ('T_client_ms', 'T_com_ms', 'T_server_ms', 'T_lat_ms', 'T_cyc_ms',
                                              'T_eff_ms')) + f" {entry['throughput_fps']:8.1f}")
     lines.append(f"(ms per image) gradient method {100 * result['optimality_gap']:.2f} % above the exact optimum")
+    if result['clients'] > 1:
+        lines.append(f"{result['clients']} clients share the server; exact: {result['exact']['throughput_fps']:.1f} "
+                     f"frames/s for each, {result['fleet_fps']:.1f} in all; T_lat and {result['exact']['wait_ms']:.2f} "
+                     "ms of waiting for each other")
     if 'limited' in result:
         lines.append(limits_used(result['limited']))
     lines.append(whether_splitting_pays(result))

@@ -3,6 +3,7 @@ times, each without a look at how the modules do it."""
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
@@ -177,6 +178,14 @@ class NaiveTimes(NamedTuple):
     T_lat_ms: float
     T_cyc_ms: float
     T_eff_ms: float
+    wait_ms: float
+
+
+def naive_wait_ms(service_ms: float, period_ms: float, clients: int) -> float:
+    """The mean wait of N·D/D/1: s/2 · Σ_k (N-1)!/(N-1-k)! · (s/T)^k."""
+    if service_ms == 0:
+        return 0.0
+    return service_ms / 2 * sum(math.perm(clients - 1, k) * (service_ms / period_ms) ** k for k in range(1, clients))
 
 
 def naive_times(table, gamma: Sequence[int], split: int, wire: str, scenario: Scenario) -> NaiveTimes:
@@ -212,8 +221,17 @@ def naive_times(table, gamma: Sequence[int], split: int, wire: str, scenario: Sc
         n_bytes = float(table.block_bytes[wire][split - 1])
     com = 8 * n_bytes / (table.link.bandwidth_mbps * 1000)
     latency = spent['client'] + com + spent['server'] + rtt_ms
-    cycle = max(spent['client'], com, spent['server'])
-    return NaiveTimes(spent['client'], spent['server'], com, latency, cycle, omega * latency + (1 - omega) * cycle)
+    # what is shared is busy with a frame of every client before it sees the next one of this client
+    busy = {'client': spent['client'], 'link': com, 'server': sum([spent['server']] * scenario.clients)}
+    busy['server'] /= scenario.server_workers
+    if scenario.link_shared:
+        busy['link'] = sum([com] * scenario.clients)
+    cycle = max(busy.values())
+    wait = naive_wait_ms(spent['server'] / scenario.server_workers, cycle, scenario.clients)
+    if scenario.link_shared:
+        wait = max(wait, naive_wait_ms(com, cycle, scenario.clients))
+    return NaiveTimes(spent['client'], spent['server'], com, latency, cycle, omega * latency + (1 - omega) * cycle,
+                      wait)
 
 
 def all_choices(table, surviving: np.ndarray, splits: Sequence[int], wires: Sequence[str], scenario: Scenario):

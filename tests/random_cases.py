@@ -21,6 +21,9 @@ from network.shapes import ARCHITECTURES, BlockShape
 
 OBJECTIVES = ('T_eff_ms', 'T_cyc_ms', 'T_lat_ms')  # fields of Times that may be minimised
 seeds = st.integers(0, 2 ** 32 - 1)
+fleets = st.fixed_dictionaries({  # settings: how many clients share the server, and what
+    'CLIENTS': st.sampled_from([1, 1, 2, 3, 8, 40]), 'SERVER_WORKERS': st.sampled_from([1, 1, 2, 5]),
+    'LINK_SHARED': st.booleans()})
 
 
 def randomise(module: nn.Module, seed: int) -> nn.Module:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from random_cases import OBJECTIVES, WIRE_SIZES, surviving_arrays, tables, whole_table
+from random_cases import OBJECTIVES, WIRE_SIZES, fleets, surviving_arrays, tables, whole_table
 
 import throughput_optimizer as optimizer
 from config import Settings, UserError
@@ -28,7 +28,8 @@ def cases(draw, max_blocks: int = 4):
     chosen = Settings(HEAD_TIER=draw(st.sampled_from(['client', 'server'])), OMEGA=draw(st.floats(0, 1)),
                       RESULT_AT=draw(st.sampled_from(['client', 'server'])), LAMBDA_MIN=low,
                       LAMBDA_MAX=draw(st.integers(low, table.n_blocks)),
-                      WIRE_FORMATS=draw(st.sampled_from([('float32',), ('float32', 'uint8'), ('uint8',)])))
+                      WIRE_FORMATS=draw(st.sampled_from([('float32',), ('float32', 'uint8'), ('uint8',)])),
+                      **draw(fleets))
     return table, surviving, chosen
 
 
@@ -228,7 +229,8 @@ def test_at_a_hard_choice_the_soft_objective_is_T_eff_plus_the_roofline_loss(cas
         stage[tier] += chosen.ROOFLINE_BETA * oracles.naive_roofline_loss_ms(
             flops, n_bytes, roofline.peak_gflops, roofline.bandwidth_gbs, chosen.ROOFLINE_LAMBDA, chosen.ROOFLINE_RHO)
     latency = stage['client'] + hard.T_com_ms + stage['server'] + table.link.rtt_ms
-    cycle = max(*stage.values(), hard.T_com_ms)
+    cycle = max(stage['client'], stage['server'] * chosen.CLIENTS / chosen.SERVER_WORKERS,
+                hard.T_com_ms * (chosen.CLIENTS if chosen.LINK_SHARED else 1))
     assert soft == pytest.approx(chosen.OMEGA * latency + (1 - chosen.OMEGA) * cycle, rel=1e-9, abs=1e-9)
 
 
@@ -330,6 +332,31 @@ def test_step_2_reports_the_certificate_every_split_and_the_baselines(head_tier)
     assert [line.split('  ')[0] for line in unpruned.summary(result).splitlines()[1:6]] == [
         'exact', 'gradient', 'all client', 'all server', 'unfused']
     assert 'splitting' in unpruned.summary(result).splitlines()[7]
+
+
+@pytest.mark.parametrize('fleet', [dict(CLIENTS=8), dict(CLIENTS=8, SERVER_WORKERS=3, HEAD_TIER='server'),
+                                   dict(CLIENTS=16, LINK_SHARED=True, BANDWIDTH_MBPS=1000.0)])
+def test_step_2_for_a_fleet_is_the_best_of_all_splits_and_serves_every_client_at_its_rate(fleet):
+    chosen = Settings(THROUGHPUT_OPTIM_STEPS=30, LAMBDA_MIN=0, LAMBDA_MAX=11, WIRE_FORMATS=('float32', 'uint8'),
+                      **fleet)
+    table = whole_table(chosen, seed=3)
+    result, alone = (unpruned.optimise(table, settings) for settings in
+                     (chosen, dataclasses.replace(chosen, CLIENTS=1, SERVER_WORKERS=1, LINK_SHARED=False)))
+    surviving = [[True, True, has] for has in table.has_identity]
+    least = math.inf
+    for split in range(table.n_blocks + 1):  # of every block, the fastest γ where it runs: nothing else can be faster
+        tiers = ['client' if (k < split) == (chosen.HEAD_TIER == 'client') else 'server' for k in range(table.n_blocks)]
+        gamma = [min(oracles.valid_gammas(row), key=table.T_ms[tier][k].__getitem__)
+                 for k, (tier, row) in enumerate(zip(tiers, surviving))]
+        least = min([least, *(oracles.naive_times(table, gamma, split, wire, scenario_of(chosen)).T_eff_ms
+                              for wire in chosen.WIRE_FORMATS)])
+    exact = result['exact']
+    assert exact['T_eff_ms'] == pytest.approx(least, rel=1e-6)
+    busy_ms = chosen.CLIENTS / exact['T_cyc_ms'] * exact['T_server_ms']  # of a worker's ms, in every ms
+    assert busy_ms <= chosen.SERVER_WORKERS + 1e-9 and exact['T_client_ms'] <= exact['T_cyc_ms'] + 1e-9
+    assert result['fleet_fps'] == pytest.approx(chosen.CLIENTS * exact['throughput_fps'])
+    assert exact['throughput_fps'] < alone['exact']['throughput_fps'] and alone['exact']['wait_ms'] == 0
+    assert f"{chosen.CLIENTS} clients share the server" in unpruned.summary(result)
 
 
 # --- where the answer is needed -----------------------------------------------------------------------------

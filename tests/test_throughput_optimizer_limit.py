@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import settings as checked
 from hypothesis import strategies as st
 from oracles import all_choices
-from random_cases import OBJECTIVES, seeds, surviving_arrays, tables, whole_table
+from random_cases import OBJECTIVES, fleets, seeds, surviving_arrays, tables, whole_table
 
 import config
 import lut_manager
@@ -57,7 +57,7 @@ class Case:
         found, limits = [0.0], self.limits
         for limit, need in ((limits.client_ms, times.T_client_ms), (limits.server_ms, times.T_server_ms),
                             (limits.client_memory_bytes, memory), (limits.bytes_per_frame, n_bytes),
-                            (limits.latency_ms, times.T_lat_ms)):
+                            (limits.latency_ms, times.T_lat_ms + times.wait_ms)):
             if limit is not None:
                 found.append(need / limit)
         if limits.min_fps is not None:
@@ -99,7 +99,7 @@ def cases(draw) -> Case:
     settings = Settings(HEAD_TIER=draw(st.sampled_from(['client', 'server'])), LAMBDA_MIN=low,
                         RESULT_AT=draw(st.sampled_from(['client', 'server'])),
                         LAMBDA_MAX=draw(st.integers(low, n)), OMEGA=draw(st.sampled_from([0.0, 0.3, 0.5, 1.0])),
-                        WIRE_FORMATS=draw(st.sampled_from([('float32',), tuple(table.block_bytes)])))
+                        WIRE_FORMATS=draw(st.sampled_from([('float32',), tuple(table.block_bytes)])), **draw(fleets))
     splits = range(low, settings.LAMBDA_MAX + 1)
     choices = []
     for gamma, split, wire, times in all_choices(table, surviving, splits, settings.WIRE_FORMATS,
@@ -116,7 +116,7 @@ def cases(draw) -> Case:
         return max(float(value), 1e-3)
 
     limits = Limits(limit(lambda c: c[2].T_client_ms), limit(lambda c: c[2].T_server_ms), limit(lambda c: c[3]),
-                    limit(lambda c: c[4]), limit(lambda c: c[2].T_lat_ms),
+                    limit(lambda c: c[4]), limit(lambda c: c[2].T_lat_ms + c[2].wait_ms),
                     limit(lambda c: 1000 / max(c[2].T_cyc_ms, 1e-3)))
     return Case(table, surviving, settings, memory, draw(st.sampled_from(OBJECTIVES)), choices, limits)
 

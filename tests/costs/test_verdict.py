@@ -6,7 +6,7 @@ import oracles
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from random_cases import surviving_arrays, tables
+from random_cases import fleets, surviving_arrays, tables
 
 from config import Settings
 from costs.cost_model import Times, scenario_of
@@ -57,7 +57,7 @@ def test_it_agrees_with_a_walk_through_the_network_on_each_tier(table, data):
     surviving = data.draw(surviving_arrays(table.has_identity))
     settings = Settings(HEAD_TIER=data.draw(st.sampled_from(['client', 'server'])), OMEGA=data.draw(st.floats(0, 1)),
                         RESULT_AT=data.draw(st.sampled_from(['client', 'server'])), LAMBDA_MIN=0,
-                        LAMBDA_MAX=table.n_blocks)
+                        LAMBDA_MAX=table.n_blocks, **data.draw(fleets))
     allowed = range(1, table.n_blocks) or [0]
     split = solve_exact(table, surviving, settings, splits=list(allowed))
     ways = [OneTier(name, solve_exact(table, surviving, settings, splits=[at]).times, at == 0)

@@ -282,6 +282,6 @@ def test_the_unpruned_network_is_drawn_at_every_split_of_a_deep_network():
     client, server, com = rng.uniform(1, 9, (3, n + 1))
     lat, cyc = client + server + com + 2, np.maximum(np.maximum(client, server), com)
     unpruned = cost_figures.UnprunedSplits('client', 'float32', 0.5, (1, n - 1), 4,
-                                           SplitTimes(client, server, com, lat, cyc, (lat + cyc) / 2))
+                                           SplitTimes(client, server, com, lat, cyc, (lat + cyc) / 2, 0 * lat))
     axes = drawn(cost_figures.split_times(unpruned)).axes[0]
     assert sum(bar.get_height() for bar in axes.patches if bar.get_width() == 0.72) == pytest.approx(lat.sum())

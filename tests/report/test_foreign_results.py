@@ -44,7 +44,8 @@ def results(folder: str) -> Settings:
 
 
 @pytest.mark.parametrize('overrides', [['EPSILON=0.005'], ['SEED=7'], ['EPSILON=0.005', 'SEED=7'], ['OMEGA=1'],
-                                       ['BANDWIDTH_MBPS=20'], ['PICK=knee'], ['ALPHA_LR=0.5']])
+                                       ['BANDWIDTH_MBPS=20'], ['PICK=knee'], ['ALPHA_LR=0.5'], ['CLIENTS=4'],
+                                       ['SERVER_WORKERS=2'], ['LINK_SHARED=1']])
 def test_step_5_summarises_no_results_of_other_settings(tmp_path, overrides):
     results(str(tmp_path))
     said = refused(lambda: step5.main(['--set', f'RESULTS_DIR={tmp_path}', FEW_STEPS, *overrides]))

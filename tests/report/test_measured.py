@@ -36,6 +36,13 @@ def test_measured_stands_beside_predicted_for_rate_latency_and_every_stage():
     assert not [line for line in rows if 'differ' in line]  # 6 % is no news
 
 
+
+def test_what_was_measured_with_one_client_is_not_called_a_measurement_of_eight():
+    said = [line for line in measured.comparison(stream(clients=8)) if 'one client' in line]
+    assert len(said) == 1 and '8 clients is predicted' in said[0]
+    assert not [line for line in measured.comparison(stream(clients=1)) if 'one client' in line]
+
+
 CASES = {
     'head slow even alone': (dict(head=(2.0, 5.0, 5.0)), 'the head (client) is off:', 'the client is slower than when'),
     'head slow, one machine': (dict(head=(2.0, 5.0, 5.0), same_machine=True), 'the head (client) is off:',

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from random_cases import seeds, tables, whole_table
+from random_cases import fleets, seeds, tables, whole_table
 from search_cases import SETTINGS, random_mask, slow_client_table
 
 from config import Settings
@@ -28,7 +28,7 @@ def allowed(draw, n_blocks: int) -> Settings:
     return dataclasses.replace(SETTINGS, LAMBDA_MIN=0, LAMBDA_MAX=draw(st.integers(0, n_blocks)),
                                HEAD_TIER=draw(st.sampled_from(cost_model.TIERS)),
                                OMEGA=draw(st.sampled_from([0.0, 0.3, 1.0])),
-                               WIRE_FORMATS=draw(st.sampled_from([WIRES, WIRES[:1], WIRES[1:]])))
+                               WIRE_FORMATS=draw(st.sampled_from([WIRES, WIRES[:1], WIRES[1:]])), **draw(fleets))
 
 
 @given(st.data(), tables(), seeds)
@@ -79,19 +79,19 @@ def test_what_exceeds_a_limit_is_priced_like_lost_accuracy_and_what_is_within_is
     settings = data.draw(allowed(table.n_blocks))
     mask = random_mask(mask_of(unpruned_alpha(table.has_identity)), rng)
     every = list(fastest_everywhere(table, mask, settings))
-    limit = factor * min(found.T_lat_ms for found in every)
+    limit = factor * min(found.T_lat_ms + found.wait_ms for found in every)
     settings = dataclasses.replace(settings, MAX_LATENCY_MS=limit)
     times, alpha = PrunedTimes(table, 2.0, settings), np.where(np.array(mask), 1.0, 0.0)
     (relative,) = times.relative([mask])
     if factor >= 1 + 1e-6:
-        least = min(found.T_eff_ms for found in every if found.T_lat_ms <= limit)
+        least = min(found.T_eff_ms for found in every if found.T_lat_ms + found.wait_ms <= limit)
         assert times.solve_within_limits(alpha).times.T_eff_ms == pytest.approx(least)
         assert relative == pytest.approx(least / 2.0) == times.T_eff_ms(np.array(mask)) / 2.0
     elif factor <= 1 - 1e-6:
         with pytest.raises(NothingFits):
             times.solve_within_limits(alpha)
         nearest = times.solve(alpha).times
-        assert nearest.T_lat_ms == pytest.approx(limit / factor)
+        assert nearest.loaded_latency_ms == pytest.approx(limit / factor)
         assert relative == pytest.approx(nearest.T_eff_ms / 2.0 + settings.KAPPA * (1 / factor - 1))
 
 
