@@ -91,6 +91,11 @@ def port(text: str) -> int:
     return _number(text, int, lambda value: 0 <= value < 65536, 'a port, 0 to 65535')
 
 
+def count(text: str) -> int:
+    """A flag's whole number above 0."""
+    return _number(text, int, lambda value: value > 0, 'a whole number above 0')
+
+
 def above_0(text: str) -> float:
     """A flag's number above 0."""
     return _number(text, float, lambda value: 0 < value < math.inf, 'a number above 0')

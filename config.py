@@ -99,7 +99,7 @@ class Settings:
     WEIGHT_PATH_CLIENT: str = setting('', 'none')  # on the client; '': the server sends what is missing
 
     # --- data --------------------------------------------------------------------------------
-    DATASET: str = setting('mnist5k', 'data')  # 'mnist5k', 'imagefolder' or a torchvision dataset's name
+    DATASET: str = setting('mnist5k', 'data')  # 'mnist5k', 'imagefolder', 'generated', a torchvision dataset's name
     DATA_PATH: str = setting('data', 'data')  # root folder of the dataset
     PARTITION_FILE: str = setting('data/noniid_partitions/partition_info.json', 'none', path)
     NUM_DOMAINS: int = setting(10, 'data', one_to_ten)  # one corruption each (domain_transforms.py)

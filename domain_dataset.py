@@ -38,12 +38,17 @@ class DomainDataset(Dataset):
         try:
             image = self.source.read(index)
         except Exception as error:  # whatever a file that was damaged or removed since provokes
-            reason = ' '.join(str(error).split())
-            raise UserError(f'{self.source.describe(index)}: can no longer be read ({reason}); make the partition '
-                            'again with `python create_noniid_partition.py`') from None
+            raise no_longer_readable(self.source, index, error) from None
         if self.domain_id is not None:
             image = corrupt(image, self.domain_id, self.seed, index)
         return image, int(self.source.labels[index])
+
+
+def no_longer_readable(source: ImageSource, index: int, error: Exception) -> UserError:
+    """What to say of an image that could be read when the partition was made."""
+    reason = ' '.join(str(error).split())
+    return UserError(f'{source.describe(index)}: can no longer be read ({reason}); make the partition again with '
+                     '`python create_noniid_partition.py`')
 
 
 def load_domain(settings: Settings, domain_id: int, subset: str) -> ImageSet:
@@ -56,7 +61,7 @@ def load_domain(settings: Settings, domain_id: int, subset: str) -> ImageSet:
         return IN_MEMORY[domain_id, subset]
     source, partition = _open(settings, subset)
     dataset = DomainDataset(source, partition.domains[domain_id][subset], domain_id, settings.SEED)
-    return _read_all(dataset, settings, f'domain {domain_id} ({domain_name(domain_id)}), {subset}')
+    return read_all(dataset, settings, f'domain {domain_id} ({domain_name(domain_id)}), {subset}')
 
 
 def load_clean(settings: Settings, subset: str, at_most: Optional[int] = None) -> ImageSet:
@@ -66,7 +71,7 @@ def load_clean(settings: Settings, subset: str, at_most: Optional[int] = None) -
     pool = partition.pools[subset]
     if at_most is not None and at_most < len(pool):
         pool = pool[np.linspace(0, len(pool) - 1, at_most).astype(int)]
-    return _read_all(DomainDataset(source, pool, None, settings.SEED), settings, f'clean, {subset}')
+    return read_all(DomainDataset(source, pool, None, settings.SEED), settings, f'clean, {subset}')
 
 
 def _open(settings: Settings, subset: str):
@@ -76,7 +81,7 @@ def _open(settings: Settings, subset: str):
     return source, load_partition(source, settings)
 
 
-def _read_all(dataset: DomainDataset, settings: Settings, what: str) -> ImageSet:
-    """The whole dataset in memory, in order."""
+def read_all(dataset: DomainDataset, settings: Settings, what: str) -> ImageSet:
+    """The whole dataset in memory, in order; `what` names the progress bar."""
     images, labels = zip(*batches(dataset, LOADER_BATCH, settings.NUM_WORKERS, what))
     return ImageSet(torch.cat(images), torch.cat(labels))

@@ -1,4 +1,4 @@
-"""Where images come from: the built-in digits, an ImageFolder tree, or a torchvision dataset.
+"""Where images come from: the built-in digits, an ImageFolder tree, a torchvision dataset, or nowhere: drawn.
 
     source = open_source(settings)
     image = source.read(0)      # uint8 [3, INPUT_SIZE, INPUT_SIZE]
@@ -24,6 +24,8 @@ def open_source(settings: Settings) -> ImageSource:
     name = settings.DATASET.lower()
     if name == 'mnist5k':
         source: ImageSource = Mnist5k(settings.DATA_PATH, settings.INPUT_SIZE)
+    elif name == 'generated':
+        source = GeneratedImages(settings.NUM_CLASSES, settings.INPUT_SIZE)
     else:
         from domains import torchvision_sources  # torchvision takes a second to load, and the digits do without it
         source = torchvision_sources.FolderImages(settings.DATA_PATH, settings.INPUT_SIZE) \
@@ -60,3 +62,23 @@ class Mnist5k(ImageSource):
             image = F.interpolate(image[None].float(), size=(self.size, self.size), mode='bilinear',
                                   align_corners=False, antialias=True)[0].round().to(torch.uint8)
         return image.repeat(3, 1, 1)
+
+
+class GeneratedImages(ImageSource):
+    """Stripes, each class in a colour and a direction of its own on a random ground: images of any size and number of
+    classes, to try things without data."""
+
+    def __init__(self, classes: int, size: int, of_each: int = 200) -> None:
+        labels = np.tile(np.arange(classes), of_each)
+        identity = hashlib.sha256(f'generated {classes} {size} {of_each}'.encode()).hexdigest()
+        super().__init__('generated images', [f'stripes {label}' for label in range(classes)], labels, identity)
+        self.size = size
+
+    def read(self, index: int) -> torch.Tensor:
+        rng = np.random.default_rng(index)
+        share = self.labels[index] / len(self.class_names)
+        y, x = np.mgrid[:self.size, :self.size] / self.size
+        wave = np.sin(2 * np.pi * (2 * (x * np.cos(np.pi * share) + y * np.sin(np.pi * share)) + rng.random()))
+        colour = 127 + 100 * np.cos(2 * np.pi * (share + np.arange(3) / 3))[:, None, None]  # (3, 1, 1), a hue
+        ground = rng.uniform(0, 255, (3, 1, 1))
+        return torch.from_numpy((ground + (colour - ground) * (wave + 1) / 2).round().astype(np.uint8))

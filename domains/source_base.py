@@ -6,6 +6,7 @@ from typing import Optional, Sequence
 
 import numpy as np
 import torch
+from PIL import Image  # comes with torchvision and matplotlib
 
 
 class ImageSource(ABC):
@@ -28,6 +29,10 @@ class ImageSource(ABC):
     @abstractmethod
     def read(self, index: int) -> torch.Tensor:
         """uint8 [3, S, S]; raises whatever a damaged image provokes."""
+
+    def original(self, index: int) -> Image.Image:
+        """An RGB image as it is stored, where that is more than what `read` keeps: what training crops from."""
+        return Image.fromarray(self.read(index).permute(1, 2, 0).numpy())
 
     def describe(self, index: int) -> str:
         """A name of this image for messages."""

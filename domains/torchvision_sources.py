@@ -41,17 +41,17 @@ class FolderImages(ImageSource):
         self.root, self.size, self.paths = root, size, tree.paths
 
     def read(self, index: int) -> torch.Tensor:
-        return resize_and_crop(self._decode(index), self.size, round(self.size * 256 / 224))
+        return resize_and_crop(self.original(index), self.size, round(self.size * 256 / 224))
 
     def decodes(self, index: int) -> bool:
         """Can this image be read to its last pixel?"""
         try:
-            self._decode(index)
+            self.original(index)
         except Exception:  # decoders raise many things: OSError, SyntaxError, ValueError, DecompressionBombError, ...
             return False
         return True
 
-    def _decode(self, index: int) -> Image.Image:
+    def original(self, index: int) -> Image.Image:
         path = os.path.join(self.root, self.paths[index])
         if not os.path.isfile(path):  # opening a pipe would wait for ever
             raise FileNotFoundError(f'{path}: no such file')
@@ -110,8 +110,11 @@ class TorchvisionImages(ImageSource):
             digest.update(self.read(int(index)).numpy().tobytes())
         self.identity = digest.hexdigest()
 
+    def original(self, index: int) -> Image.Image:
+        return as_seen(self.dataset[index][0])
+
     def read(self, index: int) -> torch.Tensor:
-        image = as_seen(self.dataset[index][0])
+        image = self.original(index)
         if image.size == (self.size, self.size):
             return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
         # an image that has to grow has no margin to give away

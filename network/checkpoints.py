@@ -44,6 +44,22 @@ def load_checkpoint(model: nn.Module, path: str) -> None:
     model.load_state_dict({**model.state_dict(), **{name: state[name] for name in wanted if name in state}})
 
 
+def load_for_fine_tuning(model: nn.Module, path: str) -> bool:
+    """Load base weights, except for the classifier where the file has another number of classes; True where it fits.
+
+    Raises `UserError` as `load_checkpoint` does.
+    """
+    state = normalise_keys(read_checkpoint(path), path)
+    own = model.state_dict()
+    fits = all(state[name].shape == own[name].shape for name in ('linear.weight', 'linear.bias') if name in state)
+    if not fits:
+        state.update({name: own[name] for name in ('linear.weight', 'linear.bias')})
+    wanted = {name: value for name, value in own.items() if not name.endswith('.alpha')}
+    refuse_misfit(path, state, wanted)
+    model.load_state_dict({**own, **{name: state[name] for name in wanted if name in state}})
+    return fits
+
+
 def read_checkpoint(path: str) -> Dict[str, torch.Tensor]:
     """The state dict in a file, as saved, on the CPU; raises `UserError`."""
     if not os.path.isfile(path):

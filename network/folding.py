@@ -34,7 +34,7 @@ def identity_kernel(scale: torch.Tensor, groups: int, size: int) -> torch.Tensor
     """The kernel [C, C/groups, size, size] of x -> scale·x: input i of a group feeds output i of that group."""
     channels = scale.numel()
     kernel = scale.new_zeros(channels, channels // groups, size, size)
-    rows = torch.arange(channels)
+    rows = torch.arange(channels, device=scale.device)
     kernel[rows, rows % (channels // groups), size // 2, size // 2] = scale
     return kernel
 

@@ -5,5 +5,6 @@ partition: the images of each domain. trained_alpha: task 1. importance: task 2.
 unpruned: step 2, γ and λ without pruning. joint: step 3, the joint search. sequential: the baseline that prunes first
 and splits afterwards. real_mode: steps through a connected client, and a measured stream.
 shared_warnings: what is said once for all domains.
-base_model_training, base_model_report: the network of the built-in example, trained and measured.
+base_model: the base network, trained and measured (base_model_report); base_model_training: the recipe for the built-in
+digits.
 """

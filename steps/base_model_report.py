@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from itertools import zip_longest
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 
@@ -19,16 +20,24 @@ from hyper_repvgg import HyperRepVGG, create_hyper_repvgg, deploy
 from network.inputs import normalise, predict
 from network.shapes import DENSE
 from pipeline import documents, fingerprints, kinds, writing
-from steps.base_model_training import Recipe
+from steps import base_model_training
+from tier.devices import device_of
+from training import photographs
 
 PROBED_DOMAINS = (0, 3, 6)  # on whose validation images pruning is probed: one of each kind, and the hardest
 ALLOWED_LOSS = 0.02  # of accuracy, fraction of 1
+GREEDY_UP_TO = 12  # blocks; with more of them only each block alone is probed, on PROBED_IMAGES images a domain
+PROBED_IMAGES = 150
+AT_ONCE = 256  # images
+FROM_TRAINING = ('wall_s', 'recipe', 'history', 'weights_sha256', 'training_pool')
+Recipe = Union[base_model_training.Recipe, photographs.Recipe]
 Labelled = Tuple[torch.Tensor, torch.Tensor]  # normalised images [n, 3, S, S], labels [n]
 
 
-def write(settings: Settings, recipe: Recipe, seconds: Optional[float]) -> Tuple[Dict[str, Any], str]:
+def write(settings: Settings, recipe: Optional[Recipe] = None, seconds: Optional[float] = None,
+          history: Sequence[Dict[str, float]] = ()) -> Tuple[Dict[str, Any], str]:
     """Measure the base weights and write the report on them; the report and its path. `seconds` of training; None: not
-    trained now, so what the report that is there says about the training stays."""
+    trained now, so what the report that is there says about the training stays. `history`: an entry an epoch."""
     path = kinds.path_of('base_model', settings)
     writing.check_writable(path)
     metadata = writing.make_metadata(settings, 'base_model', fingerprints.inputs_of('base_model', settings))
@@ -38,7 +47,7 @@ def write(settings: Settings, recipe: Recipe, seconds: Optional[float]) -> Tuple
         source = open_source(settings)
         unseen = dataclasses.replace(settings, WEIGHT_PATH_SERVER='')  # as for the training itself
         pool = load_partition(source, unseen).pools['train']
-        training = {'wall_s': seconds, 'recipe': dataclasses.asdict(recipe),
+        training = {'wall_s': seconds, 'recipe': dataclasses.asdict(recipe), 'history': list(history),
                     'weights_sha256': fingerprints.content_hash(kinds.weights_file(settings)),
                     'training_pool': trained_images.to_json(source, pool, settings)}
         writing.write(path, training, metadata)  # known from here on, also when measuring is interrupted
@@ -52,15 +61,18 @@ def earlier_training(path: str) -> Dict[str, Any]:
     if not os.path.exists(path):
         return {}
     content = documents.read(path, '').content
-    return {name: content[name] for name in ('wall_s', 'recipe', 'weights_sha256', 'training_pool') if name in content}
+    return {name: content[name] for name in FROM_TRAINING if name in content}
 
 
 def measure(settings: Settings) -> Dict[str, Any]:
     """Everything that the report says about the weights at WEIGHT_PATH_SERVER."""
     torch.set_num_threads(settings.TORCH_THREADS or 1)  # the same sums whatever the number of cores
-    model = create_hyper_repvgg(kinds.weights_file(settings), settings.MODEL_NAME, settings.NUM_CLASSES)
+    device = device_of(settings.TRAIN_DEVICE)
+    model = create_hyper_repvgg(kinds.weights_file(settings), settings.MODEL_NAME, settings.NUM_CLASSES).to(device)
+    greedily = len(model.blocks) <= GREEDY_UP_TO
 
-    def ready(images: ImageSet) -> Labelled:
+    def ready(images: ImageSet, count: Optional[int] = None) -> Labelled:
+        images = ImageSet(images.images[:count], images.labels[:count]).to(device)
         return normalise(images.images, settings.NORM_MEAN, settings.NORM_STD), images.labels
 
     clean = {subset: accuracy_of(model, ready(load_clean(settings, subset))) for subset in ('val', 'test')}
@@ -68,7 +80,8 @@ def measure(settings: Settings) -> Dict[str, Any]:
                 **accuracy_of(model, ready(load_domain(settings, domain, 'test')))}
                for domain in range(settings.NUM_DOMAINS)]
     probed = [domain for domain in PROBED_DOMAINS if domain < settings.NUM_DOMAINS]
-    single, greedy = probe_pruning(model, [ready(load_domain(settings, domain, 'val')) for domain in probed])
+    single, greedy = probe_pruning(model, [ready(load_domain(settings, domain, 'val'),
+                                                 None if greedily else PROBED_IMAGES) for domain in probed], greedily)
     within = [number for number, point in enumerate(greedy, start=1) if point['loss'] <= ALLOWED_LOSS]
     return {'n_parameters': sum(p.numel() for name, p in model.named_parameters() if not name.endswith('alpha')),
             'clean': clean, 'domains': domains, 'probed_domains': probed, 'loss_without_dense': single,
@@ -78,13 +91,14 @@ def measure(settings: Settings) -> Dict[str, Any]:
 def accuracy_of(model: HyperRepVGG, data: Labelled) -> Dict[str, Any]:
     """Accuracy of the deployed model on (inputs, labels), with its interval."""
     inputs, labels = data
-    correct = int((predict(deploy(model), inputs, 256) == labels).sum())
+    correct = int((predict(deploy(model), inputs, AT_ONCE) == labels).sum())
     return {'accuracy': correct / len(labels), 'n': len(labels), 'ci95': list(wilson_interval(correct, len(labels)))}
 
 
-def probe_pruning(model: HyperRepVGG, domains: List[Labelled]) -> Tuple[Dict[str, float], List[Dict[str, Any]]]:
+def probe_pruning(model: HyperRepVGG, domains: List[Labelled], greedily: bool = True,
+                  ) -> Tuple[Dict[str, float], List[Dict[str, Any]]]:
     """What blocks lose without their 3x3 and with no other change (mean over `domains` of (inputs, labels)): each block
-    alone {block: loss}, and greedily [{block, loss}, ...], the block that costs least next. α is restored."""
+    alone {block: loss}, and `greedily` [{block, loss}, ...], the block that costs least next. α is restored."""
     unpruned = model.alpha_array()
 
     def mean_accuracy(without: Sequence[int]) -> float:
@@ -100,6 +114,8 @@ def probe_pruning(model: HyperRepVGG, domains: List[Labelled]) -> Tuple[Dict[str
     while left:
         losses = {block: whole - mean_accuracy([*gone, block]) for block in sorted(left)}
         single = single or {names[block]: loss for block, loss in losses.items()}
+        if not greedily:
+            break
         best = min(losses, key=losses.__getitem__)
         gone.append(best)
         left.remove(best)
@@ -121,8 +137,10 @@ def show(report: Dict[str, Any]) -> None:
         print(line(f'{entry["domain_id"]}  {entry["domain_name"]}, test', entry))
     print('\naccuracy lost without 3x3 branches, no α trained (validation, mean of domains '
           f'{report["probed_domains"]})')
-    print(f'{"block":<14}{"this one alone":>16}    {"greedily, with those above":<24}')
-    for (block, loss), point in zip(report['loss_without_dense'].items(), report['greedy_without_dense']):
-        print(f'{block:<14}{loss:>16.2%}    {point["block"]:<12}{point["loss"]:>12.2%}')
-    print(f'\n{report["n_dense_within_allowed_loss"]} of {len(report["greedy_without_dense"])} blocks can do without '
-          f'their 3x3 for at most {ALLOWED_LOSS:.0%}')
+    greedy = [f'{point["block"]:<12}{point["loss"]:>12.2%}' for point in report['greedy_without_dense']]
+    print(f'{"block":<14}{"this one alone":>16}    {"greedily, with those above" if greedy else ""}'.rstrip())
+    for (block, loss), then in zip_longest(report['loss_without_dense'].items(), greedy, fillvalue=''):
+        print(f'{block:<14}{loss:>16.2%}    {then}'.rstrip())
+    if greedy:
+        print(f'\n{report["n_dense_within_allowed_loss"]} of {len(greedy)} blocks can do without '
+              f'their 3x3 for at most {ALLOWED_LOSS:.0%}')

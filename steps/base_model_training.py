@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
-from typing import Callable, List, Sequence
+from typing import Callable, Sequence
 
 import numpy as np
 import torch
@@ -22,12 +22,11 @@ from tqdm import tqdm
 from config import Settings
 from domain_dataset import load_clean
 from domains.image_sets import ImageSet
-from network.folding import FoldedBranch, fold_branch, fuse_branches
-from network.shapes import DENSE, ONE, BlockShape
 from pipeline import writing
 from repvgg import RepVGG
-
-Keep = Sequence[Sequence[bool]]  # one flag a branch of every block, in the order of BRANCHES
+from training.augmentation import with_noise
+from training.branches import (Keep, estimate_statistics, every_branch, forward_frozen, forward_with,
+                               random_branches)
 
 
 @dataclass(frozen=True)
@@ -60,54 +59,8 @@ def augment(images: torch.Tensor, mean: Sequence[float], std: Sequence[float], g
     affine = torch.stack([cos, shear - sin, shift_x, sin, cos, shift_y], dim=1).view(count, 2, 3)
     x = images.float() / 255
     x = F.grid_sample(x, F.affine_grid(affine, list(x.shape), align_corners=False), align_corners=False)
-    kind = draw(0, 1)  # below 0.5: Gaussian noise, above 0.7: salt and pepper, clean in between
-    sigma = (draw(0, 0.5) * (kind < 0.5)).view(-1, 1, 1, 1)
-    amount = (draw(0, 0.27) * (kind > 0.7)).view(-1, 1, 1, 1)
-    x = x + torch.randn(x.shape, generator=generator) * sigma
-    hit = torch.rand((count, 1, *x.shape[2:]), generator=generator)  # the same pixels in every channel
-    x = torch.where(hit < amount / 2, torch.zeros(()), torch.where(hit >= 1 - amount / 2, torch.ones(()), x))
-    return (x.clamp_(0, 1) - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
-
-
-def forward_with(network: RepVGG, x: torch.Tensor, keep: Keep) -> torch.Tensor:
-    """Logits [B, classes] of the network with only these branches; every branch as it stands."""
-    x = network.stage0(x)
-    for block, flags in zip(network.blocks, keep):
-        x = F.relu(block.se(sum(branch(x) for branch, kept in zip(block.branches(), flags) if kept)))
-    return network.classify(x)
-
-
-def forward_frozen(network: RepVGG, x: torch.Tensor, keeps: Sequence[Keep]) -> List[torch.Tensor]:
-    """Logits for each of several sets of branches under frozen BatchNorm statistics: every block is folded into one
-    convolution, through which all weights still learn (half the time of running the branches one by one)."""
-    stem = [fold_branch(branch) for branch in network.stage0.branches()]
-    first = F.relu(network.stage0.se(_convolve(x, stem, network.stage0.shape)))
-    outputs = [first] * len(keeps)
-    for number, block in enumerate(network.blocks):
-        folded = [fold_branch(branch) for branch in block.branches()]
-        for index, keep in enumerate(keeps):
-            kept = [branch for branch, flag in zip(folded, keep[number]) if flag]
-            outputs[index] = F.relu(block.se(_convolve(outputs[index], kept, block.shape)))
-    return [network.classify(output) for output in outputs]
-
-
-def _convolve(x: torch.Tensor, folded: List[FoldedBranch], shape: BlockShape) -> torch.Tensor:
-    kernel, scale, bias = fuse_branches(folded, shape.groups)
-    if kernel is None:
-        return torch.addcmul(bias[:, None, None], x, scale[:, None, None])
-    return F.conv2d(x, kernel, bias, shape.stride, kernel.shape[-1] // 2, 1, shape.groups)
-
-
-def random_branches(network: RepVGG, recipe: Recipe, rng: np.random.Generator) -> List[List[bool]]:
-    """A random set of branches; every block keeps at least its 1x1."""
-    drop = np.full(3, recipe.drop_other)
-    drop[DENSE] = rng.uniform(0, recipe.drop_dense)
-    keep = []
-    for block in network.blocks:
-        flags = (rng.random(block.n_branches) >= drop[:block.n_branches]).tolist()
-        flags[ONE] = flags[ONE] or not any(flags)
-        keep.append(flags)
-    return keep
+    x = with_noise(x, generator, gaussian=0.5, salt=0.3)
+    return (x - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
 
 def train_and_save(path: str, recipe: Recipe, settings: Settings) -> float:
@@ -129,13 +82,15 @@ def train(network: RepVGG, images: ImageSet, mean: Sequence[float], std: Sequenc
     """Both phases, in place; a pure function of weights, images, recipe, and the arithmetic of this machine."""
     generator = torch.Generator().manual_seed(recipe.seed)
     rng = np.random.default_rng(recipe.seed)
-    everything = [[True] * block.n_branches for block in network.blocks]
+
+    def some_branches() -> Keep:
+        return random_branches(network, recipe.drop_dense, recipe.drop_other, rng)
 
     def first_loss(x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(forward_with(network, x, random_branches(network, recipe, rng)), labels)
+        return F.cross_entropy(forward_with(network, x, some_branches()), labels)
 
     def second_loss(x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        whole, part = forward_frozen(network, x, [everything, random_branches(network, recipe, rng)])
+        whole, part = forward_frozen(network, x, [every_branch(network), some_branches()])
         towards_whole = F.kl_div(F.log_softmax(part, dim=1), F.softmax(whole.detach(), dim=1), reduction='batchmean')
         return F.cross_entropy(whole, labels) + 0.5 * F.cross_entropy(part, labels) + 0.5 * towards_whole
 
@@ -145,8 +100,8 @@ def train(network: RepVGG, images: ImageSet, mean: Sequence[float], std: Sequenc
     network.train()
     _phase(network, first_loss, batch_of, images.labels, recipe, recipe.first_epochs, recipe.first_lr, generator,
            'phase 1')
-    estimate_statistics(network, lambda: batch_of(torch.randint(len(images), (256,), generator=generator)),
-                        recipe.statistics_batches)
+    estimate_statistics(network, (batch_of(torch.randint(len(images), (256,), generator=generator))
+                                  for _ in range(recipe.statistics_batches)))
     _phase(network, second_loss, batch_of, images.labels, recipe, recipe.second_epochs, recipe.second_lr, generator,
            'phase 2')
 
@@ -172,17 +127,3 @@ def _phase(network: RepVGG, loss_of: Callable[[torch.Tensor, torch.Tensor], torc
             schedule.step()
             total += loss.item()
         progress.set_postfix(loss=f'{total / steps:.3f}')
-
-
-def estimate_statistics(network: RepVGG, next_batch: Callable[[], torch.Tensor], batches: int) -> None:
-    """Set every BatchNorm's mean and variance to their average over `batches` batches through the whole network, and
-    leave the network in evaluation mode."""
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average
-    network.train()
-    with torch.no_grad():
-        for _ in range(batches):
-            network(next_batch())
-    network.eval()

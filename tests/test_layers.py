@@ -32,7 +32,7 @@ LEVELS = (  # folders and top-level modules; a file imports what stands above it
     ('tier',),
     ('lut_manager', 'roofline_measure'),
     ('search', 'remote'),
-    ('progressive_pruning', 'split_trainer', 'report'),
+    ('progressive_pruning', 'split_trainer', 'report', 'training'),
     ('steps',),
     COMMANDS,
     ('server_main', 'benchmarks', 'data'),  # server_main runs other commands
