@@ -5,6 +5,7 @@
 """
 from __future__ import annotations
 
+import collections
 import ipaddress
 import os
 import queue
@@ -14,12 +15,12 @@ import time
 from typing import Callable, Dict, Iterator, NamedTuple, Optional, Tuple
 
 from config import UserError
-from wire.connection import Connection, Refused
-from wire.frames import ConnectionLost, Kind, NetworkError, VersionMismatch
+from wire.connection import SILENCE_S, Connection
+from wire.frames import ConnectionLost, Kind, NetworkError, PeerError
 
 CONNECT_S = 5.0
 BACK_OFF_S = (1, 2, 4, 8, 15, 30)  # between attempts to connect; the last one repeats
-MAX_HANDSHAKES = 32  # at a time: one more makes the oldest go
+MAX_HANDSHAKES = 32  # at a time: one more makes the oldest go, of the address that has most of them
 MAX_WAITING = 8  # peers that are trusted and wait for their turn
 
 
@@ -56,13 +57,14 @@ def ask_client(control_port: int, action: str) -> str:
     try:
         connection = connect(address, token_from_environment(), 'control', 'worker')
         connection.send(Kind.REQUEST, {'id': 1, 'op': action})
-        reply = connection.receive()
+        reply = connection.receive(SILENCE_S)
         connection.close()
+        reply.raise_error()
         done, total, requests = (reply.integer(name, 0, 2 ** 62) for name in ('done', 'total', 'requests'))
         state = (f"{reply.text('state')} {reply.text('op')}".strip() + (f', {done} of {total}' if total else '') +
                  f'; {requests} requests so far')
         return '\n'.join(filter(None, (state, reply.text('text'))))
-    except NetworkError as error:
+    except (NetworkError, PeerError) as error:
         raise UserError(f'{error}; is a client running, with its control port on {address}?') from None
 
 
@@ -70,14 +72,13 @@ def connect_with_retries(address: Address, token: bytes, role: str, peer_role: s
                          wait: Callable[[float], bool], attempts: int = 0) -> Optional[Connection]:
     """Connect, retrying with back-off and saying so. `wait(seconds)` returns True to give up (None is returned).
 
-    `attempts` 0: without end. Raises `UserError` where trying again is useless, or after that many attempts.
+    `attempts` 0: without end, also where the other end refuses: until it has proved who it is, its words may be
+    anybody's, or a damaged byte. Raises `UserError` after that many attempts.
     """
     attempt = 0
     while True:
         try:
             return connect(address, token, role, peer_role)
-        except (Refused, VersionMismatch) as error:
-            raise UserError(str(error)) from None
         except NetworkError as error:
             pause = BACK_OFF_S[min(attempt, len(BACK_OFF_S) - 1)]
             attempt += 1
@@ -112,18 +113,18 @@ class Listener:
     """Accepts peers in the background; those that pass the handshake come out of `get`."""
 
     def __init__(self, address: Address, token: bytes, role: str, peer_roles: Tuple[str, ...],
-                 say: Callable[[str], None], allow_open: bool = False) -> None:
+                 say: Callable[[str], None], allow_open: bool = False, max_handshakes: int = MAX_HANDSHAKES) -> None:
         check_address(address, token, allow_open)
         self._handshake_arguments = (role, peer_roles, token)
-        self._say = say
+        self._say, self._max_handshakes = say, max_handshakes
         try:
             family = socket.getaddrinfo(address.host or '0.0.0.0', address.port, type=socket.SOCK_STREAM)[0][0]
-            self._sock = socket.create_server((address.host, address.port), family=family, backlog=MAX_HANDSHAKES)
+            self._sock = socket.create_server((address.host, address.port), family=family, backlog=max_handshakes)
         except OSError as error:
             raise UserError(f'cannot listen on {address}: {error.strerror or error}') from None
         self.address = Address(address.host, self._sock.getsockname()[1])
         self._ready: 'queue.Queue[Connection]' = queue.Queue(MAX_WAITING)
-        self._strangers: Dict[socket.socket, None] = {}  # in the handshake, the oldest first
+        self._strangers: Dict[socket.socket, str] = {}  # in the handshake, the oldest first, and their addresses
         self._lock = threading.Lock()
         self._said: Dict[str, float] = {}
         threading.Thread(target=self._accept, name=f'listen {self.address}', daemon=True).start()
@@ -138,16 +139,23 @@ class Listener:
                 time.sleep(0.1)
                 continue
             with self._lock:
-                if len(self._strangers) >= MAX_HANDSHAKES:  # the oldest has had more time than a handshake takes
-                    _hang_up(next(iter(self._strangers)))
-                self._strangers[sock] = None
+                if len(self._strangers) >= self._max_handshakes:
+                    _hang_up(self._one_too_many())
+                self._strangers[sock] = peer[0]
             threading.Thread(target=self._greet, args=(sock, f'{peer[0]}:{peer[1]}'), daemon=True).start()
+
+    def _one_too_many(self) -> socket.socket:
+        """The oldest connection of the address that has most: it has had more time than a handshake takes, and whoever
+        opens many connections only closes his own."""
+        counts = collections.Counter(self._strangers.values())
+        sock = max(self._strangers, key=lambda each: counts[self._strangers[each]])  # the first of the largest
+        del self._strangers[sock]
+        return sock
 
     def _greet(self, sock: socket.socket, peer: str) -> None:
         try:
             connection = Connection(sock, peer)
             connection.handshake(*self._handshake_arguments, starts=False)
-            self._forget(sock)
             self._ready.put_nowait(connection)
         except queue.Full:
             connection.fail('refused', f'{MAX_WAITING} others are waiting already')

@@ -37,7 +37,7 @@ from network_utils import Address, Listener, connect
 from tier.tasks import Tasks
 from wire.blobs import BlobStore
 from wire.connection import Connection
-from wire.frames import FIXED, Kind, Message, NetworkError, PeerError
+from wire.frames import FIXED, VERSION, Kind, Message, NetworkError, PeerError
 
 
 class Bytes:
@@ -133,8 +133,8 @@ def mutated(rng: random.Random, data: bytes) -> bytes:
              [rng.choice((0, 1, 2 ** 31 - 1, 2 ** 40, -1, 1.5)) for _ in range(rng.randint(0, 8))]]]}).encode(),
             b'[' * rng.randint(0, 5000), b'{"fields":{"a":' + b'9' * rng.randint(0, 5000) + b'},"tensors":[]}',
             bytes(work[24:])[:65535]))
-        fixed = FIXED.pack(b'SPLT', 1, rng.randint(0, 14), len(typed), rng.choice((0, 1, 4, 2 ** 20, 2 ** 28, 2 ** 63)),
-                           zlib.crc32(typed))
+        payload_bytes = rng.choice((0, 1, 4, 2 ** 20, 2 ** 28, 2 ** 63))
+        fixed = FIXED.pack(b'SPLT', VERSION, rng.randint(0, 14), len(typed), payload_bytes, zlib.crc32(typed))
         work = bytearray(fixed + struct.pack('<I', zlib.crc32(fixed)) + typed)
     return bytes(work)
 

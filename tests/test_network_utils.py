@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import threading
 import time
@@ -67,9 +68,30 @@ def test_the_secret_never_travels_and_a_proof_cannot_be_replayed():
     client.handshake('worker', ('server',), b'swordfish', True)
     greeting.join()
     assert b'swordfish' not in seen and b'hmac' in seen
-    old = connection.proof(b'swordfish', 'client', '0' * 64, '1' * 64)
-    assert old not in (connection.proof(b'swordfish', label, *nonces) for label, nonces in (
-        ('server', ('0' * 64, '1' * 64)), ('client', ('1' * 64, '0' * 64)), ('client', ('0' * 64, '2' * 64))))
+    proofs = [connection.proof(b'swordfish', *roles, *nonces)
+              for nonces in itertools.permutations(('0' * 64, '1' * 64, '2' * 64), 2)
+              for roles in (('worker', 'server'), ('server', 'worker'), ('control', 'worker'), ('worker', 'control'))]
+    assert len(set(proofs)) == len(proofs)
+
+
+def test_a_proof_for_the_control_port_opens_no_main_port():
+    """Somebody stands where an operator looks for a client, and passes the greetings on to a server with the roles
+    changed, and the operator's proof as it is."""
+    token, ends = b'swordfish', [Connection(sock, 'end') for _ in range(2) for sock in socket.socketpair()]
+    operator, to_operator, server, to_server = ends
+
+    def greet(end, *arguments):
+        with contextlib.suppress(NetworkError):
+            end.handshake(*arguments)
+
+    for arguments in ((operator, 'control', ('worker',), token, True), (server, 'server', ('worker',), token, False)):
+        threading.Thread(target=greet, args=arguments, daemon=True).start()
+    to_server.send(Kind.HELLO, {**to_operator.receive().fields, 'role': 'worker'})
+    to_operator.send(Kind.HELLO, {**to_server.receive().fields, 'role': 'worker'})
+    to_server.send(Kind.PROOF, to_operator.receive().fields)
+    assert to_server.receive().kind == Kind.ERROR
+    for end in ends:
+        end.close()
 
 
 def test_strangers_get_no_payload_and_no_endless_handshake(monkeypatch):
@@ -140,13 +162,86 @@ def test_a_peer_that_only_lives_is_given_up(monkeypatch):
 
 
 @pytest.mark.parametrize('greeting', [{}, {'role': 5}, {'role': 'worker'}, {'role': 'worker', 'nonce': 'x'},
-                                      {'role': 'control', 'nonce': 'x', 'secret': False}])
+                                      {'role': 'control', 'nonce': '0' * 64, 'secret': False},
+                                      {'role': 'worker', 'nonce': 'x', 'secret': False}])
 def test_an_incomplete_greeting_is_answered_and_closed_at_once(greeting):
     listener = Listener(Address('127.0.0.1', 0), b'', 'server', ('worker',), quiet)
     with socket.create_connection(listener.address, timeout=5) as stranger:
         stranger.sendall(raw_frame(Kind.HELLO, greeting))
         answer = b''.join(iter(lambda: stranger.recv(4096), b''))
     assert b'protocol' in answer and listener.get(timeout_s=0) is None
+    listener.close()
+
+
+def test_a_message_that_comes_too_slowly_is_given_up_whoever_sends_it(monkeypatch):
+    """A byte now and then keeps nobody waiting: neither a header's nor a payload's, and not who reads one either."""
+    monkeypatch.setattr(connection, 'SILENCE_S', 0.3)
+    monkeypatch.setattr(connection, 'SLOWEST_BYTES_PER_S', 1000)
+    frame = raw_frame(Kind.REPLY, {'id': 1}, {'x': torch.zeros(100)})  # has 0.8 s after its first header
+    for at_once in (1, 300):
+        a, b = socket.socketpair()
+        receiver = Connection(b, 'peer')
+        receiver.max_payload_bytes = 1000
+
+        def trickle(sock=a, at_once=at_once):
+            with contextlib.suppress(OSError):
+                sock.sendall(frame[:at_once])
+                for byte in frame[at_once:]:
+                    time.sleep(0.1)
+                    sock.sendall(bytes([byte]))
+
+        threading.Thread(target=trickle, daemon=True).start()
+        with pytest.raises(ConnectionLost, match='sends too slowly'):
+            receiver.receive()
+        a.close()
+    monkeypatch.setattr(connection, 'SLOWEST_BYTES_PER_S', 1e6)
+    a, b = socket.socketpair()
+
+    def sip(sock=b):
+        with contextlib.suppress(OSError):
+            while sock.recv(4096):
+                time.sleep(0.05)
+
+    threading.Thread(target=sip, daemon=True).start()
+    with pytest.raises(ConnectionLost, match='takes data too slowly'):
+        Connection(a, 'peer').send(Kind.FRAME, {}, {'x': torch.zeros(600_000, dtype=torch.uint8)})
+    b.close()
+
+
+@pytest.mark.parametrize('answer', ['refused', 'version', 'protocol', 'damaged'])
+def test_what_a_stranger_says_ends_no_client(answer, monkeypatch):
+    """Before a proof, an ERROR may come from anybody, and any byte may be damaged: the client tries again."""
+    server = Listener(Address('127.0.0.1', 0), b'', 'server', ('worker',), quiet)
+    hello, said = Connection.handshake, []
+
+    def handshake(self, role, peer_roles, token, starts):
+        if role == 'server' and not said:
+            said.append(1)
+            if answer == 'damaged':
+                self._sock.recv(10000)
+                self._sock.sendall(b'SPLT\x06' + bytes(40))  # a bit of the version's byte is another one
+            return self.fail(answer, 'go away')
+        return hello(self, role, peer_roles, token, starts)
+
+    monkeypatch.setattr(Connection, 'handshake', handshake)
+    lines = []
+    client = network_utils.connect_with_retries(server.address, b'', 'worker', 'server', lines.append, lambda s: False)
+    assert isinstance(client, Connection) and len(lines) == 1 and 'next attempt in 1 s' in lines[0]
+    client.close()
+    server.close()
+
+
+def test_whoever_opens_many_connections_closes_only_his_own(monkeypatch):
+    listener = Listener(Address('127.0.0.1', 0), b'', 'server', ('worker',), quiet, max_handshakes=4)
+    slow = socket.create_connection(listener.address, source_address=('127.0.0.2', 0))  # the oldest of all
+    slow.settimeout(0.2)
+    strangers = [socket.create_connection(listener.address) for _ in range(20)]
+    for stranger in strangers[:-3]:
+        while stranger.recv(4096):
+            pass
+    with pytest.raises(socket.timeout):
+        slow.recv(1)  # still has its place
+    assert len(listener._strangers) == 4
     listener.close()
 
 

@@ -20,6 +20,8 @@ from wire.connection import Connection
 from wire.frames import ConnectionLost, Kind, Message, NetworkError, PeerError, ProtocolError
 
 PROGRESS_S = 0.5  # at most this often
+MAX_OPERATORS = 4  # whose questions are answered at a time; as many more may be in their handshake
+OPERATOR_S = 10.0  # for an operator's question to come
 
 
 class Worker:
@@ -73,19 +75,23 @@ class Worker:
                 connection.send(Kind.ERROR, {'id': number, 'code': code, 'text': str(error)[:1000]})
 
     def control(self, connection: Connection) -> None:
-        """One operator's questions, on the control port."""
+        """One operator's question, on the control port."""
+        connection.max_payload_bytes = 0
         try:
-            while True:
-                message = connection.receive()
-                op = message.text('op', ('status', 'cancel', 'shutdown'))
-                if op == 'shutdown':
-                    self.stopping.set()
-                connection.send(Kind.REPLY, {'id': message.integer('id', 0, 2 ** 62), 'text': self.consequence(op),
-                                             **self.state})
-                if op == 'shutdown' and self.tasks.connection is not None:
-                    self.tasks.connection.close()
-        except NetworkError:
-            connection.close()
+            message = connection.receive(OPERATOR_S)
+            if message.kind != Kind.REQUEST:
+                raise ProtocolError(f'expected a request, got {message.kind.name}')
+            number, op = message.integer('id', 0, 2 ** 62), message.text('op', ('status', 'cancel', 'shutdown'))
+            if op == 'shutdown':
+                self.stopping.set()
+            connection.send(Kind.REPLY, {'id': number, 'text': self.consequence(op), **self.state})
+            if op == 'shutdown' and self.tasks.connection is not None:
+                self.tasks.connection.close()
+            connection.receive(OPERATOR_S)  # until the operator hangs up
+            raise ProtocolError('one question a connection')
+        except NetworkError as error:
+            if not connection.is_closed:
+                connection.fail('protocol', str(error))
 
     def consequence(self, op: str) -> str:
         """Do what the operator asks; what will happen, in words."""
@@ -101,16 +107,18 @@ class Worker:
     def listen_for_control(self, port: int, token: bytes) -> None:
         """Open the control port; everything works without it."""
         try:
-            listener = Listener(Address('127.0.0.1', port), token, 'worker', ('control',), cli.say)
+            listener = Listener(Address('127.0.0.1', port), token, 'worker', ('control',), cli.say,
+                                max_handshakes=MAX_OPERATORS)
         except UserError as error:
             cli.say(f'no control port: {error}')
             return
 
-        def accept() -> None:
+        def serve() -> None:
             for connection in listener:
-                threading.Thread(target=self.control, args=(connection,), daemon=True).start()
+                self.control(connection)
 
-        threading.Thread(target=accept, name='control', daemon=True).start()
+        for _ in range(MAX_OPERATORS):
+            threading.Thread(target=serve, name='control', daemon=True).start()
 
 
 def preload(path: str, settings: Settings, tasks: Tasks) -> None:

@@ -1,16 +1,18 @@
 """A disk cache of bytes under their SHA-256: the client keeps weights and images here between runs.
 
 A file that is being received is `<hash>.part`; it is continued where it ended, and becomes `<hash>` only when its
-content has that hash. Whatever a kill, a full disk or a damaged file leaves behind is found and received again. Several
-processes may use one folder: each change is made under a lock.
+content has that hash. A file's size and name prove nothing: its content is hashed before it counts as complete, and
+again when it is read. Whatever a kill, a full disk or a damaged file leaves behind is found and received again; links,
+folders and pipes are none of ours. Several processes may use one folder: each change is made under a lock.
 """
 from __future__ import annotations
 
 import hashlib
 import os
 import re
+import stat
 from contextlib import contextmanager
-from typing import Iterator, Set
+from typing import Dict, Iterator, Set, Tuple
 
 import numpy as np
 
@@ -21,6 +23,9 @@ except ImportError:  # not a POSIX system: one process a folder
 
 HASH = re.compile(r'[0-9a-f]{64}\Z')
 PART = '.part'
+PIECE_BYTES = 1 << 20  # hashed at a time
+NO_LINK = getattr(os, 'O_NOFOLLOW', 0) | getattr(os, 'O_NONBLOCK', 0)  # opening fails instead of going elsewhere
+Stamp = Tuple[int, ...]
 
 
 class BlobStore:
@@ -29,6 +34,7 @@ class BlobStore:
     def __init__(self, folder: str, max_bytes: int) -> None:
         self.folder, self.max_bytes = folder, max_bytes
         self.wanted: Set[str] = set()  # hashes that must not make room for others: one job needs them together
+        self._verified: Dict[str, Stamp] = {}  # files whose content had their hash, and when they were changed last
         os.makedirs(folder, exist_ok=True)
 
     def _path(self, digest: str) -> str:
@@ -39,26 +45,39 @@ class BlobStore:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Within: no other process changes the folder."""
-        with open(os.path.join(self.folder, '.lock'), 'ab') as lock:
+        lock = os.open(os.path.join(self.folder, '.lock'), os.O_RDWR | os.O_CREAT | NO_LINK, 0o600)
+        try:
             if fcntl is not None:
                 fcntl.flock(lock, fcntl.LOCK_EX)  # given back when the file is closed, also by a kill
             yield
+        finally:
+            os.close(lock)
 
     def present_bytes(self, digest: str) -> int:
         """How much of a blob is here (its size when complete). A part that is whole after all becomes the blob."""
         path = self._path(digest)
         with self._locked():
             part_bytes = _size(path + PART)
-            if part_bytes and not self.has(digest) and hash_of(np.fromfile(path + PART, dtype=np.uint8)) == digest:
+            if part_bytes and not self.has(digest) and _hash_of_file(path + PART) == digest:
                 os.replace(path + PART, path)
             if self.has(digest):
                 os.utime(path)  # in use: others make room first
+                self._verified[digest] = _stamp(path)
                 return _size(path)
             return part_bytes
 
     def has(self, digest: str) -> bool:
-        """Is it complete?"""
-        return os.path.isfile(self._path(digest))
+        """Is it complete, with the content that its name says? Anything else of that name is dropped."""
+        path = self._path(digest)
+        if not os.path.lexists(path):
+            return False
+        stamp = _stamp(path)
+        if self._verified.get(digest) != stamp:
+            if not _is_file(path) or _hash_of_file(path) != digest:
+                os.unlink(path)
+                return False
+            self._verified[digest] = stamp
+        return True
 
     def append(self, digest: str, size: int, offset: int, data: np.ndarray) -> int:
         """Add bytes that belong at `offset`; returns how much is here now, from where the sender goes on: less than
@@ -70,19 +89,21 @@ class BlobStore:
             if self.has(digest):
                 return _size(path)
             here = _size(path + PART)
-            if here > size:
+            if here > size or (here == 0 and os.path.lexists(path + PART)):
                 os.unlink(path + PART)
                 here = 0
-            if here == 0:
-                self._make_room(size)
             if not offset <= here < offset + data.nbytes:
                 return here
-            with open(path + PART, 'ab') as stream:
+            self._make_room(size - here, keep=digest)
+            part = os.open(path + PART, os.O_WRONLY | os.O_APPEND | os.O_CREAT | NO_LINK, 0o600)
+            with open(part, 'ab') as stream:
                 stream.write(memoryview(data[here - offset:]))  # another process may have added the rest
-            here = offset + data.nbytes
-            if here < size:
-                return here
-            if hash_of(np.fromfile(path + PART, dtype=np.uint8)) != digest:
+                here = offset + data.nbytes
+                if here < size:
+                    return here
+                stream.flush()
+                os.fsync(part)  # the name of a blob stands for its content, also after a power failure
+            if _hash_of_file(path + PART) != digest:
                 os.unlink(path + PART)
                 return 0
             os.replace(path + PART, path)
@@ -92,7 +113,7 @@ class BlobStore:
         """Store bytes that are already on this machine; returns their hash."""
         digest = hash_of(data)
         with self._locked():
-            if not self.has(digest) and os.path.exists(self._path(digest) + PART):
+            if not self.has(digest) and os.path.lexists(self._path(digest) + PART):
                 os.unlink(self._path(digest) + PART)
         self.append(digest, data.nbytes, 0, data)
         return digest
@@ -102,23 +123,25 @@ class BlobStore:
         dropped, so that they are sent from their beginning."""
         path = self._path(digest)
         with self._locked():
-            data = np.fromfile(path, dtype=np.uint8) if self.has(digest) else None
+            data = np.fromfile(path, dtype=np.uint8) if _is_file(path) else None
             if data is None or hash_of(data) != digest:
                 for name in (path, path + PART):
-                    if os.path.exists(name):
+                    if os.path.lexists(name):
                         os.unlink(name)
                 raise KeyError(digest)
             os.utime(path)
+            self._verified[digest] = _stamp(path)
         return data
 
-    def _make_room(self, size: int) -> None:
+    def _make_room(self, size: int, keep: str) -> None:
+        """For so many more bytes of the blob `keep`. At every piece: blobs that were begun together grow together."""
         paths = [os.path.join(self.folder, name) for name in os.listdir(self.folder)
-                 if HASH.match(name.replace(PART, ''))]
-        used = sum(_size(path) for path in paths)
-        for path in sorted(paths, key=os.path.getmtime):
+                 if HASH.match(name.replace(PART, '')) and _is_file(os.path.join(self.folder, name))]
+        used = sum(map(_size, paths))
+        for path in sorted(paths, key=lambda path: os.lstat(path).st_mtime):
             if used + size <= self.max_bytes:
                 return
-            if os.path.basename(path) not in self.wanted:
+            if os.path.basename(path).replace(PART, '') not in (*self.wanted, keep):
                 used -= _size(path)
                 os.unlink(path)
         if used + size > self.max_bytes:
@@ -126,8 +149,27 @@ class BlobStore:
                              'client with a larger --cache_gib')
 
 
+def _is_file(path: str) -> bool:
+    """Is it a file itself, no link to one?"""
+    return os.path.lexists(path) and stat.S_ISREG(os.lstat(path).st_mode)
+
+
 def _size(path: str) -> int:
-    return os.path.getsize(path) if os.path.isfile(path) else 0
+    return os.lstat(path).st_size if _is_file(path) else 0
+
+
+def _stamp(path: str) -> Stamp:
+    """What changes when a file is written to or replaced."""
+    found = os.lstat(path)
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
+
+
+def _hash_of_file(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(os.open(path, os.O_RDONLY | NO_LINK), 'rb') as stream:
+        for piece in iter(lambda: stream.read(PIECE_BYTES), b''):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def hash_of(data: np.ndarray) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import math
+import re
 import secrets
 import socket
 import struct
@@ -46,12 +47,15 @@ from wire.frames import (
 HEARTBEAT_S = 2.0  # something is sent at least this often
 SILENCE_S = 10.0  # a peer of which nothing is heard, or that takes nothing, for this long is lost
 HANDSHAKE_S = 10.0  # in all
+SLOWEST_BYTES_PER_S = 16 << 10  # a message that takes SILENCE_S longer than it would at this rate is given up
 DRAIN_S = 0.5  # after the last words to a peer
+NONCE_BYTES = 32
+NONCE = re.compile(r'[0-9a-f]{64}\Z')
 CHUNK_BYTES = 1 << 18  # summed as soon as they are here, while they are in the cache and the rest is on its way
 
 
 class Refused(NetworkError):
-    """The peer does not accept this end (another secret); trying again is useless."""
+    """The peer does not accept this end, or this end not the peer: another secret, or no place for one more."""
 
 
 class Connection:
@@ -63,7 +67,7 @@ class Connection:
         self.bytes_sent = self.bytes_received = 0
         self._sock, self._send_lock = sock, threading.Lock()
         self._closed = threading.Event()
-        self._deadline: Optional[float] = None  # of the handshake
+        self._deadline: Optional[float] = None  # of the handshake, on the monotonic clock
         self._last_sent_s = time.monotonic()
         sock.settimeout(None)
         self._limit_waits(SILENCE_S)
@@ -110,8 +114,11 @@ class Connection:
         return finish
 
     def _send_all(self, views: List[memoryview]) -> None:
+        end = _latest_end(sum(map(len, views)))
         try:
             while views:
+                if time.monotonic() > end:
+                    raise TimeoutError('takes data too slowly')
                 views = self._send_once(views)
         except OSError as error:
             raise self._lost(error, 'takes no data') from None
@@ -148,36 +155,39 @@ class Connection:
             raise
 
     def _receive_one(self) -> Message:
-        fixed = self._read(FIXED_BYTES)
+        fixed = self._read(FIXED_BYTES, self._deadline)
         start = time.perf_counter()
         kind, header_bytes, payload_bytes, crc = parse_fixed(fixed, self.max_payload_bytes)
-        fields, specs = parse_typed(self._read(header_bytes), crc, payload_bytes)
+        end = self._deadline or _latest_end(header_bytes + payload_bytes)
+        fields, specs = parse_typed(self._read(header_bytes, end), crc, payload_bytes)
         tensors = {name: torch.empty(shape, dtype=DTYPES[dtype]) for name, dtype, shape in specs}
         if payload_bytes:
             checksum, given = Checksum(), bytearray(SUM.size)
             for value in tensors.values():
-                self._read_into(bytes_of(value), checksum)
-            self._read_into(memoryview(given), None)
+                self._read_into(bytes_of(value), end, checksum)
+            self._read_into(memoryview(given), end)
             if given != checksum.packed():
                 raise ProtocolError('damaged frame: checksum of the payload')
         return Message(kind, fields, tensors, time.perf_counter() - start)
 
-    def _read(self, count: int) -> bytes:
+    def _read(self, count: int, end: Optional[float]) -> bytes:
         buffer = bytearray(count)
-        self._read_into(memoryview(buffer), None)
+        self._read_into(memoryview(buffer), end)
         return bytes(buffer)
 
-    def _read_into(self, view: memoryview, checksum: Optional[Checksum]) -> None:
+    def _read_into(self, view: memoryview, end: Optional[float], checksum: Optional[Checksum] = None) -> None:
+        """Fill `view` until the point in time `end`; None: its first bytes may take as long as the peer lives."""
         done = summed = 0
         while done < len(view):
             if self._deadline is not None:
-                left = self._deadline - time.monotonic()
-                if left <= 0:
-                    raise BlockingIOError  # as the system does when a wait is over: `_lost` says so
-                self._limit_waits(max(0.001, left))
+                self._limit_waits(max(0.001, self._deadline - time.monotonic()))
+            if end is not None and time.monotonic() > end:
+                raise BlockingIOError if self._deadline is not None else TimeoutError('sends too slowly')
             count = self._sock.recv_into(view[done:])
             if count == 0:
                 raise ConnectionResetError('closed by the peer')
+            if end is None:
+                end = _latest_end(len(view))
             done += count
             self.bytes_received += count
             if checksum is not None and (done == len(view) or done - summed >= CHUNK_BYTES):
@@ -202,26 +212,28 @@ class Connection:
         threading.Thread(target=self._beat, name=f'heartbeat {self.peer}', daemon=True).start()
 
     def _prove(self, role: str, peer_roles: Tuple[str, ...], token: bytes, starts: bool) -> None:
-        nonce = secrets.token_hex(32)
+        nonce = secrets.token_hex(NONCE_BYTES)
         hello = {'role': role, 'nonce': nonce, 'secret': bool(token)}
         if starts:
             self.send(Kind.HELLO, hello)
         message = self._expect(Kind.HELLO)
-        message.text('role', peer_roles)
-        peer_nonce = message.text('nonce')
+        peer_role, peer_nonce = message.text('role', peer_roles), message.text('nonce')
+        if not NONCE.match(peer_nonce) or peer_nonce == nonce:
+            raise message.wrong('nonce')
         if not starts:
             self.send(Kind.HELLO, hello)
         if message.flag('secret') != bool(token):
             self._refuse('SPLIT_AUTH_TOKEN is set on one end only: set the same on both')
         if token:
-            mine, theirs = ('client', 'server') if starts else ('server', 'client')
+            nonces = (nonce, peer_nonce) if starts else (peer_nonce, nonce)  # of who connects, of who listens
+            mine = {'hmac': proof(token, role, peer_role, *nonces)}
             if starts:
-                self.send(Kind.PROOF, {'hmac': proof(token, mine, peer_nonce, nonce)})
+                self.send(Kind.PROOF, mine)
             given = self._expect(Kind.PROOF).text('hmac')
-            if not hmac.compare_digest(given.encode(), proof(token, theirs, nonce, peer_nonce).encode()):
+            if not hmac.compare_digest(given.encode(), proof(token, peer_role, role, *nonces).encode()):
                 self._refuse('SPLIT_AUTH_TOKEN differs between the two ends')
             if not starts:
-                self.send(Kind.PROOF, {'hmac': proof(token, mine, peer_nonce, nonce)})
+                self.send(Kind.PROOF, mine)
 
     def _expect(self, kind: Kind) -> Message:
         message = self.receive()
@@ -321,6 +333,13 @@ def _tune(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def proof(token: bytes, label: str, first_nonce: str, second_nonce: str) -> str:
-    """HMAC-SHA256 of who proves and both nonces, hex digits."""
-    return hmac.new(token, f'{label}|{VERSION}|{first_nonce}|{second_nonce}'.encode(), hashlib.sha256).hexdigest()
+def _latest_end(n_bytes: int) -> float:
+    """When a message of this size must have moved that starts now: a point in time, on the monotonic clock."""
+    return time.monotonic() + SILENCE_S + n_bytes / SLOWEST_BYTES_PER_S
+
+
+def proof(token: bytes, prover: str, verifier: str, connecting_nonce: str, listening_nonce: str) -> str:
+    """HMAC-SHA256 of who proves to whom, and both nonces: hex digits. It holds for one direction of one connection
+    between these two roles, so for one port; shown to anybody else it proves nothing."""
+    said = f'{VERSION}|{prover}|{verifier}|{connecting_nonce}|{listening_nonce}'
+    return hmac.new(token, said.encode(), hashlib.sha256).hexdigest()

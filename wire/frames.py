@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 MAGIC = b'SPLT'
-VERSION = 1
+VERSION = 2
 FIXED = struct.Struct('<4sBBHQI')  # magic, version, kind, header bytes, payload bytes, CRC-32 of the typed header
 CRC = struct.Struct('<I')
 FIXED_BYTES = FIXED.size + CRC.size
@@ -77,7 +77,8 @@ class Kind(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Message:
-    """A received message. Every accessor raises `ProtocolError` naming a field that is missing or out of range."""
+    """A received message; its texts hold no control characters. Every accessor raises `ProtocolError` naming a field
+    that is missing or out of range."""
     kind: Kind
     fields: Dict[str, Any] = field(default_factory=dict)
     tensors: Dict[str, torch.Tensor] = field(default_factory=dict)
@@ -108,8 +109,8 @@ class Message:
         return float(value)
 
     def text(self, name: str, choices: Optional[Sequence[str]] = None) -> str:
-        """A text without control characters, one of `choices` if given."""
-        value = printable(self._value(name, (str,)))
+        """A text, one of `choices` if given."""
+        value = self._value(name, (str,))
         if choices is not None and value not in choices:
             raise self.wrong(name)
         return value
@@ -143,7 +144,7 @@ class Message:
         values = self._value(name, (list,))
         if not all(isinstance(value, str) for value in values):
             raise self.wrong(name)
-        return [printable(value) for value in values]
+        return list(values)
 
     def raise_error(self) -> None:
         """Raise `PeerError` when this is an ERROR."""
@@ -216,6 +217,7 @@ def parse_typed(data: bytes, crc: int, payload_bytes: int) -> Tuple[Dict[str, An
     fields, tensors = content['fields'], content['tensors']
     if not isinstance(fields, dict) or len(fields) > MAX_FIELDS or not all(map(_valid_field, fields.items())):
         raise ProtocolError('typed header: fields out of limits')
+    fields = {name: _printable_field(value) for name, value in fields.items()}
     if not isinstance(tensors, list) or len(tensors) > MAX_TENSORS:
         raise ProtocolError('typed header: tensors out of limits')
     specs = [_checked_spec(entry) for entry in tensors]
@@ -254,6 +256,13 @@ def _valid_field(item: Tuple[str, Any]) -> bool:
     return bool(NAME.match(name)) and all(
         part is None or isinstance(part, (bool, int, float)) or (isinstance(part, str) and len(part) <= MAX_TEXT)
         for part in (value if isinstance(value, list) else [value]))
+
+
+def _printable_field(value: object) -> object:
+    """A field's value with the control characters of its texts replaced: whatever becomes of it can be printed."""
+    if isinstance(value, list):
+        return [_printable_field(part) for part in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def _checked_spec(entry: object) -> TensorSpec:

@@ -30,6 +30,7 @@ SETTLE_FRAMES = 8  # after them, while the stream fills; like them, they do not 
 LEAST_FRAMES = LOCKSTEP_FRAMES + SETTLE_FRAMES + 2  # of a stream that is measured
 SLACK = 1.2  # latency that the pacer wants, as a multiple of a frame's that waits for nothing
 GAIN = 0.1  # share of a frame's error in latency that is corrected at once
+CLOCK_S = 0.05  # clocks of two machines may differ by this much over one frame
 RECENT = 32  # frames that the pacer looks back
 
 
@@ -124,6 +125,7 @@ class _Failure:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.error: Optional[BaseException] = None
+        self.happened = threading.Event()
         self._lock = threading.Lock()
 
     def set(self, error: BaseException) -> None:
@@ -131,6 +133,7 @@ class _Failure:
             if self.error is not None:
                 return
             self.error = error
+        self.happened.set()
         if isinstance(error, NetworkError) or getattr(error, 'from_peer', False):
             self.connection.close()
         else:  # tell the other end that going on is useless
@@ -196,7 +199,8 @@ def stream_head(connection: Connection, compute: Callable[[int], Tensors], first
                 raise ProtocolError(f'stream: expected the result of frame {i}, got {message.kind.name}')
             frame = record.frames[i - first]
             frame.done = time.perf_counter()
-            frame.link_s, frame.tail_s = message.number('link_s', 0), message.number('tail_s', 0)
+            longest_s = frame.done - frame.start + CLOCK_S  # both lie between the frame's start and its result
+            frame.link_s, frame.tail_s = (message.number(name, 0, longest_s) for name in ('link_s', 'tail_s'))
             prediction = message.integers('prediction', 0, 2 ** 31)
             record.results.append(prediction)
             on_result(i, prediction)
@@ -216,7 +220,7 @@ def stream_head(connection: Connection, compute: Callable[[int], Tensors], first
                     failure.check()
                     came_back.wait(timeout=0.5)
                 allowed = finished[number - pacer.window] + pacer.delay_s if number >= pacer.window else 0.0
-            time.sleep(max(0.0, allowed - time.perf_counter()))
+            failure.happened.wait(max(0.0, allowed - time.perf_counter()))
             frame = FrameRecord(time.perf_counter())
             tensors = compute(i)
             frame.head_s = time.perf_counter() - frame.start

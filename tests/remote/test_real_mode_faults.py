@@ -4,11 +4,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
-import socket
 import threading
 import time
 
-import numpy as np
 import pytest
 import torch
 from client_process import SETTINGS, Client, N, free_port, random_model, settings_of, stream_case
@@ -22,7 +20,6 @@ from remote.streaming import run_stream
 from split_trainer import predict
 from tier import block_timing
 from wire import connection
-from wire.blobs import BlobStore, hash_of
 
 
 @pytest.fixture
@@ -113,19 +110,7 @@ def test_the_server_may_restart_and_the_client_comes_back(tmp_path):
     process.kill()
 
 
-def test_a_server_of_another_version_ends_the_client_with_one_line(tmp_path):
-    with socket.create_server(('127.0.0.1', 0)) as server:
-        process = Client(server.getsockname()[1], tmp_path)
-        peer = server.accept()[0]
-        peer.sendall(b'SPLT' + bytes([9]) + bytes(40))
-        assert process.process.wait(20) == 2
-        peer.close()
-    assert [line for line in process.said().splitlines() if 'error' in line] == [
-        'client_worker.py: error: the peer speaks protocol version 9, this end 1: use the same release of this '
-        'project on both']
-
-
-# --- the control port, the cache ---------------------------------------------------------------------------
+# --- the control port ---------------------------------------------------------------------------------------
 
 def test_a_busy_client_tells_its_state_cancels_and_shuts_down(tmp_path):
     port = free_port()
@@ -175,91 +160,6 @@ def test_a_busy_client_tells_its_state_cancels_and_shuts_down(tmp_path):
     client.close('done')
 
 
-def test_a_blob_is_continued_where_it_broke_off_and_refused_when_it_is_another(tmp_path):
-    data = np.arange(1000, dtype=np.uint8)
-    digest = hash_of(data)
-    store = BlobStore(str(tmp_path), 10000)
-    assert store.append(digest, 1000, 0, data[:400]) == 400
-    store = BlobStore(str(tmp_path), 10000)
-    assert store.present_bytes(digest) == 400 and not store.has(digest)
-    assert store.append(digest, 1000, 0, data[:10]) == 400  # here already
-    assert store.append(digest, 1000, 500, data[500:]) == 400  # a gap: the sender goes on from 400
-    with pytest.raises(ValueError):
-        store.append(digest, 1000, 400, data)  # more than there is
-    assert store.append(digest, 1000, 300, data[300:]) == 1000
-    assert np.array_equal(store.read(digest), data)
-    assert store.append('0' * 64, 1000, 0, data) == 0 and store.present_bytes('0' * 64) == 0
-    for bad in ('../x', 'A' * 64, digest + '/'):
-        with pytest.raises(ValueError):
-            store.present_bytes(bad)
-    with open(os.path.join(str(tmp_path), digest), 'r+b') as stream:
-        stream.write(b'x')
-    with pytest.raises(KeyError):
-        store.read(digest)
-
-
-def left_behind(folder, digest, data):
-    """A blob whose process was killed between its last byte and its new name."""
-    with open(os.path.join(str(folder), f'{digest}.part'), 'wb') as stream:
-        stream.write(data.tobytes())
-
-
-def test_a_blob_that_was_whole_when_its_process_was_killed_is_complete(tmp_path):
-    data = np.arange(1000, dtype=np.uint8)
-    store = BlobStore(str(tmp_path), 10000)
-    left_behind(tmp_path, hash_of(data), data)
-    assert store.present_bytes(hash_of(data)) == 1000 and np.array_equal(store.read(hash_of(data)), data)
-
-
-def test_what_is_damaged_is_dropped_and_received_again(tmp_path):
-    data = np.arange(1000, dtype=np.uint8)
-    digest, store = hash_of(data), BlobStore(str(tmp_path), 10000)
-    for damaged in (np.zeros(1000, np.uint8), np.zeros(400, np.uint8), np.zeros(2000, np.uint8)):
-        left_behind(tmp_path, digest, damaged)
-        here = min(store.present_bytes(digest), 1000)
-        if here == 1000:  # the server takes it for complete; using it shows that it is not
-            with pytest.raises(KeyError):
-                store.read(digest)
-            here = store.present_bytes(digest)
-        while here < 1000:
-            here = store.append(digest, 1000, here, data[here:here + 300])
-        assert np.array_equal(store.read(digest), data)
-        os.unlink(os.path.join(str(tmp_path), digest))
-
-
-def test_two_clients_on_one_folder_receive_one_blob_together(tmp_path):
-    data = np.random.default_rng(0).integers(0, 256, 200_000).astype(np.uint8)
-    digest, failures = hash_of(data), []
-
-    def receive() -> None:
-        store = BlobStore(str(tmp_path), 1 << 20)
-        here = store.present_bytes(digest)
-        while here < len(data):
-            here = store.append(digest, len(data), here, data[here:here + 1000])
-        if not np.array_equal(store.read(digest), data):
-            failures.append(here)
-
-    threads = [threading.Thread(target=receive) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert not failures and sorted(os.listdir(str(tmp_path))) == ['.lock', digest]
-
-
-def test_what_one_job_needs_together_makes_no_room_for_itself(tmp_path):
-    store = BlobStore(str(tmp_path), 2500)
-    blobs = [np.full(1000, value, dtype=np.uint8) for value in range(3)]
-    digests = [hash_of(data) for data in blobs]
-    store.wanted.update(digests)
-    store.add(blobs[0]), store.add(blobs[1])
-    with pytest.raises(ValueError, match='--cache_gib'):
-        store.add(blobs[2])
-    store.wanted.clear()
-    store.add(blobs[2])
-    assert [store.has(digest) for digest in digests] == [False, True, True]
-
-
 def test_a_client_with_a_damaged_cache_is_sent_what_it_lacks(served):
     """Every blob of an earlier run is damaged, or was whole when its process was killed."""
     client, process, _ = served
@@ -277,12 +177,6 @@ def test_a_client_with_a_damaged_cache_is_sent_what_it_lacks(served):
     process.start()
     client.connection.close()
     assert names and predict(model, configuration.gamma, 4, client, images, SETTINGS).tolist() == classes
-
-
-def test_the_cache_makes_room(tmp_path):
-    store = BlobStore(str(tmp_path), 2500)
-    digests = [store.add(np.full(1000, value, dtype=np.uint8)) for value in range(3)]
-    assert [store.has(digest) for digest in digests] == [False, True, True]
 
 
 def test_a_robust_line_ignores_disturbed_points():

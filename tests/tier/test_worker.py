@@ -1,20 +1,25 @@
 """The client's loop: every request gets an answer, and what the operator asks has the consequence that it names."""
 from __future__ import annotations
 
+import contextlib
 import socket
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 import torch
 
 import config
+import network_utils
+from tier import worker as worker_module
 from tier.tasks import Tasks
 from tier.worker import Worker
-from wire import codec, frames
+from wire import codec, connection, frames
 from wire.blobs import BlobStore
 from wire.connection import Connection
-from wire.frames import Kind, PeerError
+from wire.frames import Kind, NetworkError, PeerError
 
 
 @pytest.fixture
@@ -54,6 +59,40 @@ def test_a_cancel_without_a_server_cancels_nothing(ends):
     worker, client_end, _ = ends
     assert 'nothing to cancel' in worker.consequence('cancel')
     assert asked(ends, 'facts').kind == Kind.REPLY
+
+
+@pytest.mark.parametrize('kind', [Kind.REPLY, Kind.FRAME, Kind.GOODBYE, Kind.HELLO])
+def test_the_control_port_takes_requests_and_nothing_else(ends, kind):
+    worker, client_end, operator_end = ends
+    operator_end.send(kind, {'id': 1, 'op': 'shutdown'})
+    worker.control(client_end)
+    with pytest.raises(PeerError, match='expected a request'):
+        operator_end.receive().raise_error()
+    assert not worker.stopping.is_set() and client_end.is_closed
+
+
+def test_operators_that_stay_take_few_threads_and_nobody_else_is_kept_waiting(ends, monkeypatch):
+    worker, _, _ = ends
+    monkeypatch.setattr(worker_module, 'OPERATOR_S', 0.5)
+    monkeypatch.setattr(connection, 'HEARTBEAT_S', 0.2)
+    with socket.create_server(('127.0.0.1', 0)) as free:
+        port = free.getsockname()[1]
+    worker.listen_for_control(port, b'')
+    before, operators = threading.active_count(), []
+    for _ in range(40):
+        with contextlib.suppress(NetworkError):
+            operators.append(network_utils.connect(network_utils.Address('127.0.0.1', port), b'', 'control', 'worker'))
+    own = sum(not operator.is_closed for operator in operators)  # a heartbeat for each at this end
+    assert threading.active_count() - before - own <= 2 * (worker_module.MAX_OPERATORS + network_utils.MAX_WAITING) + 4
+    for _ in range(20):
+        with contextlib.suppress(config.UserError):  # refused while all places are taken
+            assert network_utils.ask_client(port, 'status').startswith('connecting')
+            break
+        time.sleep(0.2)
+    else:
+        raise AssertionError('no operator is answered any more')
+    for operator in operators:
+        operator.close()
 
 
 def test_a_small_message_cannot_ask_for_more_memory_than_a_large_one_holds(ends):

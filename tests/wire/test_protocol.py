@@ -35,13 +35,21 @@ def tensors_of(draw):
     return {name: tensor() for name in draw(st.lists(names, max_size=3, unique=True))}
 
 
+def shown(fields):
+    """Fields as they arrive: without control characters, which could steer a terminal or forge lines of a log."""
+    def plain(value):
+        return frames.printable(value) if isinstance(value, str) else value
+    return {name: [plain(part) for part in value] if isinstance(value, list) else plain(value)
+            for name, value in fields.items()}
+
+
 @given(fields_of, tensors_of())
 @settings(max_examples=200, deadline=None)
 def test_every_message_arrives_as_it_was_sent(fields, tensors):
     a, b = pair()
     a.send(Kind.FRAME, fields, tensors)
     message = b.receive()
-    assert message.kind == Kind.FRAME and message.fields == fields and list(message.tensors) == list(tensors)
+    assert message.kind == Kind.FRAME and message.fields == shown(fields) and list(message.tensors) == list(tensors)
     for name, value in tensors.items():
         got = message.tensors[name]
         assert got.dtype == value.dtype and got.shape == value.shape
@@ -95,7 +103,7 @@ json_like = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), st.f
 def test_any_typed_header_is_either_within_limits_or_refused(content, payload_bytes):
     import json
     typed = json.dumps(content).encode()
-    fixed = FIXED.pack(b'SPLT', 1, Kind.REQUEST, len(typed), payload_bytes, zlib.crc32(typed))
+    fixed = FIXED.pack(b'SPLT', frames.VERSION, Kind.REQUEST, len(typed), payload_bytes, zlib.crc32(typed))
     result = outcome(fixed + struct.pack('<I', zlib.crc32(fixed)) + typed)
     assert isinstance(result, NetworkError) or (set(content) == {'fields', 'tensors'} and
                                                 len(result.tensors) == len(content['tensors']))
@@ -112,24 +120,29 @@ def test_any_typed_header_is_either_within_limits_or_refused(content, payload_by
     b'{"fields":{},"tensors":[["x","uint8",[0]],["x","uint8",[0]]]}',
 ])
 def test_hostile_headers_are_refused_quickly(typed):
-    fixed = FIXED.pack(b'SPLT', 1, Kind.REQUEST, len(typed), 0, zlib.crc32(typed))
-    start = time.perf_counter()
+    fixed = FIXED.pack(b'SPLT', frames.VERSION, Kind.REQUEST, len(typed), 0, zlib.crc32(typed))
+    start = time.thread_time()  # of the processor: other programs may keep this one waiting
     assert isinstance(outcome(fixed + struct.pack('<I', zlib.crc32(fixed)) + typed), ProtocolError)
-    assert time.perf_counter() - start < 1
+    assert time.thread_time() - start < 1
 
 
 def test_a_payload_above_the_limit_claims_no_memory():
     typed = b'{"fields":{},"tensors":[["x","uint8",[1000000000000]]]}'
-    fixed = FIXED.pack(b'SPLT', 1, Kind.REQUEST, len(typed), 10 ** 12, zlib.crc32(typed))
+    fixed = FIXED.pack(b'SPLT', frames.VERSION, Kind.REQUEST, len(typed), 10 ** 12, zlib.crc32(typed))
     tracemalloc.start()
     assert 'allowed' in str(outcome(fixed + struct.pack('<I', zlib.crc32(fixed)) + typed))
     assert tracemalloc.get_traced_memory()[1] < 2 << 20
     tracemalloc.stop()
 
 
+def test_texts_arrive_without_what_steers_a_terminal():
+    message = outcome(raw_frame(Kind.REPLY, {'t': 'a\x1b[2J\nerror: all lost\u202e', 'l': ['\r', 1]}))
+    assert message.text('t') == 'a?[2J?error: all lost?' and message.fields['l'] == ['?', 1]
+
+
 def test_fields_are_checked_where_they_are_read():
-    message = frames.Message(Kind.REPLY, {'n': 5, 't': 'a\x1b[2J', 'f': True, 'l': [1, None]}, {'z': torch.zeros(2)})
-    assert message.integer('n', 0, 5) == 5 and message.text('t') == 'a?[2J' and message.flag('f')
+    message = frames.Message(Kind.REPLY, {'n': 5, 't': 'a', 'f': True, 'l': [1, None]}, {'z': torch.zeros(2)})
+    assert message.integer('n', 0, 5) == 5 and message.text('t') == 'a' and message.flag('f')
     assert np.isnan(message.numbers('l')[1])
     for wrong in (lambda: message.integer('n', 0, 4), lambda: message.integer('f', 0, 4), lambda: message.text('n'),
                   lambda: message.number('missing'), lambda: message.integers('l', 0, 9), lambda: message.texts('l'),
