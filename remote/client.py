@@ -6,12 +6,14 @@
         z = part.forward(x)
 
 Every request can be repeated. When the connection breaks, the request that was not answered is sent
-again to the client that comes back; what was answered is never asked again.
+again to the client that comes back; what was answered is never asked again. Every connection begins with the question
+what device this is: another one than before is an `OtherDevice`.
 """
 from __future__ import annotations
 
 import itertools
 import math
+import time
 from types import TracebackType
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar
 
@@ -22,20 +24,28 @@ import cli
 from config import Settings, UserError
 from hyper_repvgg import HyperRepVGG
 from network_utils import Address, Listener, token_from_environment
-from tier.part import PartSpec, cut_shape, pack_unit, units_of
+from remote import replies
+from tier import devices
+from tier.part import DTYPES, PartSpec, cut_shape, pack_unit, units_of
 from wire import codec, formats
 from wire.blobs import hash_of
 from wire.connection import Connection
-from wire.frames import MAX_PAYLOAD_BYTES, Kind, Message, NetworkError, PeerError, ProtocolError
+from wire.frames import MAX_PAYLOAD_BYTES, ConnectionLost, Kind, Message, NetworkError, PeerError, ProtocolError
+from wire.stream import HUNG_S
 
 RETURN_S = 600.0  # a client that broke off may take this long to come back
-HUNG_S = 300.0  # a client that neither answers nor reports progress for this long hangs, whatever its heartbeats say
+IDENTIFY_S = 10.0  # for a client to say what device it is
 BLOB_PIECE_BYTES = 4 << 20
 HEADROOM_BYTES = 1 << 20  # of a message, for what travels beside the feature map
-MAX_REPEATS = 20  # of one request in a row: a client that dies of a request would come back for ever
+LARGEST_ITEM_BYTES = 16  # of a feature map's value, however it is encoded
+MAX_REPEATS = 20  # in a row without progress: a client that dies of a request would come back for ever
 MAX_PROVIDED = 3  # times that a client may say it lacks what it has just been sent
 Progress = Callable[[int, int], None]
 T = TypeVar('T')
+
+
+class OtherDevice(UserError):
+    """The client that came is another device than the one before."""
 
 
 class RemoteClient:
@@ -46,6 +56,10 @@ class RemoteClient:
         self.connection: Optional[Connection] = None
         self.generation = 0  # counts connections: what was set up on an earlier one must be set up again
         self.interruptions = 0
+        self.progress_made = 0  # rises when work that a break does not undo has been done
+        self.identity: Dict[str, Any] = {}  # what the client said it is; {} before the first one
+        self._identified: Optional[Connection] = None
+        self._most_kept: Dict[str, int] = {}  # by a blob's hash: bytes that the client had of it at most
         self.part_in_use: Optional[ClientPart] = None  # what is set up on this connection
         self._ids = itertools.count(1)
 
@@ -85,23 +99,42 @@ class RemoteClient:
         return newer
 
     def retry_until_answered(self, work: Callable[[Connection], T]) -> T:
-        """Do `work` on a connection, again from its beginning when the connection breaks."""
-        for _ in range(MAX_REPEATS):
+        """Do `work` on a connection, again from its beginning when the connection breaks, or when what the client
+        answers makes no sense. Raises `OtherDevice`."""
+        breaks, before = 0, self.progress_made
+        while breaks < MAX_REPEATS:
             connection = self.connected()
             try:
+                self._identify(connection)
                 return work(connection)
             except NetworkError as error:
                 self.interruptions += 1
-                self._say(f'client lost: {error}')
-                connection.close()
+                if not connection.is_closed:
+                    connection.fail('protocol', str(error))
+                self._say('client lost: ' + (str(error) if connection.peer in str(error) else
+                                             f'{connection.peer}: {error}'))
+            breaks = breaks + 1 if self.progress_made == before else 0
+            before = self.progress_made
         raise UserError(f'the client broke off {MAX_REPEATS} times in the same piece of work; look at its own messages')
+
+    def _identify(self, connection: Connection) -> None:
+        """Ask what device this is, once a connection."""
+        if connection is self._identified:
+            return
+        facts = replies.facts(self.ask(connection, 'facts', timeout_s=IDENTIFY_S))
+        changed = devices.changes(self.identity, facts) if self.identity else []
+        self.identity, self._identified = facts, connection
+        if changed:
+            raise OtherDevice(f"another client came ({', '.join(changed)}), and what was measured is the other's")
 
     # --- requests ---
 
     def ask(self, connection: Connection, op: str, fields: Optional[Mapping[str, Any]] = None,
-            tensors: Optional[Mapping[str, torch.Tensor]] = None, progress: Optional[Progress] = None) -> Message:
-        """One request on this connection. Raises `NetworkError` and `PeerError`."""
-        return self.finish(connection, op, self.begin(connection, op, fields, tensors), progress)
+            tensors: Optional[Mapping[str, torch.Tensor]] = None, progress: Optional[Progress] = None, steps: int = 0,
+            reply_bytes: int = 0, timeout_s: float = HUNG_S) -> Message:
+        """One request on this connection: `begin` and `finish`. Raises `NetworkError` and `PeerError`."""
+        number = self.begin(connection, op, fields, tensors)
+        return self.finish(connection, op, number, progress, steps, reply_bytes, timeout_s)
 
     def begin(self, connection: Connection, op: str, fields: Optional[Mapping[str, Any]] = None,
               tensors: Optional[Mapping[str, torch.Tensor]] = None) -> int:
@@ -110,38 +143,48 @@ class RemoteClient:
         connection.send(Kind.REQUEST, {'id': number, 'op': op, **(fields or {})}, tensors)
         return number
 
-    def finish(self, connection: Connection, op: str, number: int, progress: Optional[Progress] = None) -> Message:
-        """Wait for the reply to request `number`."""
+    def finish(self, connection: Connection, op: str, number: int, progress: Optional[Progress] = None, steps: int = 0,
+               reply_bytes: int = 0, timeout_s: float = HUNG_S) -> Message:
+        """Wait for the reply to request `number`, of at most so many bytes, for `timeout_s`; each of the `steps` of the
+        work that the client reports gives it as long again."""
+        connection.max_payload_bytes = min(reply_bytes + HEADROOM_BYTES, MAX_PAYLOAD_BYTES)
+        furthest, end = 0, time.monotonic() + timeout_s
         while True:
-            message = connection.receive(HUNG_S)
+            message = connection.receive(max(0.0, end - time.monotonic()))
             message.raise_error()
             if message.kind not in (Kind.REPLY, Kind.PROGRESS) or message.integer('id', number, number) != number:
-                connection.fail('protocol', f'{op}: expected a reply, got {message.kind.name}')
                 raise ProtocolError(f'{op}: expected a reply, got {message.kind.name}')
             if message.kind == Kind.REPLY:
                 return message
+            done, total = message.integer('done', 0, 2 ** 62), message.integer('total', 0, 2 ** 62)
+            if furthest < done <= steps:
+                furthest, end = done, time.monotonic() + timeout_s
+            if time.monotonic() > end:
+                raise ConnectionLost(f'{connection.peer} reports nothing new for {timeout_s:g} s')
             if progress is not None:
-                progress(message.integer('done', 0, 2 ** 62), message.integer('total', 0, 2 ** 62))
+                progress(done, total)
 
-    def request(self, op: str, fields: Optional[Mapping[str, Any]] = None,
-                tensors: Optional[Mapping[str, torch.Tensor]] = None, progress: Optional[Progress] = None) -> Message:
-        """`ask`, repeated when the connection breaks. Raises `UserError` when the client refuses or fails."""
+    def request(self, op: str, read: Callable[[Message], T], fields: Optional[Mapping[str, Any]] = None,
+                tensors: Optional[Mapping[str, torch.Tensor]] = None, progress: Optional[Progress] = None,
+                steps: int = 0, reply_bytes: int = 0) -> T:
+        """`ask`, and what `read` (of remote/replies.py) finds in the reply; repeated when the connection breaks or the
+        reply makes no sense. Raises `UserError` when the client refuses or fails."""
         try:
-            return self.retry_until_answered(lambda connection: self.ask(connection, op, fields, tensors, progress))
+            return self.retry_until_answered(lambda connection: read(self.ask(
+                connection, op, fields, tensors, progress, steps, reply_bytes)))
         except PeerError as error:
             raise UserError(f'the client could not do it: {error}') from None
 
     def facts(self) -> Dict[str, Any]:
         """What the device is: name, threads, software, memory, temperature."""
-        fields = dict(self.request('facts').fields)
-        return {name: value for name, value in fields.items() if name != 'id'}
+        return self.request('facts', replies.facts)
 
     def provide(self, connection: Connection, blobs: Mapping[str, Callable[[], np.ndarray]]) -> None:
         """Send what the client lacks of these blobs (hash -> its bytes), each from where it broke off."""
         hashes = list(blobs)
         for start in range(0, len(hashes), 256):
             part = hashes[start:start + 256]
-            present = self.ask(connection, 'have', {'hashes': part}).integers('bytes', 0, 2 ** 62, len(part))
+            present = replies.kept_bytes(self.ask(connection, 'have', {'hashes': part}), len(part))
             for digest, done in zip(part, present):
                 self._send_blob(connection, digest, blobs[digest](), done)
 
@@ -149,6 +192,8 @@ class RemoteClient:
         """Send bytes from `done` on. The client may go back (what it had was damaged, or another process dropped it),
         but not for ever."""
         backwards = 0
+        if done > data.nbytes:
+            raise ProtocolError(f'have: {done} bytes of {data.nbytes}')
         while done < data.nbytes:
             piece = torch.from_numpy(data[done:done + BLOB_PIECE_BYTES].copy())
             reply = self.ask(connection, 'put', {'hash': digest, 'size': data.nbytes, 'offset': done}, {'data': piece})
@@ -157,6 +202,9 @@ class RemoteClient:
             if backwards > MAX_PROVIDED:
                 raise UserError('the client does not keep what it is sent; look at the disk of its --cache_dir')
             done = now
+            if done > self._most_kept.get(digest, 0):  # the next connection goes on from here
+                self._most_kept[digest] = done
+                self.progress_made += 1
 
 
 class ImageSetOnClient:
@@ -184,9 +232,10 @@ class ClientPart:
     def __init__(self, client: RemoteClient, model: HyperRepVGG, spec: PartSpec, input_size: int,
                  images: Optional[ImageSetOnClient] = None) -> None:
         """`input_size`: of the images, pixels; `images`: those that requests will name rows of."""
-        self.client, self.spec, self.images = client, spec, images
+        self.client, self.spec, self.images, self._input_size = client, spec, images, input_size
         self.largest_values = max(math.prod(cut_shape(spec.model_name, spec.num_classes, input_size, unit))
                                   for unit in (spec.first, spec.last))  # of an image, into the part or out of it
+        self._out_shape = cut_shape(spec.model_name, spec.num_classes, input_size, spec.last)  # without the batch
         item_bytes = 8 if spec.dtype == 'float64' else 4
         self.largest_batch = (MAX_PAYLOAD_BYTES - HEADROOM_BYTES) // (item_bytes * self.largest_values)
         units = units_of(model)[spec.first:spec.last]
@@ -201,9 +250,9 @@ class ClientPart:
         spec = self.spec
         blobs = {digest: (lambda unit=unit: pack_unit(unit)) for digest, unit in self._blobs.items()}
         self.client.provide(connection, {**blobs, **(self.images.blobs if self.images else {})})
-        fields = {'model': spec.model_name, 'classes': spec.num_classes, 'first': spec.first, 'last': spec.last,
-                  'dtype': spec.dtype, 'mean': list(spec.mean), 'std': list(spec.std), 'hashes': self._hashes,
-                  'folded': spec.gamma is not None}
+        fields = {'model': spec.model_name, 'classes': spec.num_classes, 'input_size': self._input_size,
+                  'first': spec.first, 'last': spec.last, 'dtype': spec.dtype, 'mean': list(spec.mean),
+                  'std': list(spec.std), 'hashes': self._hashes, 'folded': spec.gamma is not None}
         tensors = {}
         if spec.gamma is not None:
             fields['gamma'] = list(spec.gamma)
@@ -246,14 +295,15 @@ class ClientPart:
         else:
             fields.update(wire=wire, shape=list(x.shape))
             tensors.update(codec.encode(x.detach(), wire))
-        reply = self.client.ask(connection, 'forward', fields, tensors)
-        shape = reply.integers('shape', 0, 2 ** 31 - 1)
-        if shape[:1] != [count] or math.prod(shape) > count * self.largest_values:
-            raise ProtocolError(f'forward: an output of shape {tuple(shape)} for {count} images')
-        try:
-            return step, codec.decode(reply.tensors, wire_back, shape)
-        except ValueError as error:
-            raise ProtocolError(f'forward: {error}') from None
+        if self.spec.first == self.spec.last:  # an empty part gives back what it gets
+            dtype = torch.uint8 if x is None else x.dtype
+        else:
+            dtype = DTYPES[self.spec.dtype]
+        shape = (count, *self._out_shape)
+        reply = self.client.ask(connection, 'forward', fields, tensors,
+                                reply_bytes=LARGEST_ITEM_BYTES * math.prod(shape))
+        return step, replies.feature_map(reply, shape, wire_back, dtype if wire_back == formats.AS_COMPUTED else
+                                         torch.float32)
 
     def forward(self, x: Optional[torch.Tensor] = None, rows: Optional[torch.Tensor] = None,
                 wire: str = formats.AS_COMPUTED, wire_back: str = formats.AS_COMPUTED,

@@ -16,6 +16,7 @@ from typing import Callable, List, Sequence, Tuple
 import torch
 
 from costs.cost_model import Link
+from remote import replies
 from remote.client import RemoteClient
 
 SIZES_BYTES = (16 << 10, 64 << 10, 256 << 10, 512 << 10, 1 << 20, 2 << 20)
@@ -50,7 +51,9 @@ def measure_link(client: RemoteClient) -> MeasuredLink:
     def send(up: bool, n_bytes: int) -> float:
         data = torch.zeros(0 if up else n_bytes, dtype=torch.uint8)
         start = time.perf_counter()
-        client.request('echo', {'reply_bytes': n_bytes if up else 0}, {'data': data})
+        back = n_bytes if up else 0
+        client.request('echo', lambda reply: replies.echo(reply, back), {'reply_bytes': back}, {'data': data},
+                       reply_bytes=back)
         return time.perf_counter() - start
 
     empty_s = statistics.median(send(True, 0) for _ in range(WARM_UP + 4 * REPEATS))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from types import TracebackType
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Type
+from typing import Any, Callable, Dict, List, Optional, Sequence, Type
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ import cli
 import lut_manager
 import roofline_measure
 from config import Settings, UserError
-from costs.cost_model import HardwareTable, Roofline
+from costs.cost_model import HardwareTable
 from domains import image_formats
 from domain_dataset import load_domain
 from hyper_repvgg import create_hyper_repvgg, deploy
@@ -27,16 +27,16 @@ from lut_manager import TierCosts, WireCosts
 from network.inputs import normalise
 from network.shapes import architecture, block_shapes
 from pipeline import documents, fingerprints, kinds, writing
-from remote.client import RemoteClient, wait_for_client
+from remote import replies
+from remote.client import OtherDevice, RemoteClient, wait_for_client
 from remote.link import measure_link
 from tier import devices, tasks
 from tier.block_timing import Gammas, NetworkTiming, PartTiming, Round, thread_count, time_network
 from wire import codec as wire_codec
 from wire.formats import WIRE_FORMATS, formats_of
-from wire.frames import Message, ProtocolError
 
 WIRE_SAMPLES = 4  # images whose feature maps are encoded to measure a format's size
-MAX_PASSES = 1024  # timings that a client may send for one visit
+MAX_DEVICES = 3  # clients of different kinds that may come, one after the other, while a table is measured
 
 
 def open_session(settings: Settings, bind: Optional[str] = None, port: Optional[int] = None, allow_open: bool = False,
@@ -72,6 +72,16 @@ class Session:
         """The measured table, kept in hardware_lut_complete.json: read when it was measured with this device under
         these settings, otherwise measured now. The wire formats are measured on validation images of a domain: the
         table decides, and test images decide nothing."""
+        for left in reversed(range(MAX_DEVICES)):
+            try:
+                return self._table(domain, remeasure)
+            except OtherDevice as error:
+                if not left:
+                    raise
+                cli.say(f'{error}: measuring the one that is here from the beginning')
+        raise AssertionError('unreachable')
+
+    def _table(self, domain: int, remeasure: bool) -> HardwareTable:
         path = kinds.path_of('lut', self.settings)
         inputs = fingerprints.inputs_of('lut', self.settings)
         if not remeasure and fingerprints.is_current([path], inputs):
@@ -110,8 +120,7 @@ class Session:
                 return costs
             cli.say(f"{path}: {', '.join(changed) or 'simulated'}: measuring the client again")
         timing = self.time_client(facts)
-        reply = self.client.request('roofline')
-        roofline = Roofline(reply.number('peak_gflops', 1e-9), reply.number('bandwidth_gbs', 1e-9))
+        roofline = self.client.request('roofline', replies.roofline)
         costs = lut_manager.costs_of('client', timing, {**facts, 'simulated': False, 'slowdown': 1.0}, roofline)
         lut_manager.save_tier(costs, self.settings)
         return costs
@@ -147,10 +156,8 @@ class Session:
             for k, block in enumerate(deploy(model).blocks):
                 z = block(z)
                 one = z[:1].clone()
-                reply = self.client.request('time_wire', {'formats': list(formats)}, {'z': one})
-                client_ms = reply.tensor('ms', torch.float64, 2).numpy()
-                if client_ms.shape != (len(formats), 2) or not np.isfinite(client_ms).all() or client_ms.min() < 0:
-                    raise ProtocolError('time_wire: times out of range')
+                client_ms = self.client.request('time_wire', lambda reply: replies.codec_times(reply, len(formats)),
+                                                {'formats': list(formats)}, {'z': one})
                 for wire, here, there in zip(formats, tasks.wire_ms(one, formats), client_ms):
                     codec[wire]['server'][k], codec[wire]['client'][k] = here, there
                     encoded = wire_codec.encoded_bytes(wire_codec.encode(z, wire)) if wire in block_bytes else sum(
@@ -169,25 +176,16 @@ class _ClientMachine:
 
     def visits(self, gammas: Sequence[Gammas], progress: Callable[[int], None]) -> np.ndarray:
         """ms [visits, passes, N + 2]."""
-        reply = self.client.request('time_visits', self.fields, {'gamma': torch.tensor(gammas)},
-                                    progress=lambda done, total: progress(min(done, len(gammas))))
-        return _checked_times(reply, (len(gammas), len(gammas[0]) + 2))
+        shape = len(gammas), len(gammas[0]) + 2
+        return self.client.request('time_visits', lambda reply: replies.times(reply, shape), self.fields,
+                                   {'gamma': torch.tensor(gammas)}, steps=len(gammas),
+                                   progress=lambda done, total: progress(min(done, len(gammas))))
 
     def parts(self, parts: Sequence[PartTiming]) -> np.ndarray:
         """ms [parts, passes]."""
-        reply = self.client.request('time_parts', self.fields, {
+        return self.client.request('time_parts', lambda reply: replies.times(reply, (len(parts),)), self.fields, {
             'gamma': torch.tensor([part.gamma for part in parts]),
-            'span': torch.tensor([(part.first, part.last) for part in parts])})
-        return _checked_times(reply, (len(parts),))
-
-
-def _checked_times(reply: Message, shape: Tuple[int, ...]) -> np.ndarray:
-    """Times of a reply, ms [shape[0], passes, *shape[1:]]; `ProtocolError` for other shapes and impossible times."""
-    ms = reply.tensor('ms', torch.float64, len(shape) + 1)
-    fits = (ms.shape[0], *ms.shape[2:]) == shape and 0 < ms.shape[1] <= MAX_PASSES
-    if not fits or not bool((torch.isfinite(ms) & (ms > 0)).all()):
-        raise ProtocolError('times of the client: shapes or values out of range')
-    return ms.numpy()
+            'span': torch.tensor([(part.first, part.last) for part in parts])}, steps=len(parts))
 
 
 class _RoundsFile:

@@ -8,8 +8,9 @@ import torch
 
 from config import Settings
 from hyper_repvgg import HyperRepVGG
+from remote import replies
 from remote.client import ClientPart, RemoteClient
-from tier.part import NetworkPart, PartSpec, client_units, part_of, server_units
+from tier.part import DTYPES, NetworkPart, PartSpec, client_units, part_of, server_units
 from wire import formats
 from wire.connection import Connection
 from wire.frames import PeerError
@@ -37,20 +38,22 @@ class RemoteFunction(torch.autograd.Function):
         """Gradients of x and α; the forward step is repeated when the client no longer has it."""
         part, raw = ctx.part, formats.AS_COMPUTED
 
-        def ask(connection: Connection) -> Any:
+        def ask(connection: Connection) -> Tuple[Optional[torch.Tensor], torch.Tensor]:
             if part.client.generation != ctx.generation:
                 ctx.step, _ = part.ask_forward(connection, ctx.x, None, raw, raw, ctx.alpha, True,
                                                ctx.input_grad)
                 ctx.generation = part.client.generation
             try:
-                return part.client.ask(connection, 'backward', {'step': ctx.step}, {'grad': grad})
+                reply = part.client.ask(connection, 'backward', {'step': ctx.step}, {'grad': grad},
+                                        reply_bytes=ctx.x.numel() * ctx.x.element_size())
             except PeerError:
                 ctx.generation = -1
                 raise
+            return replies.gradients(reply, len(ctx.alpha), ctx.x if ctx.input_grad else None,
+                                     DTYPES[part.spec.dtype])
 
-        reply = part.retry_until_answered(ask)
-        x_grad = reply.tensors.get('x_grad')
-        return None, x_grad, reply.tensor('alpha_grad', rank=2).to(ctx.alpha.dtype)
+        x_grad, alpha_grad = part.retry_until_answered(ask)
+        return None, x_grad, alpha_grad.to(ctx.alpha.dtype)
 
 
 class SplitNetwork:

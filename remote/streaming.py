@@ -6,6 +6,7 @@
 """
 from __future__ import annotations
 
+import math
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
@@ -13,12 +14,19 @@ import torch
 from config import Settings
 from costs.cost_model import Configuration
 from hyper_repvgg import HyperRepVGG
-from remote.client import ClientPart, ImageSetOnClient, RemoteClient, folded_specs
+from remote import replies
+from remote.client import (
+    HEADROOM_BYTES,
+    LARGEST_ITEM_BYTES,
+    ClientPart,
+    ImageSetOnClient,
+    RemoteClient,
+    folded_specs,
+)
 from tier.part import PartSpec, client_units, cut_shape, head_units, part_of, server_units
-from tier.tasks import FIGURE
 from wire import formats
 from wire.connection import Connection
-from wire.frames import Message, ProtocolError
+from wire.frames import ProtocolError
 from wire.stream import LEAST_FRAMES, head_compute, stream_head, stream_tail, tail_compute
 
 
@@ -51,6 +59,7 @@ class _Stream:
         self._on_frame = on_frame
         self._wire = formats.format_at(split, n, configuration.wire)
         unit = head_units(split, n)[1]
+        self._classes = model.num_classes
         self._shape = (1, *cut_shape(model.model_name, model.num_classes, images.shape[-1], unit))
 
         def spec(units: Tuple[int, int]) -> PartSpec:
@@ -64,8 +73,9 @@ class _Stream:
         self._images = images
 
     def _seen(self, i: int, prediction: List[int]) -> None:
-        if i != len(self.predictions) or len(prediction) != 1:
-            raise ProtocolError(f'stream: result of frame {i} out of order')
+        if i != len(self.predictions) or len(prediction) != 1 or prediction[0] >= self._classes:
+            raise ProtocolError(f'stream: the result of frame {i} is none')
+        self.client.progress_made += 1
         self.predictions.extend(prediction)
         if self._on_frame is not None:
             self._on_frame(i)
@@ -80,20 +90,15 @@ class _Stream:
         else:
             fields.update(role='tail', shape=list(self._shape))
         number = self.client.begin(connection, 'stream', fields)
+        connection.max_payload_bytes = HEADROOM_BYTES + LARGEST_ITEM_BYTES * math.prod(self._shape)
         try:
             if self.head_tier == 'client':
                 stream_tail(connection, tail_compute(self._local, self._wire, self._shape), first, last,
                             self._seen)
-                return _figures(self.client.finish(connection, 'stream', number))
+                return dict(replies.stream_figures(self.client.finish(connection, 'stream', number)))
             record = stream_head(connection, head_compute(self._local, self._images, self._wire), first, last,
                                  self._seen)
             self.client.finish(connection, 'stream', number)
             return record.figures()
         finally:
             self.bytes_total += connection.bytes_sent + connection.bytes_received - before
-
-
-def _figures(reply: Message) -> Dict[str, float]:
-    """The client's figures, checked to be numbers."""
-    names = [name for name in reply.fields if name.startswith(FIGURE)]
-    return {name[len(FIGURE):]: reply.number(name, 0) for name in names}

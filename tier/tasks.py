@@ -18,7 +18,7 @@ from config import UserError
 from hyper_repvgg import create_hyper_repvgg
 from network.shapes import architecture
 from tier import block_timing, devices
-from tier.part import DTYPES, NetworkPart, PartSpec, empty_unit, load_unit
+from tier.part import DTYPES, NetworkPart, PartSpec, cut_shape, empty_unit, load_unit
 from tier.roofline import measure_roofline
 from wire import codec
 from wire import formats as wire_formats
@@ -47,6 +47,7 @@ class Tasks:
         self.progress: Callable[[int, int], None] = lambda done, total: None
         self.connection: Optional[Connection] = None
         self._part: Optional[NetworkPart] = None
+        self._input_shape: Tuple[int, ...] = ()  # of one image or feature map that enters the part
         self._step: Optional[Tuple[int, torch.Tensor, torch.Tensor]] = None  # number, input, output with its graph
         self._images: Tuple[str, Optional[torch.Tensor]] = ('', None)
         self._timing_model: Tuple[Tuple[str, int], Any] = (('', 0), None)
@@ -119,6 +120,7 @@ class Tasks:
         first = message.integer('first', 0, n_units)
         last = message.integer('last', first, n_units)
         classes, dtype = message.integer('classes', 1, MAX_CLASSES), message.text('dtype', list(DTYPES))
+        input_shape = cut_shape(name, classes, message.integer('input_size', 1, MAX_INPUT_SIZE), first)
         spec = PartSpec(name, classes, first, last, dtype, tuple(message.numbers('mean', 3)),
                         tuple(message.numbers('std', 3)))
         if message.flag('folded'):
@@ -144,7 +146,7 @@ class Tasks:
             units.append(unit)
         if lacking:
             raise KeyError(lacking[0])
-        self._part = NetworkPart(spec, units, self.device)
+        self._part, self._input_shape = NetworkPart(spec, units, self.device), input_shape
         self.store.wanted.clear()
         return {}, {}
 
@@ -155,10 +157,17 @@ class Tasks:
         return self._part
 
     def input_of(self, message: Message) -> torch.Tensor:
-        """A forward request's input: rows of an image set, or a tensor that came along."""
+        """A forward request's input: rows of an image set, or a tensor that came along, of the part's input shape."""
         if 'images' in message.fields:
             return self.images(message)[message.tensor('rows', torch.int64, rank=1)]
-        return codec.decode(message.tensors, message.text('wire'), message.integers('shape', 0, 2 ** 31 - 1))
+        return codec.decode(message.tensors, message.text('wire'), self.shape_of(message))
+
+    def shape_of(self, message: Message) -> Tuple[int, ...]:
+        """The input's shape [B, ...] that a request claims."""
+        shape = tuple(message.integers('shape', 0, 2 ** 31 - 1))
+        if shape[1:] != self._input_shape:
+            raise message.wrong('shape')
+        return shape
 
     def forward(self, message: Message) -> Reply:
         """Run the part; with `keep`, remember the step's graph for `backward`."""
@@ -210,8 +219,7 @@ class Tasks:
             self.progress(i + 1, total)
 
         if message.text('role', ('head', 'tail')) == 'tail':
-            shape = tuple(message.integers('shape', 0, 2 ** 31 - 1))
-            stream_tail(self.connection, tail_compute(part, wire, shape), first, last, seen)
+            stream_tail(self.connection, tail_compute(part, wire, self.shape_of(message)), first, last, seen)
             return {}, {}
         record = stream_head(self.connection, head_compute(part, self.images(message), wire), first, last, seen)
         return {f'{FIGURE}{name}': value for name, value in record.figures().items()}, {}

@@ -147,7 +147,7 @@ class Connection:
                     return message
                 if time.monotonic() - start > timeout_s:
                     self.close()
-                    raise ConnectionLost(f'{self.peer} lives but has not answered for {timeout_s:g} s')
+                    raise ConnectionLost(f'{self.peer} lives but has not answered for {timeout_s:.3g} s')
         except OSError as error:
             raise self._lost(error, 'is silent') from None
         except ProtocolError as error:

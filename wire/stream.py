@@ -30,6 +30,11 @@ SETTLE_FRAMES = 8  # after them, while the stream fills; like them, they do not 
 LEAST_FRAMES = LOCKSTEP_FRAMES + SETTLE_FRAMES + 2  # of a stream that is measured
 SLACK = 1.2  # latency that the pacer wants, as a multiple of a frame's that waits for nothing
 GAIN = 0.1  # share of a frame's error in latency that is corrected at once
+HUNG_S = 300.0  # a peer that lives and sends nothing of what is waited for is given up, whatever its heartbeats say
+STAGES = ('head', 'link', 'tail')
+FIGURES = ('n_frames', 'wall_s', 'throughput_fps', 'latency_p50_ms', 'latency_p90_ms', 'latency_p99_ms',
+           'lockstep_latency_ms', *(f'lockstep_{stage}_ms' for stage in STAGES), 'bytes_per_frame',
+           *(f'{stage}_ms' for stage in STAGES), *(f'{stage}_busy' for stage in STAGES))  # of a stream
 CLOCK_S = 0.05  # clocks of two machines may differ by this much over one frame
 RECENT = 32  # frames that the pacer looks back
 
@@ -193,7 +198,7 @@ def stream_head(connection: Connection, compute: Callable[[int], Tensors], first
 
     def collect() -> None:
         for i in range(first, last):
-            message = connection.receive()
+            message = connection.receive(HUNG_S)
             message.raise_error()
             if message.kind != Kind.RESULT or message.integer('i', i, i) != i:
                 raise ProtocolError(f'stream: expected the result of frame {i}, got {message.kind.name}')
@@ -208,7 +213,7 @@ def stream_head(connection: Connection, compute: Callable[[int], Tensors], first
             with came_back:
                 finished.append(frame.done)
                 came_back.notify()
-        if connection.receive().kind != Kind.END:
+        if connection.receive(HUNG_S).kind != Kind.END:
             raise ProtocolError('stream: expected END')
 
     threads = [_thread(send, failure, 'stream send'), _thread(collect, failure, 'stream results')]
@@ -256,12 +261,12 @@ def stream_tail(connection: Connection, compute: Callable[[Tensors], List[int]],
 
     def receive() -> None:
         for i in range(first, last):
-            message = connection.receive()
+            message = connection.receive(HUNG_S)
             message.raise_error()
             if message.kind != Kind.FRAME or message.integer('i', i, i) != i:
                 raise ProtocolError(f'stream: expected frame {i}, got {message.kind.name}')
             _put(inbox, message, failure)
-        if connection.receive().kind != Kind.END:
+        if connection.receive(HUNG_S).kind != Kind.END:
             raise ProtocolError('stream: expected END')
         _put(inbox, None, failure)
 

@@ -13,6 +13,7 @@ from config import Settings
 from costs.cost_model import Link
 from remote import session as real_mode
 from tier import devices
+from wire.frames import Kind, Message
 
 FACTS: Dict[str, Any] = {'name': 'a board', 'device': 'cuda', 'threads': 1, 'torch': '1.10.0',
                          'power_mode': 'pmode:0000', 'cpu_max_mhz': 2035.2, 'gpu_max_mhz': None,
@@ -29,12 +30,9 @@ class FakeClient:
     def facts(self) -> Dict[str, Any]:
         return {**FACTS, **self.changed}
 
-    def request(self, op: str, *rest: Any) -> 'FakeClient':
+    def request(self, op: str, read: Any) -> Any:
         assert op == 'roofline'
-        return self
-
-    def number(self, name: str, lowest: float) -> float:
-        return 10.0
+        return read(Message(Kind.REPLY, {'peak_gflops': 10.0, 'bandwidth_gbs': 10.0}))
 
 
 @pytest.fixture

@@ -82,8 +82,8 @@ def test_a_clients_table_has_parts_and_their_correction(served, tmp_path):
                                 torch.full((2, 3, N + 2), float('nan')), torch.ones(2, 0, N + 2)])
 def test_impossible_times_of_a_client_are_refused(ms):
     class Client:
-        def request(self, op, fields, tensors, progress=None):
-            return Message(Kind.REPLY, {}, {'ms': ms.double()})
+        def request(self, op, read, fields, tensors, progress=None, steps=0):
+            return read(Message(Kind.REPLY, {}, {'ms': ms.double()}))
 
     with pytest.raises(ProtocolError):
         real_mode._ClientMachine(Client(), SETTINGS).visits([[4] * N] * 2, lambda done: None)
@@ -97,6 +97,6 @@ def test_impossible_times_of_a_client_are_refused(ms):
 def test_a_client_refuses_what_the_network_cannot_run(served, op, tensors):
     fields = {'model': 'RepVGG-Micro', 'classes': 10, 'input_size': 32}
     with pytest.raises(real_mode.UserError, match='missing'):
-        served[0].request(op, fields, {name: value.long() for name, value in tensors.items()})
+        served[0].request(op, lambda reply: reply, fields, {name: value.long() for name, value in tensors.items()})
     assert block_timing.draw_parts([2]) != []  # and lives on
     assert served[0].facts()['threads'] >= 1
