@@ -21,9 +21,11 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import errno
 import math
 import os
 import re
+import signal
 import sys
 import time
 from contextlib import contextmanager
@@ -152,21 +154,54 @@ def answer_help(with_parser: argparse.ArgumentParser) -> None:
 
 
 def run(main: Callable[[Optional[Sequence[str]]], Optional[int]]) -> None:
-    """Run a script's `main`: one line and status 2 for a `UserError`, 130 for Ctrl-C."""
+    """Run a script's `main`: one line and status 2 for a `UserError`, 1 for a full disk or memory, 130 for Ctrl-C, 143
+    and 129 for SIGTERM and SIGHUP, which end it as Ctrl-C does: with all that it started."""
     name = command_name()
     keep_freed_memory()
     print_anything()
+    for number in (signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGTERM)):
+        if signal.getsignal(number) == signal.SIG_DFL:  # not under nohup
+            signal.signal(number, _end)
     try:
-        sys.exit(main(None) or 0)
+        status = main(None) or 0
+        sys.stdout.flush()
+        sys.exit(status)
     except UserError as error:
         print(f'{name}: error: {error}', file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print(f'{name}: interrupted; the same command goes on from what is saved', file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        sys.exit(128 + error.args[0] if error.args else EXIT_INTERRUPTED)
     except BrokenPipeError:  # the reader of our output went away, as in `... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        _print_no_more()
+        sys.exit(EXIT_FAILED)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _print_no_more()
+        print(f'{name}: error: {error.strerror}; the same command goes on from what is saved', file=sys.stderr)
+        sys.exit(EXIT_FAILED)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f'{name}: error: not enough memory; lower BATCH_SIZE or --jobs, or raise the limit (ulimit -v)',
+              file=sys.stderr)
+        sys.exit(EXIT_FAILED)
+
+
+def _end(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt(number)
+
+
+def _print_no_more() -> None:
+    """What is still to be written to stdout is dropped: Python would try once more at its end, and fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Did Python or PyTorch get no memory?"""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ('allocate memory' in str(error) or 'out of memory' in str(error)))
 
 
 def print_anything() -> None:

@@ -76,12 +76,36 @@ setup_environment requirements.txt
 chosen=$(python -m engines.many_domains "${overrides[@]+"${overrides[@]}"}" "${domains[@]+"${domains[@]}"}" \
     "${at_once[@]+"${at_once[@]}"}") || exit $?
 
-started=$SECONDS
+# A signal goes on to the step that runs, which ends its own workers. Bash alone would wait for the step first (SIGINT) or
+# leave it behind (SIGTERM, SIGHUP). With `set -m` the step is not one that ignores SIGINT.
+child=
+end() {  # signal, its number
+    trap - INT TERM HUP
+    [ -z "$child" ] || { kill -s "$1" "$child" 2>/dev/null && wait "$child" || true; }
+    exit $((128 + $2))
+}
+trap 'end INT 2' INT
+trap 'end TERM 15' TERM
+trap 'end HUP 1' HUP
+run() {  # arguments of python
+    local status=0
+    set -m; python "$@" & child=$!; set +m
+    wait "$child" || status=$?
+    child=
+    return $status
+}
+
+seconds() {  # since the machine started: the clock may be set meanwhile
+    local up
+    if read -r up _ 2>/dev/null < /proc/uptime; then echo "${up%.*}"; else echo "$SECONDS"; fi
+}
+
+started=$(seconds)
 step() {  # title, script, arguments
-    local title=$1 start=$SECONDS; shift
+    local title=$1 start; start=$(seconds); shift
     echo "== $title" >&2
-    python "$@" "${if_changed[@]+"${if_changed[@]}"}" "${overrides[@]+"${overrides[@]}"}"
-    echo "   took $((SECONDS - start)) s" >&2
+    run "$@" "${if_changed[@]+"${if_changed[@]}"}" "${overrides[@]+"${overrides[@]}"}"
+    echo "   took $(($(seconds) - start)) s" >&2
 }
 
 step 'partition: which images belong to which domain' create_noniid_partition.py
@@ -96,13 +120,13 @@ step 'step 2: γ and λ without pruning' step2_initial_throughput_opt.py --pruni
 
 failed=0
 each_domain() {  # title, script, arguments: all chosen domains; one that fails does not stop others
-    local title=$1 start=$SECONDS status=0; shift
+    local title=$1 status=0 start; start=$(seconds); shift
     echo "== $title, domains $chosen" >&2
-    python "$@" --domains "$chosen" "${at_once[@]+"${at_once[@]}"}" "${if_changed[@]+"${if_changed[@]}"}" \
+    run "$@" --domains "$chosen" "${at_once[@]+"${at_once[@]}"}" "${if_changed[@]+"${if_changed[@]}"}" \
         "${overrides[@]+"${overrides[@]}"}" || status=$?
-    [ "$status" -ne 130 ] || exit 130  # Ctrl-C
+    [ "$status" -lt 128 ] || exit "$status"  # it was ended by a signal
     [ "$status" -eq 0 ] || failed=$status
-    echo "   took $((SECONDS - start)) s" >&2
+    echo "   took $(($(seconds) - start)) s" >&2
 }
 
 if [ "$sequential" -eq 1 ]; then
@@ -111,7 +135,7 @@ if [ "$sequential" -eq 1 ]; then
 fi
 each_domain 'step 3: α, γ and λ together' step_3_joint.py --mode pseudo
 step 'step 5: pictures and a summary' step5_visualize_results.py
-echo "== done in $((SECONDS - started)) s" >&2
+echo "== done in $(($(seconds) - started)) s" >&2
 if [ "$failed" -ne 0 ]; then
     echo "run_pipeline.sh: error: a domain failed, see above; the same command goes on with what is missing" >&2
     exit "$failed"

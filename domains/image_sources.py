@@ -49,6 +49,8 @@ class Mnist5k(ImageSource):
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; DATASET 'mnist5k' ships with the repository: run from its top "
                             'folder, or set DATASET for other data') from None
+        except MemoryError:
+            raise
         except Exception as error:  # whatever a damaged archive provokes
             raise UserError(f'{path}: is damaged ({error}); restore it from the repository') from None
         if images.dtype != np.uint8 or images.shape[1:] != (28, 28) or labels.shape != images.shape[:1]:

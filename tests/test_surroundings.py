@@ -3,15 +3,19 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
+import sys
 from typing import Tuple
 
+import numpy as np
 import pytest
 from test_cli import SCRIPTS, only_line, run_python
 
 import config
 from config import Settings, UserError
 from costs.checks import check_settings
+from domains.image_sources import open_source
 from network.shapes import ARCHITECTURES
 
 SAYS = '''
@@ -39,6 +43,31 @@ def test_what_an_encoding_cannot_hold_does_not_end_the_work(encoding):
 def test_help_in_ascii(command):
     status, out, err = run_python(*command, '--help', PYTHONIOENCODING='ascii')
     assert (status, err) == (0, '') and out.startswith('usage: ')
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
+@pytest.mark.parametrize('script', ["print('a')", "print('a' * 100000)", "print('a', flush=True)"])
+def test_output_to_a_full_disk_is_one_line(script):
+    with open('/dev/full', 'w') as full:
+        done = subprocess.run([sys.executable, '-c', f'import cli\ncli.run(lambda argv: {script})'], stdout=full,
+                              stderr=subprocess.PIPE, cwd=config.ROOT, universal_newlines=True)
+    assert done.returncode == 1 and 'No space left on device' in only_line(done.stderr)
+
+
+@pytest.mark.parametrize('raised', ["MemoryError()", "RuntimeError('DefaultCPUAllocator: can\\'t allocate memory')"])
+def test_no_memory_is_one_line_that_blames_no_file(raised):
+    status, _, err = run_python('-c', 'import cli\ndef main(argv):\n'
+                                f'    raise {raised}\ncli.run(main)')
+    assert status == 1 and 'not enough memory' in only_line(err)
+
+
+def test_memory_that_is_missing_while_the_digits_are_read_is_no_damage(monkeypatch):
+    def none_left(*args, **options):
+        raise MemoryError
+
+    monkeypatch.setattr(np, 'load', none_left)
+    with pytest.raises(MemoryError):
+        open_source(Settings())
 
 
 def test_a_step_whose_output_is_latin_1(tmp_path):
@@ -71,6 +100,42 @@ def test_paths_are_those_of_the_callers_folder(name, by_flag, tmp_path, monkeypa
                             **{'PATH': f"{fake.parent}:{os.environ['PATH']}", 'VIRTUAL_ENV': 'fake'},
                             **({} if by_flag else given))
     assert status == 7 and f'{name}={tmp_path}/in here' in said and ('--set OMEGA=1' in said) == by_flag
+
+
+STEP = """
+import subprocess, sys, time
+import cli
+
+def main(argv):
+    other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])
+    try:
+        print(other.pid, flush=True)
+        time.sleep(600)
+    finally:
+        other.kill()
+        other.wait()
+
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize('sent, status', [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+def test_a_signal_to_run_pipeline_ends_the_step_and_what_it_started(sent, status, tmp_path):
+    """A step that started another process stands in for all."""
+    fake, step = tmp_path / 'bin' / 'python', tmp_path / 'step.py'
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/sh\ncase $1 in -|-m) ;; *) exec {sys.executable} {step} ;; esac\n', encoding='utf-8')
+    fake.chmod(0o755)
+    step.write_text(STEP, encoding='utf-8')
+    pipeline = subprocess.Popen(
+        ['bash', os.path.join(config.ROOT, 'run_pipeline.sh')], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        universal_newlines=True, env={**os.environ, 'PATH': f"{fake.parent}:{os.environ['PATH']}",
+                                      'VIRTUAL_ENV': 'fake', 'PYTHONPATH': config.ROOT})
+    other = int(pipeline.stdout.readline())
+    pipeline.send_signal(sent)
+    assert pipeline.wait(60) == status and 'interrupted' in pipeline.communicate()[1]
+    with pytest.raises(ProcessLookupError):
+        os.kill(other, 0)
 
 
 def test_names_and_whole_paths_stay_as_they_are(tmp_path):

@@ -34,7 +34,8 @@ FIGURES = {tasks.FIGURE + name: 1.0 for name in stream.FIGURES}
     (lambda reply: replies.echo(reply, 3), {}, {'data': torch.zeros(3, dtype=torch.uint8)}),
     (lambda reply: replies.times(reply, (2, 4)), {}, {'ms': ms}),
     (lambda reply: replies.codec_times(reply, 2), {}, {'ms': ms[:, 0, :2]}),
-    (lambda reply: replies.feature_map(reply, (2, 3, 4), 'as_computed', torch.float64), {'shape': [2, 3, 4]}, {'z': ms}),
+    (lambda reply: replies.feature_map(reply, (2, 3, 4), 'as_computed', torch.float64), {'shape': [2, 3, 4]},
+     {'z': ms}),
     (lambda reply: replies.gradients(reply, 3, ms, torch.float64), {},
      {'alpha_grad': torch.ones(3, 3, dtype=torch.float64), 'x_grad': ms})])
 def test_a_reply_with_any_field_or_tensor_missing_or_odd_is_refused(read, fields, tensors):
