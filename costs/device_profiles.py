@@ -16,18 +16,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
-import os
 from dataclasses import dataclass
 from typing import Any, ClassVar, Dict, Iterable, List, NamedTuple, Optional, Tuple, Union
 
 import numpy as np
 
-from config import Settings, UserError
+from config import Settings
 from costs.checks import BUILT_IN, EDGE_CPU, JETSON_TX2, profile_path
 from network.gammas import GAMMAS
 from network.shapes import DENSE, IDENTITY, BlockShape
+from pipeline import documents
 from pipeline.documents import SCHEMA_VERSION, Document
 
 MAX_FILE_BYTES = 1 << 20  # a profile is a few lines; a larger file is something else
@@ -185,7 +184,7 @@ def load_profile(name_or_path: str) -> DeviceProfile:
     path = profile_path(name_or_path)
     if not path:
         return MeasuredProfile(EDGE_CPU, Settings.EDGE_CPU_SLOWDOWN, source='this machine, one thread, slowed down')
-    document = _read(path)
+    document = documents.read_object(path, max_bytes=MAX_FILE_BYTES)  # people write it by hand: it needs no metadata
     version = document.get('schema_version', int)
     if version != SCHEMA_VERSION:
         raise document.refuse(f"field 'schema_version' is {version}, this program reads {SCHEMA_VERSION}")
@@ -210,23 +209,6 @@ def load_profile(name_or_path: str) -> DeviceProfile:
 def profile_fields(profile: KernelProfile) -> Dict[str, Any]:
     """What to write to a file (pipeline/writing.py) so that `load_profile` gives this profile back."""
     return {'kind': profile.kind, **dataclasses.asdict(profile)}
-
-
-def _read(path: str) -> Document:
-    """A profile's JSON object. Unlike our results it needs no metadata: people write it by hand."""
-    document = Document(path, {}, '')
-    try:
-        if os.path.getsize(path) > MAX_FILE_BYTES:
-            raise document.refuse('is larger than 1 MiB, so it is not a device profile')
-        with open(path, encoding='utf-8-sig') as stream:  # editors of some systems put a mark in front
-            content = json.load(stream)
-    except OSError as error:
-        raise UserError(f'cannot read {path}: {error.strerror}') from None
-    except (ValueError, RecursionError) as error:
-        raise document.refuse(f'is not valid JSON ({error})') from None
-    if not isinstance(content, dict):
-        raise document.refuse('is not a JSON object')
-    return Document(path, content, '')
 
 
 def _text(document: Document, field: str, choices: Optional[Tuple[str, ...]] = None) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 from typing import Any, Dict, List, Sequence, Union
 
 from config import Settings, UserError
 
 SCHEMA_VERSION = 1
 MAX_FILE_BYTES = 256 << 20  # a larger file is not one of ours
+MAX_DEPTH = 32  # of lists and objects inside each other; ours have at most ten
 
 Field = Union[str, Sequence[str]]  # 'metadata.model', or a sequence of keys where these may hold dots
 
@@ -47,7 +49,7 @@ class Document:
         if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
             words = {dict: 'an object', list: 'a list', str: 'text', float: 'a number', int: 'a whole number',
                      bool: 'true or false'}
-            raise self.refuse(f"field '{_label(field)}' is {json.dumps(value)[:40]}, not {words[kind]}")
+            raise self.refuse(f"field '{_label(field)}' is {_shown(value)}, not {words[kind]}")
         if kind is float:
             try:
                 value = float(value)
@@ -84,26 +86,67 @@ class Document:
 
 def read(path: str, made_by: str) -> Document:
     """Read one of our JSON files; `UserError` when it is missing, damaged or of another version."""
-    if not os.path.exists(path):
+    if not os.path.lexists(path):
         raise UserError(f'{path}: no such file' + (f'; make it with `{made_by}`' if made_by else ''))
+    document = read_object(path, made_by)
+    version = document.content.get('schema_version')
+    if version != SCHEMA_VERSION:
+        raise document.refuse(f'has schema_version {_shown(version)}, this program reads {SCHEMA_VERSION}')
+    document.get('metadata', dict)
+    return document
+
+
+def read_object(path: str, made_by: str = '', max_bytes: int = MAX_FILE_BYTES) -> Document:
+    """Read any JSON object; `UserError` for what is no file or holds none."""
     document = Document(path, {}, made_by)
+    data = read_bytes(path, max_bytes)
     try:
-        if os.path.getsize(path) > MAX_FILE_BYTES:
-            raise document.refuse(f'is larger than {MAX_FILE_BYTES >> 20} MiB')
-        with open(path, encoding='utf-8-sig') as stream:  # editors of some systems put a mark in front
-            content = json.load(stream, parse_constant=_refuse_constant)
-    except OSError as error:
-        raise UserError(f'cannot read {path}: {error.strerror}') from None
-    except (ValueError, RecursionError) as error:
+        content = parse(data)
+    except ValueError as error:
         raise document.refuse(f'is not valid JSON ({error})') from None
     if not isinstance(content, dict):
         raise document.refuse('is not a JSON object')
     document.content = content
-    version = content.get('schema_version')
-    if version != SCHEMA_VERSION:
-        raise document.refuse(f'has schema_version {json.dumps(version)}, this program reads {SCHEMA_VERSION}')
-    document.get('metadata', dict)
     return document
+
+
+def read_bytes(path: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+    """A file's bytes; `UserError` for a file that is missing, cannot be read or is larger, and for a pipe or a device,
+    which would keep the reader waiting."""
+    try:
+        with open(os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0)), 'rb') as stream:
+            found = os.fstat(stream.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise UserError(f'{path}: is no file')
+            if found.st_size > max_bytes:
+                raise UserError(f'{path}: is larger than {max_bytes >> 20} MiB')
+            return stream.read(max_bytes + 1)
+    except OSError as error:
+        raise UserError(f'cannot read {path}: {error.strerror}') from None
+
+
+def parse(data: bytes) -> Any:
+    """What a JSON text holds; `ValueError` for what is none, and for lists and objects more than MAX_DEPTH deep."""
+    try:
+        text = data.decode('utf-8-sig')  # editors of some systems put a mark in front
+        content = json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError('too many lists inside each other') from None
+    level = [content]
+    for _ in range(MAX_DEPTH):
+        level = [child for node in level if isinstance(node, (dict, list))
+                 for child in (node.values() if isinstance(node, dict) else node)]
+    if level:
+        raise ValueError('too many lists inside each other')
+    return content
+
+
+def _shown(value: object) -> str:
+    """The beginning of a value, for an error."""
+    try:
+        return json.dumps(value)[:40]
+    except ValueError:  # a whole number of thousands of digits
+        return 'a number'
 
 
 def _refuse_constant(name: str) -> float:

@@ -10,6 +10,7 @@ from typing import Any, Dict, Mapping, Optional, Sequence
 
 import config
 from config import ROOT, Settings, UserError
+from pipeline import documents
 from pipeline.documents import read
 from pipeline.kinds import KINDS, SHIPPED, path_of, plain, report_on_weights, weights_file
 
@@ -120,17 +121,28 @@ def _stamp(path: str) -> Sequence[int]:
 
 @functools.lru_cache(maxsize=256)
 def _content_hash(path: str, stamp: Sequence[int]) -> str:
-    with open(path, 'rb') as stream:
-        data = stream.read()
-    if path.endswith('.json'):
-        try:
-            content = json.loads(data)
-            if isinstance(content, dict):
-                content.pop('metadata', None)
-            data = json.dumps(content, sort_keys=True).encode()
-        except (ValueError, RecursionError):
-            pass  # a damaged file hashes as it is; reading it will say what is wrong
+    if not path.endswith('.json'):
+        return _bytes_hash(path)
+    data = documents.read_bytes(path)
+    try:
+        content = documents.parse(data)
+        if isinstance(content, dict):
+            content.pop('metadata', None)
+        data = json.dumps(content, sort_keys=True).encode()
+    except ValueError:
+        pass  # a damaged file hashes as it is; reading it will say what is wrong
     return hashlib.sha256(data).hexdigest()
+
+
+def _bytes_hash(path: str) -> str:
+    digest = hashlib.sha256()
+    try:
+        with open(path, 'rb') as stream:
+            for piece in iter(lambda: stream.read(1 << 20), b''):
+                digest.update(piece)
+    except OSError as error:
+        raise UserError(f'cannot read {path}: {error.strerror}') from None
+    return digest.hexdigest()
 
 
 @functools.lru_cache(maxsize=256)

@@ -69,7 +69,7 @@ def _why_not(kind: str, path: str, settings: Settings, domain: Optional[int], re
         return ''  # missing or damaged: reading it says so
     differ = differing(kind, metadata, settings)
     for name, at in input_files(kind, settings, domain, **replaced).items():
-        was = _recorded(metadata, name)
+        was = recorded(metadata, name)
         is_other = os.path.isfile(at) and was.get('sha256', '') not in ('', input_hash(name, at, settings, domain))
         if is_other and not differ:
             known = differing(name, was, settings) if name in KINDS else []
@@ -97,13 +97,13 @@ def differing(kind: str, metadata: Mapping[str, Any], settings: Settings) -> Lis
             return [f'a device (now DEVICE_PROFILE={settings.DEVICE_PROFILE})']
     found = list(differences(metadata, groups, settings))
     for name in spec.files:
-        was, now = _recorded(metadata, name).get('sha256'), content_hash(named_file(name, settings))
+        was, now = recorded(metadata, name).get('sha256'), content_hash(named_file(name, settings))
         if now and was == now:
             found = [text for text in found if not text.startswith(f'{name}=')]
     return found
 
 
-def _recorded(metadata: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def recorded(metadata: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """What metadata holds of an input."""
     found = metadata.get('made_from')
     entry = found.get(name) if isinstance(found, dict) else None

@@ -97,7 +97,7 @@ def measured_before(settings: Settings) -> Tuple[Optional[Link], Optional[WireCo
     path = kinds.path_of('lut', settings)
     metadata = fingerprints.metadata_of(path)
     client = fingerprints.content_hash(kinds.path_of('lut_client', settings))
-    if (metadata.get('made_from', {}).get('lut_client', {}).get('sha256') != client or
+    if (provenance.recorded(metadata, 'lut_client').get('sha256') != client or
             metadata.get('config', {}).get('HEAD_TIER') != settings.HEAD_TIER):
         return None, None
     try:

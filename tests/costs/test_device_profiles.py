@@ -212,8 +212,8 @@ def test_a_missing_field_is_named(tmp_path, field):
 @pytest.mark.parametrize('base, field, value', [
     *((BOARD, field, value) for field in ('peak_gflops', 'bandwidth_gbs', 'launch_ms', 'sync_ms', 'memory_rate',
                                           'winograd_half_pixels')
-      for value in (-1, math.nan, math.inf, -math.inf, '3', None, True, [1], 10 ** 400)),
-    *((SLOWER_HERE, 'slowdown', value) for value in (0, -2, math.nan, 'fast')),
+      for value in (-1, '3', None, True, [1], 10 ** 400)),
+    *((SLOWER_HERE, 'slowdown', value) for value in (0, -2, 'fast')),
     *((SLOWER_HERE, 'threads', value) for value in (0, 1.5, -1, 1e9, '2')),
     (BOARD, 'peak_gflops', 0), (BOARD, 'pointwise_rate', 80), (BOARD, 'direct_rate', 0),
     (BOARD, 'identity_alone', 'conv3x3'), (BOARD, 'kind', 'kernels'), (BOARD, 'kind', 3), (BOARD, 'name', ' '),
@@ -224,6 +224,12 @@ def test_a_bad_value_is_one_line_that_names_the_field(tmp_path, base, field, val
     with pytest.raises(UserError) as caught:
         load_profile(written(tmp_path, {**base, field: value}))
     assert f"field '{field}'" in str(caught.value) and '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_in_json_is_refused(tmp_path, value):
+    with pytest.raises(UserError, match='board.json: is not valid JSON .*is not a number'):
+        load_profile(written(tmp_path, {**BOARD, 'peak_gflops': value}))
 
 
 def test_a_misspelt_field_gets_a_suggestion(tmp_path):

@@ -301,19 +301,10 @@ def test_the_fingerprint_of_a_domain_follows_its_own_entries_and_no_others(kind,
 def test_weights_are_hashed_once_for_all_domains(tmp_path, monkeypatch):
     weights = tmp_path / 'weights.pt'
     weights.write_bytes(os.urandom(5000))
-    hashed, sha256 = [], pipeline_fingerprints.hashlib.sha256
-
-    class Hashlib:
-        """hashlib, with a note of what is hashed."""
-
-        @staticmethod
-        def sha256(data: bytes = b''):
-            hashed.append(len(data))
-            return sha256(data)
-
-    monkeypatch.setattr(pipeline_fingerprints, 'hashlib', Hashlib)
+    hashed, hash_of = [], pipeline_fingerprints._bytes_hash
+    monkeypatch.setattr(pipeline_fingerprints, '_bytes_hash', lambda path: hashed.append(path) or hash_of(path))
     settings = Settings(RESULTS_DIR=str(tmp_path), WEIGHT_PATH_SERVER=str(weights))
     first = [pipeline_fingerprints.inputs_of('joint', settings, domain) for domain in range(10)]
-    assert hashed.count(5000) == 1
+    assert hashed.count(str(weights)) == 1
     weights.write_bytes(os.urandom(5000))
-    assert pipeline_fingerprints.inputs_of('joint', settings, 0) != first[0] and hashed.count(5000) == 2
+    assert pipeline_fingerprints.inputs_of('joint', settings, 0) != first[0] and hashed.count(str(weights)) == 2
