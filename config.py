@@ -88,7 +88,7 @@ class Settings:
     """All settings. Groups say which outputs depend on which settings, so that the pipeline
     repeats a step only when something that shapes its result has changed."""
 
-    PROFILE: str = setting('quickstart', 'none', one_of('quickstart', 'imagenet'))  # see PROFILES below
+    PROFILE: str = setting('quickstart', 'none', one_of('quickstart', 'imagenet', 'photos'))  # see PROFILES below
     SEED: int = setting(0, 'data', seed)  # of partition, corruptions, α training and search
 
     # --- model -------------------------------------------------------------------------------
@@ -242,6 +242,12 @@ PROFILES: Dict[str, Dict[str, Any]] = {
         NORM_MEAN=(0.485, 0.456, 0.406), NORM_STD=(0.229, 0.224, 0.225),  # torchvision's ImageNet statistics
         SERVER_THREADS=0, DEVICE_PROFILE='jetson-tx2', LUT_ROUNDS=5, ALPHA_EPOCHS=1, ALPHA_LR=0.005,
         RECOVERY_LR=0.005, RECOVERY_BATCH_SIZE=16,
+    ),
+    'photos': dict(  # ten classes of photographs (imagenette); DATA_PATH: where train/ and val/ of them lie
+        MODEL_NAME='RepVGG-A0', INPUT_SIZE=128, WEIGHT_PATH_SERVER='data/weights/repvgg_a0_imagenette.pt',
+        DATASET='imagefolder', DATA_PATH='data/imagenette', RESULTS_DIR='results_photos', IMAGES_PER_SUBSET=300,
+        NORM_MEAN=(0.485, 0.456, 0.406), NORM_STD=(0.229, 0.224, 0.225), CLIENTS=8, LUT_ROUNDS=11,
+        ALPHA_EPOCHS=1, ALPHA_LR=0.01,
     ),
 }
 

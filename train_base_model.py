@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import Dict, Optional, Sequence
+from typing import List, Optional, Sequence
 
 import cli
 import config
@@ -33,8 +33,8 @@ from costs.checks import check_settings
 from pipeline import kinds
 
 SMOKE = ('DATASET=generated', 'NUM_CLASSES=4', 'NUM_DOMAINS=1', 'RESULTS_DIR=results_smoke')
-SMOKE_RECIPE = {'epochs': 2, 'frozen_epochs': 1, 'batch_size': 32, 'ema_epochs': 0.5}
-FINE_TUNING = {'epochs': 30, 'frozen_epochs': 10, 'lr': 0.02}
+SMOKE_RECIPE = ('epochs=2', 'frozen_epochs=1', 'batch_size=32', 'ema_epochs=0.5')
+FINE_TUNING = ('epochs=30', 'frozen_epochs=10', 'lr=0.02')
 
 
 def main(argv: Optional[Sequence[str]]) -> None:
@@ -45,9 +45,8 @@ def main(argv: Optional[Sequence[str]]) -> None:
     group = parser.add_argument_group('photographs (any DATASET but mnist5k)')
     group.add_argument('--epochs', type=cli.count, metavar='N', help='passes over the images (default: 125, with '
                        '--from 40); a fifth of them with frozen BatchNorm')
-    group.add_argument('--lr', type=cli.above_0, metavar='X', help='peak learning rate (default: 0.1, with --from '
-                       '0.02)')
-    group.add_argument('--no_flip', action='store_true', help='no mirrored images: for letters, digits, signs')
+    group.add_argument('--recipe', nargs='+', default=[], metavar='NAME=VALUE', help='change the recipe '
+                       '(training/photographs.py): lr=0.05, flip=0 for letters and signs, ...')
     group.add_argument('--from', dest='start_from', metavar='FILE', default='', help='begin with these weights, of any '
                        'number of classes')
     group.add_argument('--half', action='store_true', help='write kernels in half precision: half the file')
@@ -59,12 +58,14 @@ def main(argv: Optional[Sequence[str]]) -> None:
     if not weights:
         raise UserError('WEIGHT_PATH_SERVER is empty: set it to the file to write')
     changed = kinds.overrides_of(settings, 'base_model')
-    if os.path.abspath(weights) == os.path.abspath(Settings.WEIGHT_PATH_SERVER) and changed:
+    shipped = [os.path.abspath(profile.get('WEIGHT_PATH_SERVER') or Settings.WEIGHT_PATH_SERVER)
+               for profile in config.PROFILES.values()]
+    if os.path.abspath(weights) in shipped and changed:
         raise UserError(f'{weights} ships with the repository, made under the default settings: with '
                         f"{', '.join(changed)} set WEIGHT_PATH_SERVER or RESULTS_DIR to write elsewhere")
     digits, flags = settings.DATASET.lower() == 'mnist5k', recipe_flags(args)
     if digits and (flags or args.start_from or args.half):
-        raise UserError('the built-in digits have a recipe of their own: --epochs, --lr, --no_flip, --from and --half '
+        raise UserError('the built-in digits have a recipe of their own: --epochs, --recipe, --from and --half '
                         'are for other images (DATASET)')
     from steps import base_model, base_model_report  # load PyTorch, which --help does not need
     if args.report_only:
@@ -75,16 +76,12 @@ def main(argv: Optional[Sequence[str]]) -> None:
     print(f'wrote {"" if args.report_only else weights + " and "}{path}')
 
 
-def recipe_flags(args: argparse.Namespace) -> Dict[str, float]:
-    """What the flags change in the recipe for photographs."""
-    found: Dict[str, float] = dict(FINE_TUNING if args.start_from else SMOKE_RECIPE if args.smoke else {})
+def recipe_flags(args: argparse.Namespace) -> List[str]:
+    """What the flags change in the recipe for photographs, as NAME=VALUE."""
+    found = list(FINE_TUNING if args.start_from else SMOKE_RECIPE if args.smoke else ())
     if args.epochs:
-        found.update(epochs=args.epochs - args.epochs // 5, frozen_epochs=args.epochs // 5)
-    if args.lr:
-        found.update(lr=args.lr)
-    if args.no_flip:
-        found.update(flip=0.0)
-    return found
+        found += [f'epochs={args.epochs - args.epochs // 5}', f'frozen_epochs={args.epochs // 5}']
+    return found + args.recipe
 
 
 if __name__ == '__main__':

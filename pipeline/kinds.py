@@ -85,7 +85,7 @@ def _own(settings: Settings, name: str, own_name: str) -> str:
     """The file that a setting names. The one that ships with the repository is never written under another
     RESULTS_DIR: there it is `own_name` in that folder."""
     value = getattr(settings, name)
-    if value != getattr(Settings, name) or in_default_folder(settings):
+    if value != getattr(config.profile_defaults(settings), name) or in_default_folder(settings):
         return value
     return os.path.join(settings.RESULTS_DIR, own_name)
 

@@ -20,7 +20,7 @@ import math
 import os
 import time
 from collections import deque
-from typing import Callable, Deque, Dict, Iterator, List, NamedTuple, Tuple
+from typing import Callable, Deque, Dict, Iterator, List, NamedTuple, Sequence, Tuple, get_type_hints
 
 import numpy as np
 import torch
@@ -52,6 +52,7 @@ EMA_STEPS = 4  # steps between two updates of the averaged weights
 SAVE_EVERY_S = 5.0  # a killed training loses this much, and the epoch that it was in
 MOMENTUM, LARGEST_GRADIENT = 0.9, 2.0
 EVALUATED_AT_ONCE = 256  # images
+SHARES = ('label_smoothing', 'smallest_area', 'flip', 'colours', 'gaussian', 'salt', 'drop_dense', 'drop_other')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,26 @@ class Recipe:
     gaussian: float = 0.35  # share of images with Gaussian noise
     salt: float = 0.2  # and with salt and pepper; the others are clean
     drop_dense: float = 0.5  # a batch drops 3x3 branches with a probability drawn from 0 .. this
-    drop_other: float = 0.1  # and every other branch with this one
+    drop_other: float = 0.1  # and every other branch with this one; both grow from 0 in the first phase's first half
+
+
+def changed(recipe: Recipe, items: Sequence[str]) -> Recipe:
+    """The recipe with some of its fields replaced, each given as 'name=value'; raises `UserError`."""
+    kinds_of, given = get_type_hints(Recipe), {}
+    for item in items:
+        name, equals, text = item.partition('=')
+        if not equals or name not in kinds_of:
+            raise UserError(f'--recipe {item!r}: write it as NAME=VALUE, where NAME is one of {", ".join(kinds_of)}')
+        lowest = 1 if name in ('batch_size', 'epochs') else 0
+        highest = 1 if name in SHARES else math.inf
+        try:
+            given[name] = kinds_of[name](text)
+        except ValueError:
+            given[name] = math.nan
+        if not lowest <= given[name] <= highest or given[name] == math.inf:
+            raise UserError(f'--recipe {item!r}: must be a number from {lowest} to {highest}' if name in SHARES else
+                            f'--recipe {item!r}: must be a {kinds_of[name].__name__}, at least {lowest}')
+    return dataclasses.replace(recipe, **given)
 
 
 class Trained(NamedTuple):
@@ -155,7 +175,8 @@ class Training:
     def loss_of(self, x: torch.Tensor, labels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         """What a step makes smaller, of normalised images [B, 3, S, S]."""
         cross_entropy = nn.CrossEntropyLoss(label_smoothing=self.recipe.label_smoothing)
-        some = random_branches(self.network, self.recipe.drop_dense, self.recipe.drop_other, rng)
+        grown = 1.0 if self.phase else min(1.0, 2 * self.epoch / self.recipe.epochs)
+        some = random_branches(self.network, grown * self.recipe.drop_dense, grown * self.recipe.drop_other, rng)
         if self.phase == 0:
             return cross_entropy(forward_with(self.network, x, some).float(), labels)
         whole, part = (y.float() for y in forward_frozen(self.network, x, [every_branch(self.network), some]))

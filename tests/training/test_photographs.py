@@ -4,6 +4,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -169,7 +170,18 @@ def test_the_smoke_run_trains_and_reports_a_network_that_has_learnt(tmp_path, ca
     assert 'held-out accuracy' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('flags', [['--epochs', '3'], ['--half'], ['--from', 'x.pt'], ['--no_flip'], ['--lr', '1']])
+@pytest.mark.parametrize('flags', [['--epochs', '3'], ['--half'], ['--from', 'x.pt'], ['--recipe', 'lr=1']])
 def test_the_digits_have_a_recipe_of_their_own(flags):
     with pytest.raises(UserError, match='built-in digits have a recipe of their own'):
         train_base_model.main(flags)
+
+
+@pytest.mark.parametrize('item', ['lr', 'speed=3', 'lr=fast', 'lr=nan', 'lr=-1', 'lr=inf', 'flip=1.1', 'epochs=0',
+                                  'epochs=1.5', 'batch_size=0'])
+def test_a_change_of_the_recipe_that_means_nothing_is_one_line(item):
+    with pytest.raises(UserError, match=re.escape(f'--recipe {item!r}: ')):
+        photographs.changed(RECIPE, ['flip=0', item])
+
+
+def test_a_change_of_the_recipe_is_taken():
+    assert photographs.changed(RECIPE, ['lr=0.3', 'epochs=7']) == dataclasses.replace(RECIPE, lr=0.3, epochs=7)
