@@ -68,14 +68,14 @@ def add_if_changed(to: argparse.ArgumentParser) -> None:
 
 
 LIMIT_FLAGS = ('max_client_ms', 'max_server_ms', 'max_client_memory_mb', 'max_bytes_per_frame', 'max_latency_ms',
-               'min_fps', 'lambda_min', 'lambda_max', 'objective')  # each the lower case of a setting
+               'min_fps', 'max_client_mj', 'lambda_min', 'lambda_max', 'objective')  # each the lower case of a setting
 
 
 def add_limits(to: argparse.ArgumentParser) -> None:
     """Limits of the optimisers as flags: `--min_fps 30` is `--set MIN_FPS=30`."""
     group = to.add_argument_group('limits (docs/limits.md); settings of the same names in config.py')
     for name in LIMIT_FLAGS:
-        group.add_argument(f'--{name}', metavar='T_eff|throughput|latency' if name == 'objective' else 'N')
+        group.add_argument(f'--{name}', metavar='T_eff|throughput|latency|energy' if name == 'objective' else 'N')
 
 
 PICK_FLAGS = ('pick', 'budget_T_eff_ms', 'budget_latency_ms', 'budget_min_fps')  # settings' names, upper case

@@ -147,13 +147,14 @@ class Settings:
     OMEGA: float = setting(0.5, 'objective', fraction)  # T_eff = ω·T_lat + (1-ω)·T_cyc
     LAMBDA_MIN: int = setting(1, 'objective', at_least_0)  # smallest split to choose from (1: no raw image leaves)
     LAMBDA_MAX: Optional[int] = setting(None, 'objective', or_none(at_least_0))  # largest one; none: N-1
-    OBJECTIVE: str = setting('T_eff', 'objective', one_of('T_eff', *OMEGA_OF))  # the last two set OMEGA
+    OBJECTIVE: str = setting('T_eff', 'objective', one_of('T_eff', *OMEGA_OF, 'energy'))  # docs/limits.md
     MAX_CLIENT_MS: Optional[float] = setting(None, 'objective', limit)  # docs/limits.md; none: no limit
     MAX_SERVER_MS: Optional[float] = setting(None, 'objective', limit)
     MAX_CLIENT_MEMORY_MB: Optional[float] = setting(None, 'objective', limit)  # weights, peak activations; 2^20 bytes
     MAX_BYTES_PER_FRAME: Optional[float] = setting(None, 'objective', limit)  # across the link
     MAX_LATENCY_MS: Optional[float] = setting(None, 'objective', limit)  # T_lat + wait, round trip included
     MIN_FPS: Optional[float] = setting(None, 'objective', limit)  # frames a second of a client, 1000 / T_cyc
+    MAX_CLIENT_MJ: Optional[float] = setting(None, 'objective', limit)  # energy of a frame on the client, mJ
     SIGMA: float = setting(5.0, 'gradient', above_0)  # steepness of the soft split
     ROOFLINE_BETA: float = setting(0.01, 'gradient', at_least_0)  # β: weight of the roofline loss beside a tier's time
     ROOFLINE_LAMBDA: float = setting(0.05, 'gradient', at_least_0)  # λ_I

@@ -11,13 +11,16 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 import numpy as np
 import torch
 
+import cli
 from config import Settings, UserError
 from costs.correction import Correction, HeldOut, fit_correction
 from costs.cost_model import FLOAT32, TIERS, EndCosts, HardwareTable, Link, Roofline
 from costs.device_profiles import load_profile, predict_block_ms, predict_classifier_ms, predict_stem_ms, slowdown_of
+from costs.energy import Power, possible, power_from_json
+from costs.power_sensors import watts_of
 from costs.work import block_work, classifier_work, out_elements, work_table
 from gamma_mask_builder import runnable_gammas
-from hyper_repvgg import create_hyper_repvgg
+from hyper_repvgg import HyperRepVGG, create_hyper_repvgg
 from network.gammas import GAMMAS, N_GAMMA, fused_gamma
 from network.shapes import BlockShape, architecture, block_names, block_shapes
 from pipeline import documents, fingerprints, kinds, provenance, writing
@@ -41,6 +44,7 @@ class TierCosts:
     classifier_ms: float
     roofline: Roofline
     parts: Tuple[PartTiming, ...] = ()  # heads, tails and whole networks timed as a whole
+    power: Optional[Power] = None  # None: not known
 
     def sum_ms(self, part: PartTiming) -> float:
         """The sum of the entries of a part."""
@@ -75,7 +79,7 @@ def simulate_client(settings: Settings, roofline: Roofline,
     profile = load_profile(settings.DEVICE_PROFILE)
     if profile.kind == 'measured':
         return _measured('client', settings, torch.device('cpu'), profile.threads, slowdown_of(profile, settings),
-                         {'profile': profile.name}, roofline, progress)
+                         {'profile': profile.name}, roofline, progress, profile.power)
     arch = architecture(settings.MODEL_NAME)
     stem, shapes = block_shapes(arch, settings.INPUT_SIZE)
     block_ms = np.stack([predict_block_ms(profile, shape) for shape in shapes])
@@ -83,12 +87,13 @@ def simulate_client(settings: Settings, roofline: Roofline,
                                 'source': profile.source},
                      block_ms, np.where(np.isnan(block_ms), np.nan, 0.0), predict_stem_ms(profile, stem),
                      predict_classifier_ms(profile, arch.channels[4], settings.NUM_CLASSES, shapes[-1].out_size),
-                     roofline)
+                     roofline, power=profile.power)
 
 
 def _measured(tier: str, settings: Settings, device: torch.device, threads: int, slowdown: float,
-              extra: Dict[str, Any], roofline: Roofline, progress: Optional[Callable[[int, int], None]]) -> TierCosts:
-
+              extra: Dict[str, Any], roofline: Roofline, progress: Optional[Callable[[int, int], None]],
+              power: Optional[Power] = None) -> TierCosts:
+    """This machine as a tier; `power`: of the device that it stands for, where it stands for one (`extra`)."""
     torch.manual_seed(settings.SEED)  # random weights: times do not depend on their values
     model = create_hyper_repvgg(None, settings.MODEL_NAME, settings.NUM_CLASSES).to(device)
     image = torch.rand(BATCH_SIZE, 3, settings.INPUT_SIZE, settings.INPUT_SIZE, device=device)
@@ -96,7 +101,18 @@ def _measured(tier: str, settings: Settings, device: torch.device, threads: int,
                           settings.LUT_ROUNDS, progress or (lambda done, total: None))
     info = {**facts_of(device, threads), 'simulated': slowdown != 1.0 or
             bool(extra), 'slowdown': slowdown, **extra}
-    return costs_of(tier, timing, info, roofline, slowdown)
+    if not info['simulated']:
+        power = measured_power(model, image)
+    return replace(costs_of(tier, timing, info, roofline, slowdown), power=power)
+
+
+def measured_power(model: HyperRepVGG, image: torch.Tensor) -> Optional[Power]:
+    """What this machine draws by its own sensors; sending is not measured and counts as idling."""
+    found = watts_of(lambda: float(model(image).sum()))  # waits for a GPU
+    if found is None or not possible(*found, found[1]):
+        cli.say('note: no power sensor (INA3221, RAPL) can be read: the energy of this tier is not known')
+        return None
+    return Power(*found, found[1], 'measured')
 
 
 def costs_of(tier: str, timing: NetworkTiming, info: Dict[str, Any], roofline: Roofline, slowdown: float = 1.0,
@@ -130,6 +146,7 @@ def save_tier(costs: TierCosts, settings: Settings) -> str:
         'tier': costs.tier, 'block_names': names, 'has_identity': dict(zip(names, has_identity)),
         key: rows_to_json(names, costs.block_ms), 'IQR': rows_to_json(names, costs.block_iqr_ms),
         'stem': {key: costs.stem_ms}, 'classifier': {key: costs.classifier_ms},
+        'power': costs.power.as_dict() if costs.power else None,
         'roofline': roofline_to_json(costs.roofline), 'parts': [part._asdict() for part in costs.parts]}, metadata)
     return path
 
@@ -144,7 +161,8 @@ def load_tier(tier: str, settings: Settings, path: Optional[str] = None) -> Tier
     return TierCosts(tier, document.get(f'metadata.{tier}'), rows_from_json(document, key, has_identity, settings),
                      rows_from_json(document, 'IQR', has_identity, settings),
                      document.number(f'stem.{key}', 0), document.number(f'classifier.{key}', 0),
-                     roofline_from_json(document, 'roofline'), parts_from_json(document, has_identity))
+                     roofline_from_json(document, 'roofline'), parts_from_json(document, has_identity),
+                     power_from_json(document, 'power'))
 
 
 def parts_from_json(document: Document, has_identity: List[bool]) -> Tuple[PartTiming, ...]:
@@ -246,7 +264,8 @@ def merge(server: TierCosts, client: TierCosts, settings: Settings, link: Option
         image_codec_ms=image_codec_ms or {},
         logits_bytes=4 * settings.NUM_CLASSES,
         link=link or Link(settings.BANDWIDTH_MBPS, settings.RTT_MS, measured=False),
-        roofline={'server': server.roofline, 'client': client.roofline})
+        roofline={'server': server.roofline, 'client': client.roofline},
+        power={tier: costs.power for tier, costs in tiers.items() if costs.power})
 
 
 def block_bytes_of(shapes: Sequence[BlockShape]) -> Dict[str, np.ndarray]:
@@ -281,6 +300,7 @@ def save(table: HardwareTable, settings: Settings) -> str:
         'bandwidth': {'bandwidth_mbps': table.link.bandwidth_mbps, 'rtt_ms': table.link.rtt_ms,
                       'measured': table.link.measured},
         'roofline': {tier: roofline_to_json(table.roofline[tier]) for tier in TIERS},
+        'power': {tier: table.power[tier].as_dict() if tier in table.power else None for tier in TIERS},
         'correction': {tier: correction_to_json(table.correction[tier]) for tier in TIERS},
     }, {**writing.make_metadata(settings, 'lut', fingerprints.inputs_of('lut', settings)), **shape_metadata(settings),
         **{tier: table.tier_info[tier] for tier in TIERS}})
@@ -336,7 +356,8 @@ def read(path: str, settings: Settings) -> HardwareTable:
         link=Link(document.number('bandwidth.bandwidth_mbps', 1e-9), document.number('bandwidth.rtt_ms', 0),
                   document.get('bandwidth.measured', bool)),
         roofline={tier: roofline_from_json(document, f'roofline.{tier}') for tier in TIERS},
-        correction={tier: correction_from_json(document, tier) for tier in TIERS})
+        correction={tier: correction_from_json(document, tier) for tier in TIERS},
+        power={tier: found for tier in TIERS for found in [power_from_json(document, f'power.{tier}')] if found})
 
 
 def correction_to_json(found: Correction) -> Dict[str, Any]:

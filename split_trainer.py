@@ -84,7 +84,7 @@ def measure(session: Session, model: Union[HyperRepVGG, SplitNetwork], configura
             figures, streamed = run_stream(session.client, model, configuration, data.images, n_frames, settings,
                                            lambda i: bar.update())
     correct = int((classes == data.labels).sum())
-    predicted = times(table, configuration, scenario_of(settings).of_one_client)  # as it is measured
+    predicted = times(table, configuration, scenario_of(settings, table).of_one_client)  # as it is measured
     agree = sum(int(a) == b for a, b in zip(classes.repeat(n_frames // len(classes) + 1).tolist(), streamed))
     return {**figures, 'accuracy': correct / len(data), 'ci95': list(wilson_interval(correct, len(data))),
             'n_test': len(data), 'stream_agrees_with_evaluation': agree / n_frames,

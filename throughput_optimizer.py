@@ -54,7 +54,7 @@ def times_with_fastest(table: HardwareTable, surviving: np.ndarray, wire: str, s
     """Times at every split when every block runs its fastest valid γ; surviving is bool [N, 3]."""
     valid = build_gamma_mask(surviving)
     block_ms = {tier: fastest_gammas(table.T_ms[tier], valid)[1] for tier in TIERS}
-    return split_times(table, block_ms, wire, scenario_of(settings))
+    return split_times(table, block_ms, wire, scenario_of(settings, table))
 
 
 def gamma_for_split(table: HardwareTable, surviving: np.ndarray, split: int, head_tier: str) -> Tuple[int, ...]:
@@ -88,7 +88,7 @@ def solve_unfused(table: HardwareTable, surviving: np.ndarray, settings: Setting
     block_ms = {tier: gathered(table.T_ms[tier], gamma) for tier in TIERS}
     splits, found = split_range(table.n_blocks, settings), []
     for wire in settings.WIRE_FORMATS:
-        at_splits = split_times(table, block_ms, wire, scenario_of(settings))
+        at_splits = split_times(table, block_ms, wire, scenario_of(settings, table))
         split = at_splits.best(splits)
         found.append(Solution(tuple(gamma), split, wire, at_splits.at(split)))
     return min(found, key=lambda solution: (solution.times.rank(), solution.split))
@@ -116,7 +116,7 @@ class SoftCosts:
         self.block_ms = {tier: as_tensor(table.T_ms[tier]) for tier in TIERS}  # (N, 14)
         self.flops, self.n_bytes = as_tensor(table.flops), as_tensor(table.bytes_moved)
         self.invalid = torch.as_tensor(~valid)
-        self.scenario = scenario = scenario_of(settings)
+        self.scenario = scenario = scenario_of(settings, table)
         self.com_ms = torch.as_tensor(table.link.transfer_ms(sent_bytes(table, wire, scenario)))  # (N+1,)
         self.rtt_ms = torch.as_tensor(round_trip_ms(table, scenario))  # (N+1,)
         head = settings.HEAD_TIER
@@ -187,5 +187,5 @@ def _descend(table: HardwareTable, surviving: np.ndarray, wire: str, settings: S
     gamma = tuple(int(g) for g in costs.soft_gamma(logits).argmax(dim=1))
     rounded = min(max(int(np.ceil(float(split.detach()))), splits[0]), splits[-1])
     block_ms: Mapping[str, np.ndarray] = {tier: gathered(table.T_ms[tier], gamma) for tier in TIERS}
-    found = split_times(table, block_ms, wire, scenario_of(settings)).at(rounded)
+    found = split_times(table, block_ms, wire, scenario_of(settings, table)).at(rounded)
     return Solution(gamma, rounded, wire, found), history

@@ -3,6 +3,7 @@
     MAX_CLIENT_MS, MAX_SERVER_MS, MAX_LATENCY_MS, MIN_FPS    times of `costs.cost_model.Times`
     MAX_CLIENT_MEMORY_MB                                     weights + peak activations on the client (costs/memory.py)
     MAX_BYTES_PER_FRAME                                      what crosses the link at the split
+    MAX_CLIENT_MJ                                            energy of a frame on the client (costs/energy.py)
     LAMBDA_MIN, LAMBDA_MAX                                   as without limits
 
 Without a limit on memory each block takes its fastest γ. With one, the client's blocks share a budget: for a given λ
@@ -20,7 +21,7 @@ from typing import List, Optional, Tuple
 
 import numpy as np
 
-from config import Settings
+from config import Settings, UserError
 from costs.cost_model import (
     TIERS,
     HardwareTable,
@@ -34,6 +35,7 @@ from costs.cost_model import (
     split_times,
     waiting_ms,
 )
+from costs.energy import Power
 from costs.knapsack import ROUNDING, fastest_within, sensible_options
 from costs.limits import TOLERANCE, Candidate, LimitedSolution, Limits, NothingFits, SplitBound, limits_of
 from costs.memory import MemoryTable, client_ends, client_memory
@@ -70,13 +72,14 @@ class LimitedProblem:
         self.options = sensible_options(table.T_ms['client'], self.memory.weights, self.memory.activations, valid)
         block_ms = {tier: values for tier, (_, values) in fastest.items()}
         without = {tier: np.zeros(table.n_blocks) for tier in TIERS}
-        self.scenario = scenario = scenario_of(settings)
+        self.scenario = scenario = scenario_of(settings, table)
         self.rtt_ms = round_trip_ms(table, scenario)
         self.sent_bytes = {wire: sent_bytes(table, wire, scenario) for wire in settings.WIRE_FORMATS}
         self.least, self.ends = ({wire: split_times(table, ms, wire, scenario)
                                   for wire in settings.WIRE_FORMATS} for ms in (block_ms, without))
         self.least_bytes = self._least_memory()
         self.proven = True
+        require_watts(table, limits)
 
     def _least_memory(self) -> np.ndarray:
         """Bytes that the client needs at least at every split [N+1], if the lightest γ were also those with the
@@ -123,30 +126,42 @@ class LimitedProblem:
         weights = stage.weights + self.memory.weights[rows, gamma].sum()
         activations = max(stage.activations, self.memory.activations[rows, gamma].max(initial=0.0))
         found = times.at(stage.split)
-        factors = self.limits.factors(found, stage.n_bytes, weights + activations)
+        factors = self.limits.factors(found, stage.n_bytes, weights + activations, self.table.power)
         return Candidate(Solution(tuple(int(g) for g in chosen), stage.split, stage.wire, found), stage.n_bytes,
                          float(weights), float(activations), {name: float(v) for name, v in factors.items()})
 
     def longest_client_ms(self, stage: Stage, factor: float, objective_ms: float) -> float:
         """A T_client beyond which a time exceeds `factor` times its limit or the objective reaches `objective_ms`."""
-        limits, omega = self.limits, self.settings.OMEGA
+        limits, omega, power = self.limits, self.settings.OMEGA, self.scenario.energy_of
         others = stage.com_ms + stage.server_ms + float(self.rtt_ms[stage.split])
         slowest = self.times(stage, 0.0).T_cyc_ms  # of the other stages
         longest = [math.inf]
+
+        def within(most: float, weight: float, cycle_weight: float, rest: float) -> None:
+            """weight·T_client + cycle_weight·T_cyc + rest <= most, where the client is the slowest stage or not."""
+            longest.append((most - rest) / (weight + cycle_weight))
+            if weight > 0:
+                longest.append((most - rest - cycle_weight * slowest) / weight)
+
+        def within_energy(most_mj: float, watts: Power) -> None:
+            within(most_mj, watts.active_w - watts.idle_w, watts.idle_w, (watts.send_w - watts.idle_w) * stage.com_ms)
+
         if limits.client_ms is not None:
             longest.append(limits.client_ms * factor)
         if limits.latency_ms is not None:
             longest.append(limits.latency_ms * factor - others)
         if limits.min_fps is not None:
             longest.append(1000 / limits.min_fps * factor)
+        if limits.client_mj is not None:
+            within_energy(limits.client_mj * factor, self.table.power['client'])
         if self.objective == 'T_lat_ms':
             longest.append(objective_ms - others)
         elif self.objective == 'T_cyc_ms':
             longest.append(objective_ms)
+        elif power is not None:
+            within_energy(objective_ms * power.active_w, power)
         else:
-            longest.append(objective_ms - omega * others)  # where the client is the slowest stage
-            if omega > 0:
-                longest.append((objective_ms - (1 - omega) * slowest) / omega - others)
+            within(objective_ms, omega, 1 - omega, omega * others)
         scale = max([abs(v) for v in longest if math.isfinite(v)] + [others])
         return min(longest) + 2 * TOLERANCE * scale  # the exact test is made on the candidate
 
@@ -207,7 +222,7 @@ class LimitedProblem:
 
     def lowest_factors(self, wire: str) -> np.ndarray:
         """At every split [N+1] a bound from below on the worst factor."""
-        factors = self.limits.factors(self.least[wire], self.sent_bytes[wire], self.least_bytes)
+        factors = self.limits.factors(self.least[wire], self.sent_bytes[wire], self.least_bytes, self.table.power)
         return np.max([np.zeros(self.table.n_blocks + 1), *factors.values()], axis=0)
 
     def nearest(self) -> Candidate:
@@ -252,6 +267,13 @@ class LimitedProblem:
         """The fastest configuration of a split whose worst factor is at most this (within rounding of times)."""
         found, _ = self.fastest_at(stage, self.budget(factor), self.longest_client_ms(stage, factor, math.inf))
         return found if found is not None and found.worst <= factor else None
+
+
+def require_watts(table: HardwareTable, limits: Limits) -> None:
+    """Raise `UserError` where energy is limited and the table does not know the client's watts."""
+    if limits.client_mj is not None and 'client' not in table.power:
+        raise UserError('MAX_CLIENT_MJ: the table has no watts of the client; state them in a device profile '
+                        '(docs/device_profiles.md), or measure a device that has a power sensor')
 
 
 # --- for scripts ----------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ def brute_force(table: HardwareTable, settings: Settings) -> float:
     """The smallest T_eff over all (γ, λ), ms."""
     valid = [np.flatnonzero(row) for row in build_gamma_mask(unpruned(table))]
     alpha = np.ones((table.n_blocks, 3))
-    return min(times(table, Configuration(alpha, gamma, split), scenario_of(settings)).T_eff_ms
+    return min(times(table, Configuration(alpha, gamma, split), scenario_of(settings, table)).T_eff_ms
                for gamma in itertools.product(*valid) for split in range(1, table.n_blocks))
 
 

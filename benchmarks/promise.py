@@ -145,7 +145,7 @@ def point_to_json(point: FrontierPoint, calibration: Calibration) -> Dict[str, f
 
 def times_of(answer: answers.Answer, table: HardwareTable, settings: Settings) -> float:
     """T_eff in ms."""
-    return times(table, answer.configuration, scenario_of(settings)).T_eff_ms
+    return times(table, answer.configuration, scenario_of(settings, table)).T_eff_ms
 
 
 def path_of(root: str, seed: int, domain: int) -> str:

@@ -162,7 +162,7 @@ def least_T_eff_ms(table: HardwareTable, settings: config.Settings) -> float:
     """A bound for every pruning, whatever its accuracy: each block at the fastest of all γ that it can run at all."""
     fastest = {tier: np.nanmin(table.T_ms[tier], axis=1) for tier in TIERS}
     splits = np.asarray(split_range(table.n_blocks, settings))
-    return min(float(split_times(table, fastest, wire, scenario_of(settings)).T_eff_ms[splits].min())
+    return min(float(split_times(table, fastest, wire, scenario_of(settings, table)).T_eff_ms[splits].min())
                for wire in settings.WIRE_FORMATS)
 
 

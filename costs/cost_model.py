@@ -10,8 +10,9 @@ from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple, Type
 
 import numpy as np
 
-from config import Settings
+from config import Settings, UserError
 from costs.correction import Correction
+from costs.energy import Power
 from costs.queueing import mean_wait_ms
 
 TIERS = ('client', 'server')
@@ -29,6 +30,7 @@ class Scenario:
     clients: int = 1  # K equal ones, all with the same configuration
     server_workers: int = 1  # W frames that the server works on at a time
     link_shared: bool = False  # is the bandwidth that of all clients together, or of each one?
+    energy_of: Optional[Power] = None  # a client's watts: T_eff is its energy of a frame, as ms of full power
 
     @property
     def of_one_client(self) -> Scenario:
@@ -36,10 +38,14 @@ class Scenario:
         return replace(self, clients=1, server_workers=1, link_shared=False)
 
 
-def scenario_of(settings: Settings) -> Scenario:
-    """The settings' scenario."""
+def scenario_of(settings: Settings, table: HardwareTable) -> Scenario:
+    """The settings' scenario on this table. Raises `UserError` where the table lacks the watts that they ask for."""
+    saves_energy = settings.OBJECTIVE == 'energy'
+    if saves_energy and 'client' not in table.power:
+        raise UserError("OBJECTIVE=energy: the table has no watts of the client; state them in a device profile "
+                        '(docs/device_profiles.md), or measure a device that has a power sensor')
     return Scenario(settings.HEAD_TIER, settings.OMEGA, settings.RESULT_AT, settings.CLIENTS, settings.SERVER_WORKERS,
-                    settings.LINK_SHARED)
+                    settings.LINK_SHARED, table.power['client'] if saves_energy else None)
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,7 @@ class HardwareTable:
     #                                     decoding an image on the server's machine; none: not measured
     correction: Mapping[str, Correction] = field(default_factory=dict)  # by tier: what was made of measured sums
     image: Optional[ImageFormat] = None  # how the image travels at split 0; None: as it is, uint8
+    power: Mapping[str, Power] = field(default_factory=dict)  # by tier, where its watts are known
 
     @property
     def n_blocks(self) -> int:
@@ -236,6 +243,8 @@ def combine(T_client: Value, T_com: Value, T_server: Value, rtt_ms: Value, scena
     T_lat = T_client + T_com + T_server + rtt_ms
     link_ms = T_com * (scenario.clients if scenario.link_shared else 1)
     T_cyc = maximum(maximum(T_client, link_ms), T_server * (scenario.clients / scenario.server_workers))
+    if scenario.energy_of is not None:
+        return T_lat, T_cyc, scenario.energy_of.client_mj(T_client, T_com, T_cyc) / scenario.energy_of.active_w
     return T_lat, T_cyc, scenario.omega * T_lat + (1 - scenario.omega) * T_cyc
 
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from config import Settings
 from costs.checks import BUILT_IN, EDGE_CPU, JETSON_TX2, profile_path
+from costs.energy import WATTS, Power, possible
 from network.gammas import GAMMAS
 from network.shapes import DENSE, IDENTITY, BlockShape
 from pipeline import documents
@@ -41,6 +42,7 @@ class MeasuredProfile:
     slowdown: float
     threads: int = 1
     source: str = ''
+    power: Optional[Power] = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class KernelProfile:
     pointwise_rate: float  # 1x1 and fully connected
     identity_alone: str = 'affine'  # what runs γ 2: 'affine' or 'conv1x1' (a 1x1 convolution with a diagonal kernel)
     source: str = ''
+    power: Optional[Power] = None
 
 
 DeviceProfile = Union[MeasuredProfile, KernelProfile]
@@ -197,18 +200,30 @@ def load_profile(name_or_path: str) -> DeviceProfile:
         threads = _number(document, kind, 'threads') if 'threads' in document.content else 1.0
         if threads != int(threads):
             raise document.refuse(f"field 'threads' is {threads:g}, not a whole number")
-        return MeasuredProfile(name, _number(document, kind, 'slowdown'), int(threads), source)
+        return MeasuredProfile(name, _number(document, kind, 'slowdown'), int(threads), source, _power(document))
     missing = [] if name_or_path == JETSON_TX2 else [field for field in _FROM_TX2 if field not in document.content]
     numbers = {field: _number(document, kind, field) for field in _NUMBERS[kind] if field not in missing}
     if missing:
         numbers.update({field: getattr(load_profile(JETSON_TX2), field) for field in missing})
     alone = _text(document, 'identity_alone', IDENTITY_ALONE) if 'identity_alone' in document.content else 'affine'
-    return KernelProfile(name=name, identity_alone=alone, source=source, **numbers)
+    return KernelProfile(name=name, identity_alone=alone, source=source, power=_power(document), **numbers)
 
 
 def profile_fields(profile: KernelProfile) -> Dict[str, Any]:
     """What to write to a file (pipeline/writing.py) so that `load_profile` gives this profile back."""
-    return {'kind': profile.kind, **dataclasses.asdict(profile)}
+    fields = {'kind': profile.kind, **dataclasses.asdict(profile)}
+    del fields['power']
+    return {**fields, **({name: getattr(profile.power, name) for name in WATTS} if profile.power else {})}
+
+
+def _power(document: Document) -> Optional[Power]:
+    """The watts that a profile states; None where it states none."""
+    if not any(name in document.content for name in WATTS):
+        return None
+    watts = [document.get(name, float) for name in WATTS]
+    if not possible(*watts):
+        raise document.refuse(f"fields {', '.join(WATTS)}: must be numbers with 0 < idle_w <= the others")
+    return Power(*watts, 'profile')
 
 
 def _text(document: Document, field: str, choices: Optional[Tuple[str, ...]] = None) -> str:
@@ -235,7 +250,7 @@ def _number(document: Document, kind: str, field: str) -> float:
 
 
 def _refuse_unknown(document: Document, kind: str) -> None:
-    known = [*_COMMON, *_NUMBERS[kind], *(['identity_alone'] if kind == KernelProfile.kind else [])]
+    known = [*_COMMON, *WATTS, *_NUMBERS[kind], *(['identity_alone'] if kind == KernelProfile.kind else [])]
     for field in document.content:
         if field not in known:
             near = difflib.get_close_matches(field, known, n=1, cutoff=0.6)

@@ -3,10 +3,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Dict, List, NamedTuple, Optional, Union
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Union
 
 from config import Settings, UserError
 from costs.cost_model import HardwareTable, Solution, SplitTimes, Times, Value
+from costs.energy import Power
 
 TOLERANCE = 1e-9  # relative; a limit counts as met this close to it, since sums of times are rounded
 MB = 2.0 ** 20  # bytes
@@ -21,20 +22,25 @@ class Limits:
     bytes_per_frame: Optional[float] = None
     latency_ms: Optional[float] = None
     min_fps: Optional[float] = None
+    client_mj: Optional[float] = None
 
     @property
     def any(self) -> bool:
         """Is there a limit at all?"""
         return any(value is not None for value in vars(self).values())
 
-    def factors(self, times: Union[Times, SplitTimes], n_bytes: Value, memory: Value) -> Dict[str, Value]:
+    def factors(self, times: Union[Times, SplitTimes], n_bytes: Value, memory: Value, power: Mapping[str, Power],
+                ) -> Dict[str, Value]:
         """Need over limit, by the name of the limit that is set: up to 1 is within. MIN_FPS limits the slowest stage
-        to 1000 / MIN_FPS ms. Floats, or arrays over splits."""
+        to 1000 / MIN_FPS ms. `power`: watts by tier. Floats, or arrays over splits."""
         pairs = {'client_ms': times.T_client_ms, 'server_ms': times.T_server_ms, 'client_memory_bytes': memory,
                  'bytes_per_frame': n_bytes, 'latency_ms': times.loaded_latency_ms}
         found = {name: value / getattr(self, name) for name, value in pairs.items() if getattr(self, name) is not None}
         if self.min_fps is not None:
             found['min_fps'] = times.T_cyc_ms / (1000 / self.min_fps)
+        if self.client_mj is not None:
+            energy = power['client'].client_mj(times.T_client_ms, times.T_com_ms, times.T_cyc_ms)
+            found['client_mj'] = energy / self.client_mj
         return found
 
 
@@ -42,7 +48,7 @@ def limits_of(settings: Settings) -> Limits:
     """The settings' limits."""
     megabytes = settings.MAX_CLIENT_MEMORY_MB
     return Limits(settings.MAX_CLIENT_MS, settings.MAX_SERVER_MS, None if megabytes is None else megabytes * MB,
-                  settings.MAX_BYTES_PER_FRAME, settings.MAX_LATENCY_MS, settings.MIN_FPS)
+                  settings.MAX_BYTES_PER_FRAME, settings.MAX_LATENCY_MS, settings.MIN_FPS, settings.MAX_CLIENT_MJ)
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,7 @@ _WORDS = {  # limit: (setting, what it limits, unit, bytes or other base units i
     'bytes_per_frame': ('MAX_BYTES_PER_FRAME', 'link load', 'bytes', 1.0),
     'latency_ms': ('MAX_LATENCY_MS', 'latency', 'ms', 1.0),
     'min_fps': ('MIN_FPS', 'frame rate', 'fps', 1.0),
+    'client_mj': ('MAX_CLIENT_MJ', 'client energy', 'mJ', 1.0),
 }
 
 

@@ -96,6 +96,7 @@ class UnprunedSplits:
     allowed: Tuple[int, int]  # smallest and largest λ that the optimisers may choose
     split: int  # λ of the exact optimum
     per_split: SplitTimes  # λ = 0..N
+    objective: str = 'T_eff'  # of config.py: what T_eff is
 
     @property
     def n_blocks(self) -> int:
@@ -131,7 +132,7 @@ def load_splits(table: HardwareTable, settings: Settings, lut_file: str = '') ->
         raise document.refuse(f'optimal_lambda {chosen} and lambda_range [{low:g}, {high:g}] do not fit {last} blocks')
     arrays = {name: np.array([getattr(row, name) for row in rows]) for name in Times.__dataclass_fields__}
     return UnprunedSplits(head_tier, document.get('wire', str), document.number('omega', 0), (int(low), int(high)),
-                          chosen, SplitTimes(**arrays))
+                          chosen, SplitTimes(**arrays), document.get('objective', str))
 
 
 @styled
@@ -153,7 +154,8 @@ def split_times(unpruned: UnprunedSplits, note: str = '') -> Figure:
     axes.plot(splits, times.T_cyc_ms, 's:', color=BLACK, markerfacecolor='white', markersize=5, zorder=3,
               label='time between frames (T_cyc: slowest stage)')
     axes.plot(splits, times.T_eff_ms, 'o-', color=BLACK, markersize=5, zorder=4,
-              label=f'T_eff = {unpruned.omega:g} T_lat + {1 - unpruned.omega:g} T_cyc')
+              label='T_eff: energy of the client, as ms of full power' if unpruned.objective == 'energy' else
+              f'T_eff = {unpruned.omega:g} T_lat + {1 - unpruned.omega:g} T_cyc')
     axes.plot(unpruned.split, times.T_eff_ms[unpruned.split], '*', markersize=20, color=YELLOW, markeredgecolor=BLACK,
               zorder=5, label=f'chosen: λ = {unpruned.split}, lowest allowed T_eff')
     axes.set_xticks(splits, split_labels(unpruned))

@@ -6,18 +6,22 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Callable, Dict, List, Optional, Sequence
 
+import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import cli
 import lut_manager
 from config import Settings
-from costs.cost_model import HardwareTable
+from costs.cost_model import HardwareTable, Times
+from costs.energy import energy_lines, energy_of
+from costs.verdict import words_of
 from pipeline import kinds
 from report import cost_figures, frontier_figures, result_figures, style, summary
 from report.cost_figures import UnprunedSplits
 from report.frontier_figures import T_EFF, THROUGHPUT
 from search import result_file, result_warnings
+from search.one_tier import PRUNED_ENDS
 from search.result import JointResult
 
 Pictures = Dict[str, Callable[[], Figure]]  # by file name without suffix
@@ -121,4 +125,15 @@ def notes_on(inputs: Inputs) -> List[str]:
         warnings.append(f"times of domain {', '.join(strangers)} do not follow from {inputs.lut_file} with HEAD_TIER="
                         f'{inputs.settings.HEAD_TIER}: made from another table or setting, so no picture of the '
                         'configuration')
-    return notes + [f'warning: {line}' for line in warnings]
+    return notes + energy_notes(inputs) + [f'warning: {line}' for line in warnings]
+
+
+def energy_notes(inputs: Inputs) -> List[str]:
+    """Energy of a frame, mean over domains, where the table knows watts."""
+    ways = {'chosen': [result.times for result in inputs.results],
+            **{words_of(name): [result.baselines[name].times for result in inputs.results] for name in PRUNED_ENDS}}
+    settings = inputs.settings
+    found = {name: energy_of(Times(*np.mean([list(vars(times).values()) for times in all_times], axis=0)),
+                             inputs.table.power, settings.CLIENTS, settings.SERVER_WORKERS)
+             for name, all_times in ways.items()}  # linear in times
+    return energy_lines({name: energy for name, energy in found.items() if energy})

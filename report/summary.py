@@ -53,7 +53,7 @@ def check(result: JointResult, path: str) -> None:
 def fits(result: JointResult, table: HardwareTable, settings: Settings) -> bool:
     """Do the result's tier times follow from this table? (The link and ω do not enter them.)"""
     try:
-        found = times(table, result.configuration, scenario_of(settings))
+        found = times(table, result.configuration, scenario_of(settings, table))
     except ValueError:
         return False
     return all(math.isclose(getattr(found, name), getattr(result.times, name), rel_tol=1e-6, abs_tol=1e-9)

@@ -68,5 +68,5 @@ def unlimited_T_eff_ms(table: HardwareTable, masks: Sequence[PruningMask], setti
                  for k, choices in enumerate(options)]
         block_ms[tier] = np.stack([np.array(times[k])[index[:, k]] for k in range(len(options))], axis=1)
     splits = np.asarray(split_range(table.n_blocks, settings))
-    return np.min([split_times(table, block_ms, wire, scenario_of(settings))
+    return np.min([split_times(table, block_ms, wire, scenario_of(settings, table))
                    .T_eff_ms[:, splits].min(axis=1) for wire in settings.WIRE_FORMATS], axis=0)

@@ -65,6 +65,7 @@ class JointResult:
     frontier: Dict[str, List[FrontierPoint]] = field(default_factory=dict)  # by objective; none: not a joint search
     pick: Optional[PickRule] = None  # how the configuration was picked from the frontier
     batchnorm: Optional[np.ndarray] = None  # re-estimated BatchNorm statistics, float32 [n]; None: the model's own
+    energy: Optional[Dict[str, Any]] = None  # of a frame, mJ, by 'chosen' and baseline (costs/energy.py); None: unknown
     warnings: Tuple[str, ...] = ()  # why its numbers mean less than they seem to, a sentence each
 
     @property

@@ -9,6 +9,7 @@ import torch
 
 from config import Settings
 from costs.cost_model import FLOAT32, Configuration, HardwareTable, Times, scenario_of, times
+from costs.energy import energy_lines, energy_of
 from costs.goal import Goal
 from costs.verdict import sentences
 from domain_transforms import domain_name
@@ -40,7 +41,7 @@ def measured(answer: Answer, goal: Goal, model: HyperRepVGG, test: ImageSet, tab
              ) -> Measured:
     """Measure an answer on test images. They are used here, for baselines in `assemble` and nowhere else."""
     correct = correct_with(model, answer.configuration, test, settings, answer.batchnorm)
-    found = times(table, answer.configuration, scenario_of(settings))
+    found = times(table, answer.configuration, scenario_of(settings, table))
     return Measured(correct / len(test), wilson_interval(correct, len(test)), found,
                     goal.J(found.T_eff_ms, answer.val_accuracy), goal.violation(answer.val_accuracy))
 
@@ -66,14 +67,14 @@ def assemble(outcome: SearchOutcome, answer: Answer, mode: str) -> JointResult:
     pruned = without_split(network_of(problem.model, alpha, statistics, goal, settings), '_pruned', images, table,
                            settings)
     reference = unpruned['all_client'].accuracy  # on one tier nothing is lost on the way
-    return JointResult(
+    return with_energy(JointResult(
         problem.domain_id, domain_name(problem.domain_id), mode, table.block_names, answer.configuration,
         AccuracyReport(original, reference, found.test_accuracy, len(test), found.ci95, goal.A_ref,
                        answer.val_accuracy, **vars(answer.comparison)),
         settings.EPSILON, found.xi_A, found.J, found.times,
         {**unpruned, 'step2': Baseline(at_step2, step2.times), **pruned},
         state.curve, None, settings.SEED, outcome.wall_s, state.work.block_evaluations, batchnorm=statistics,
-        warnings=tuple(result_warnings.of_domain(problem.val, goal.A_ref, settings.EPSILON)))
+        warnings=tuple(result_warnings.of_domain(problem.val, goal.A_ref, settings.EPSILON))), table, settings)
 
 
 def as_chosen(result: JointResult, answer: Answer, model: HyperRepVGG, val: ImageSet, test: ImageSet,
@@ -86,8 +87,18 @@ def as_chosen(result: JointResult, answer: Answer, model: HyperRepVGG, val: Imag
     others = {name: entry for name, entry in result.baselines.items() if not name.startswith(PRUNED_ENDS)}
     report = replace(result.accuracy, final=found.test_accuracy, ci95=found.ci95, val_final=answer.val_accuracy,
                      **vars(answer.comparison))
-    return replace(result, configuration=answer.configuration, accuracy=report, times=found.times, J=found.J,
-                   xi_A=found.xi_A, baselines={**others, **same_alpha}, batchnorm=answer.batchnorm)
+    again = replace(result, configuration=answer.configuration, accuracy=report, times=found.times, J=found.J,
+                    xi_A=found.xi_A, baselines={**others, **same_alpha}, batchnorm=answer.batchnorm)
+    return with_energy(again, table, settings)
+
+
+def with_energy(result: JointResult, table: HardwareTable, settings: Settings) -> JointResult:
+    """The result with the energy of its configuration and of its baselines, where the table knows watts."""
+    if not table.power:
+        return result
+    ways = {'chosen': result.times, **{name: baseline.times for name, baseline in result.baselines.items()}}
+    return replace(result, energy={name: energy_of(found, table.power, settings.CLIENTS, settings.SERVER_WORKERS)
+                                   for name, found in ways.items()})
 
 
 def goal_of(result: JointResult, settings: Settings) -> Goal:
@@ -164,6 +175,9 @@ def summary(result: JointResult, settings: Settings) -> str:
         lines.append(f'  picked by {result.pick.rule} from a frontier of {len(points)} points: T_eff '
                      f'{points[0].times.T_eff_ms:.3f} to {points[-1].times.T_eff_ms:.3f} ms, validation accuracy '
                      f'{points[0].accuracy:.3f} to {points[-1].accuracy:.3f}')
+    if result.energy:
+        shown = {name: result.energy[name] for name in ('chosen', *PRUNED_ENDS) if name in result.energy}
+        lines += [f'  {line}' for line in energy_lines(shown)]
     lines += [f'  {line}' for line in sentences([verdict_on(result, settings)])]
     return '\n'.join(lines)
 

@@ -37,7 +37,7 @@ def save(kind: str, result: JointResult, settings: Settings, inputs: str, search
         'accuracy': {**vars(accuracy), 'ci95': list(accuracy.ci95)},
         'epsilon': result.epsilon, 'xi_A': result.xi_A, 'J': result.J, **result.times.as_dict(),
         'clients': settings.CLIENTS, 'fleet_fps': settings.CLIENTS * result.times.throughput_fps,
-        'baselines': {name: baseline.as_dict() for name, baseline in result.baselines.items()},
+        'baselines': {name: baseline.as_dict() for name, baseline in result.baselines.items()}, 'energy': result.energy,
         'curve': [vars(point) for point in result.curve], 'measured': result.measured,
         'block_evaluations': result.block_evaluations, 'seed': result.seed, 'wall_s': result.wall_s,
         'frontier': {name: [point_to_json(point, result.block_names) for point in points]
@@ -100,7 +100,7 @@ def _from_document(document: Document, domain: int, table: HardwareTable, settin
         curve_from_json(document), None if measured is None else document.get('measured'),
         document.get('seed', int), document.number('wall_s', 0), document.get('block_evaluations', int),
         frontier_from_json(document, table), pick_from_json(document), batchnorm_from_json(document),
-        tuple(str(line) for line in document.get('warnings', list) if line not in shared))
+        warnings=tuple(str(line) for line in document.get('warnings', list) if line not in shared))
 
 
 def load_finished(domain: int, table: HardwareTable, settings: Settings, search_inputs: str, mode: str,

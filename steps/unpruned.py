@@ -12,6 +12,7 @@ import lut_manager
 import throughput_optimizer
 from config import Settings, UserError
 from costs.cost_model import HardwareTable, ImageFormat, Solution, Times, other_tier
+from costs.energy import energy_lines, energy_of
 from costs.limits import NothingFits, limited_to_json, limits_of, nearest_to_json
 from costs.verdict import OneTier, sentences, verdict_of
 from domain_dataset import load_clean
@@ -36,7 +37,8 @@ def optimise(table: HardwareTable, settings: Settings, pruning_follows: bool = F
 
     def to_json(solution: Solution) -> Dict[str, Any]:
         return {'wire': solution.wire, 'lambda': solution.split, 'gamma': dict(zip(table.block_names, solution.gamma)),
-                **solution.times.as_dict()}
+                **solution.times.as_dict(), 'energy': energy_of(solution.times, table.power, settings.CLIENTS,
+                                                                settings.SERVER_WORKERS)}
 
     exact = throughput_optimizer.solve_exact(table, surviving, settings)
     gradient = throughput_optimizer.solve_gradient(table, surviving, settings)
@@ -47,7 +49,7 @@ def optimise(table: HardwareTable, settings: Settings, pruning_follows: bool = F
         **to_json(solve_end(table, surviving, 0, image, settings)),
         'image': vars(image)} for name, image in sent_as.items()}
     result = {
-        'head_tier': settings.HEAD_TIER, 'omega': settings.OMEGA, 'wire': exact.wire,
+        'head_tier': settings.HEAD_TIER, 'objective': settings.OBJECTIVE, 'omega': settings.OMEGA, 'wire': exact.wire,
         'lambda_range': [splits[0], splits[-1]],
         'clients': settings.CLIENTS, 'fleet_fps': settings.CLIENTS * exact.times.throughput_fps,
         'exact': to_json(exact),
@@ -123,6 +125,7 @@ def summary(result: Dict[str, Any]) -> str:
         lines.append(f"{result['clients']} clients share the server; exact: {result['exact']['throughput_fps']:.1f} "
                      f"frames/s for each, {result['fleet_fps']:.1f} in all; T_lat and {result['exact']['wait_ms']:.2f} "
                      "ms of waiting for each other")
+    lines += energy_lines({name: entry['energy'] for name, entry in rows if entry.get('energy')})
     if 'limited' in result:
         lines.append(limits_used(result['limited']))
     lines.append(whether_splitting_pays(result))

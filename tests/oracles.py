@@ -230,8 +230,15 @@ def naive_times(table, gamma: Sequence[int], split: int, wire: str, scenario: Sc
     wait = naive_wait_ms(spent['server'] / scenario.server_workers, cycle, scenario.clients)
     if scenario.link_shared:
         wait = max(wait, naive_wait_ms(com, cycle, scenario.clients))
-    return NaiveTimes(spent['client'], spent['server'], com, latency, cycle, omega * latency + (1 - omega) * cycle,
-                      wait)
+    effective = omega * latency + (1 - omega) * cycle
+    if scenario.energy_of is not None:
+        effective = naive_client_mj(scenario.energy_of, spent['client'], com, cycle) / scenario.energy_of.active_w
+    return NaiveTimes(spent['client'], spent['server'], com, latency, cycle, effective, wait)
+
+
+def naive_client_mj(power, client_ms: float, com_ms: float, cycle_ms: float) -> float:
+    """P_active·T_client + P_send·T_com + P_idle·(1000/f - T_client - T_com)."""
+    return power.active_w * client_ms + power.send_w * com_ms + power.idle_w * (cycle_ms - client_ms - com_ms)
 
 
 def all_choices(table, surviving: np.ndarray, splits: Sequence[int], wires: Sequence[str], scenario: Scenario):

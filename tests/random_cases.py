@@ -15,6 +15,7 @@ import lut_manager
 from config import Settings
 from costs.correction import Correction
 from costs.cost_model import HardwareTable, ImageFormat, Link, Roofline
+from costs.energy import Power
 from gamma_mask_builder import runnable_gammas
 from hyper_repvgg import HyperRepVGG, HyperRepVGGBlock
 from network.shapes import ARCHITECTURES, BlockShape
@@ -111,7 +112,15 @@ def tables(draw, max_blocks: int = 4) -> HardwareTable:
         correction=draw(st.sampled_from([{}, {tier: Correction(1.1, -0.2 * speed[tier]) for tier in speed}])),
         codec_ms={wire: {tier: 0.1 * numbers(n, 2) for tier in speed}
                   for wire in draw(st.sampled_from([[], ['uint8'], ['float32', 'uint8']]))},
-        image=draw(st.sampled_from([None, ImageFormat('png', None, 700.5, 0.25, 0.5)])))
+        image=draw(st.sampled_from([None, ImageFormat('png', None, 700.5, 0.25, 0.5)])),
+        power=draw(st.sampled_from([{}, {'client': Power(5.0, 2.0, 3.0, 'profile')},
+                                    {tier: Power(4.0, 4.0, 9.0, 'measured') for tier in speed}])))
+
+
+@st.composite
+def objectives(draw, table: HardwareTable) -> str:
+    """OBJECTIVE: energy where the table knows watts."""
+    return draw(st.sampled_from(['T_eff', *(['energy'] if 'client' in table.power else [])]))
 
 
 @st.composite

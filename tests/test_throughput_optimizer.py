@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from random_cases import OBJECTIVES, WIRE_SIZES, fleets, surviving_arrays, tables, whole_table
+from random_cases import OBJECTIVES, WIRE_SIZES, fleets, objectives, surviving_arrays, tables, whole_table
 
 import throughput_optimizer as optimizer
 from config import Settings, UserError
@@ -29,7 +29,7 @@ def cases(draw, max_blocks: int = 4):
                       RESULT_AT=draw(st.sampled_from(['client', 'server'])), LAMBDA_MIN=low,
                       LAMBDA_MAX=draw(st.integers(low, table.n_blocks)),
                       WIRE_FORMATS=draw(st.sampled_from([('float32',), ('float32', 'uint8'), ('uint8',)])),
-                      **draw(fleets))
+                      OBJECTIVE=draw(objectives(table)), **draw(fleets))
     return table, surviving, chosen
 
 
@@ -37,11 +37,11 @@ def brute_force(table, surviving, chosen: Settings, splits=None):
     """Every choice that these settings allow: (γ, λ, wire format, times)."""
     if splits is None:
         splits = range(chosen.LAMBDA_MIN, chosen.LAMBDA_MAX + 1)
-    return oracles.all_choices(table, surviving, splits, chosen.WIRE_FORMATS, scenario_of(chosen))
+    return oracles.all_choices(table, surviving, splits, chosen.WIRE_FORMATS, scenario_of(chosen, table))
 
 
 def naive(table, solution, chosen: Settings) -> oracles.NaiveTimes:
-    return oracles.naive_times(table, solution.gamma, solution.split, solution.wire, scenario_of(chosen))
+    return oracles.naive_times(table, solution.gamma, solution.split, solution.wire, scenario_of(chosen, table))
 
 
 def assert_same_times(found, expected):
@@ -57,8 +57,9 @@ def test_times_are_those_of_a_walk_through_the_network_piece_by_piece(case, data
     gamma = tuple(data.draw(st.sampled_from(oracles.valid_gammas(row))) for row in surviving)
     wire = data.draw(st.sampled_from(sorted(WIRE_SIZES)))
     for split in range(table.n_blocks + 1):
-        found = times(table, Configuration(np.ones((table.n_blocks, 3)), gamma, split, wire), scenario_of(chosen))
-        expected = oracles.naive_times(table, gamma, split, wire, scenario_of(chosen))
+        found = times(table, Configuration(np.ones((table.n_blocks, 3)), gamma, split, wire),
+                      scenario_of(chosen, table))
+        expected = oracles.naive_times(table, gamma, split, wire, scenario_of(chosen, table))
         assert_same_times(found, expected)
         if expected.T_cyc_ms > 0:
             assert set(found.as_dict()) == {*expected._asdict(), 'throughput_fps'}
@@ -116,7 +117,7 @@ def test_for_every_split_the_fastest_gammas_are_the_best_of_all(case):
     wire = chosen.WIRE_FORMATS[0]
     at_splits = optimizer.times_with_fastest(table, surviving, wire, chosen)
     for split in range(table.n_blocks + 1):
-        choices = list(oracles.all_choices(table, surviving, [split], [wire], scenario_of(chosen)))
+        choices = list(oracles.all_choices(table, surviving, [split], [wire], scenario_of(chosen, table)))
         for objective in OBJECTIVES:
             best = min(getattr(choice[3], objective) for choice in choices)
             assert getattr(at_splits.at(split), objective) == pytest.approx(best, rel=1e-12, abs=1e-12)
@@ -174,7 +175,7 @@ def test_baselines_are_the_best_that_each_allows(case):
     unfused = found['unfused']
     for g, row in zip(unfused.gamma, surviving):
         assert g in oracles.valid_gammas(row) and len(oracles.GAMMA_TABLE[g][1]) == sum(row)
-    best = min(oracles.naive_times(table, unfused.gamma, split, wire, scenario_of(chosen)).T_eff_ms
+    best = min(oracles.naive_times(table, unfused.gamma, split, wire, scenario_of(chosen, table)).T_eff_ms
                for wire in chosen.WIRE_FORMATS for split in range(chosen.LAMBDA_MIN, chosen.LAMBDA_MAX + 1))
     assert unfused.times.T_eff_ms == pytest.approx(best, rel=1e-12, abs=1e-12)
     assert_same_times(unfused.times, naive(table, unfused, chosen))
@@ -218,7 +219,7 @@ def test_at_a_hard_choice_the_soft_objective_is_T_eff_plus_the_roofline_loss(cas
     costs = optimizer.SoftCosts(table, valid, wire, chosen)
     soft = float(costs.enhanced_T_eff_ms(logits, torch.tensor(split - 0.5, dtype=torch.float64)))
 
-    hard = oracles.naive_times(table, gamma, split, wire, scenario_of(chosen))
+    hard = oracles.naive_times(table, gamma, split, wire, scenario_of(chosen, table))
     stage = {'client': hard.T_client_ms, 'server': hard.T_server_ms}
     for tier in stage:
         runs = [k for k in range(table.n_blocks) if (k < split) == (tier == chosen.HEAD_TIER)]
@@ -231,7 +232,11 @@ def test_at_a_hard_choice_the_soft_objective_is_T_eff_plus_the_roofline_loss(cas
     latency = stage['client'] + hard.T_com_ms + stage['server'] + table.link.rtt_ms
     cycle = max(stage['client'], stage['server'] * chosen.CLIENTS / chosen.SERVER_WORKERS,
                 hard.T_com_ms * (chosen.CLIENTS if chosen.LINK_SHARED else 1))
-    assert soft == pytest.approx(chosen.OMEGA * latency + (1 - chosen.OMEGA) * cycle, rel=1e-9, abs=1e-9)
+    expected = chosen.OMEGA * latency + (1 - chosen.OMEGA) * cycle
+    if chosen.OBJECTIVE == 'energy':
+        power = table.power['client']
+        expected = oracles.naive_client_mj(power, stage['client'], hard.T_com_ms, cycle) / power.active_w
+    assert soft == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
 @given(st.floats(1e3, 1e15), st.floats(1e3, 1e12), st.floats(0.1, 1e5), st.floats(0.1, 1e4), st.floats(0, 1),
@@ -250,7 +255,7 @@ def test_between_two_cuts_the_transfer_time_is_between_theirs(case, data):
     wire = chosen.WIRE_FORMATS[0]
     costs = optimizer.SoftCosts(table, valid, wire, chosen)
     exact = [oracles.naive_times(table, [oracles.valid_gammas(row)[0] for row in surviving], split, wire,
-                                 scenario_of(chosen)).T_com_ms for split in range(table.n_blocks + 1)]
+                                 scenario_of(chosen, table)).T_com_ms for split in range(table.n_blocks + 1)]
     for split, (here, there) in enumerate(zip(exact, exact[1:])):
         part = data.draw(st.floats(0, 1))
         found = float(costs.between_cuts(costs.com_ms, torch.tensor(split - 0.5 + part, dtype=torch.float64)))
@@ -325,7 +330,7 @@ def test_step_2_reports_the_certificate_every_split_and_the_baselines(head_tier)
     assert min(entry['T_eff_ms'] for entry in result['per_split'][2:8]) == pytest.approx(exact['T_eff_ms'])
     for entry in [exact, result['gradient'], *result['baselines'].values()]:
         gamma = [entry['gamma'][name] for name in table.block_names]
-        expected = oracles.naive_times(table, gamma, entry['lambda'], 'float32', scenario_of(chosen))
+        expected = oracles.naive_times(table, gamma, entry['lambda'], 'float32', scenario_of(chosen, table))
         for name, value in expected._asdict().items():
             assert entry[name] == pytest.approx(value)
         assert all(g in oracles.valid_gammas(row) for g, row in zip(gamma, surviving))
@@ -348,7 +353,7 @@ def test_step_2_for_a_fleet_is_the_best_of_all_splits_and_serves_every_client_at
         tiers = ['client' if (k < split) == (chosen.HEAD_TIER == 'client') else 'server' for k in range(table.n_blocks)]
         gamma = [min(oracles.valid_gammas(row), key=table.T_ms[tier][k].__getitem__)
                  for k, (tier, row) in enumerate(zip(tiers, surviving))]
-        least = min([least, *(oracles.naive_times(table, gamma, split, wire, scenario_of(chosen)).T_eff_ms
+        least = min([least, *(oracles.naive_times(table, gamma, split, wire, scenario_of(chosen, table)).T_eff_ms
                               for wire in chosen.WIRE_FORMATS)])
     exact = result['exact']
     assert exact['T_eff_ms'] == pytest.approx(least, rel=1e-6)

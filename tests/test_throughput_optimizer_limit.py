@@ -15,8 +15,8 @@ import torch
 from hypothesis import given
 from hypothesis import settings as checked
 from hypothesis import strategies as st
-from oracles import all_choices
-from random_cases import OBJECTIVES, fleets, seeds, surviving_arrays, tables, whole_table
+from oracles import all_choices, naive_client_mj
+from random_cases import OBJECTIVES, fleets, objectives, seeds, surviving_arrays, tables, whole_table
 
 import config
 import lut_manager
@@ -62,7 +62,13 @@ class Case:
                 found.append(need / limit)
         if limits.min_fps is not None:
             found.append(times.T_cyc_ms * limits.min_fps / 1000)
+        if limits.client_mj is not None:
+            found.append(self.client_mj(times) / limits.client_mj)
         return max(found)
+
+    def client_mj(self, times) -> float:
+        """Energy of a frame on the client."""
+        return naive_client_mj(self.table.power['client'], times.T_client_ms, times.T_com_ms, times.T_cyc_ms)
 
     def best(self, split=None, wire=None) -> float:
         """The best objective of what fits (at one split)."""
@@ -99,11 +105,12 @@ def cases(draw) -> Case:
     settings = Settings(HEAD_TIER=draw(st.sampled_from(['client', 'server'])), LAMBDA_MIN=low,
                         RESULT_AT=draw(st.sampled_from(['client', 'server'])),
                         LAMBDA_MAX=draw(st.integers(low, n)), OMEGA=draw(st.sampled_from([0.0, 0.3, 0.5, 1.0])),
-                        WIRE_FORMATS=draw(st.sampled_from([('float32',), tuple(table.block_bytes)])), **draw(fleets))
+                        WIRE_FORMATS=draw(st.sampled_from([('float32',), tuple(table.block_bytes)])),
+                        OBJECTIVE=draw(objectives(table)), **draw(fleets))
     splits = range(low, settings.LAMBDA_MAX + 1)
     choices = []
     for gamma, split, wire, times in all_choices(table, surviving, splits, settings.WIRE_FORMATS,
-                                                 scenario_of(settings)):
+                                                 scenario_of(settings, table)):
         image_bytes = table.input_bytes if table.image is None else table.image.n_bytes
         logits_bytes = 0 if settings.RESULT_AT == settings.HEAD_TIER else table.logits_bytes
         n_bytes = (image_bytes if split == 0 else logits_bytes if split == n else table.block_bytes[wire][split - 1])
@@ -118,7 +125,10 @@ def cases(draw) -> Case:
     limits = Limits(limit(lambda c: c[2].T_client_ms), limit(lambda c: c[2].T_server_ms), limit(lambda c: c[3]),
                     limit(lambda c: c[4]), limit(lambda c: c[2].T_lat_ms + c[2].wait_ms),
                     limit(lambda c: 1000 / max(c[2].T_cyc_ms, 1e-3)))
-    return Case(table, surviving, settings, memory, draw(st.sampled_from(OBJECTIVES)), choices, limits)
+    case = Case(table, surviving, settings, memory, draw(st.sampled_from(OBJECTIVES)), choices, limits)
+    if 'client' in table.power:
+        case.limits = dataclasses.replace(limits, client_mj=limit(lambda c: case.client_mj(c[2])))
+    return case
 
 
 @checked(max_examples=250)

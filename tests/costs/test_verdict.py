@@ -65,7 +65,7 @@ def test_it_agrees_with_a_walk_through_the_network_on_each_tier(table, data):
 
     def least(at: int) -> float:
         return min(times.T_eff_ms for *_, times in oracles.all_choices(table, surviving, [at], settings.WIRE_FORMATS,
-                                                                       scenario_of(settings)))
+                                                                       scenario_of(settings, table)))
 
     for images_stay in (False, True):
         ends = [least(table.n_blocks), *([] if images_stay else [least(0)])]

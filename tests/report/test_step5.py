@@ -212,4 +212,4 @@ def test_change_is_zero_for_the_unpruned_network(finished):
     assert same.T_eff_change == 0 and same.throughput_change == 0
     assert result_summary.fits(result, table, settings) and not result_summary.fits(
         result, table, dataclasses.replace(settings, HEAD_TIER='server'))
-    assert times(table, result.configuration, scenario_of(settings)) == result.times
+    assert times(table, result.configuration, scenario_of(settings, table)) == result.times

@@ -98,7 +98,7 @@ def test_the_times_of_every_point_are_those_of_its_configuration(workspace):
     settings = workspace.settings()
     for point in all_points(workspace.content):
         configuration = Configuration(alpha_of(point), tuple(point['gamma'].values()), point['lambda'], point['wire'])
-        found = cost_model.times(workspace.table, configuration, cost_model.scenario_of(settings))
+        found = cost_model.times(workspace.table, configuration, cost_model.scenario_of(settings, workspace.table))
         assert found.as_dict() == {name: point[name] for name in found.as_dict()}
         assert point['n_pruned'] == int((configuration.alpha == 0).sum())
         for gamma, row in zip(configuration.gamma, configuration.alpha):

@@ -31,7 +31,7 @@ def pruned():
 
 def naive_T_eff_ms(alpha, split, table, settings):
     return min(times.T_eff_ms for times in (
-        oracles.naive_times(table, gamma, split, 'float32', scenario_of(settings))
+        oracles.naive_times(table, gamma, split, 'float32', scenario_of(settings, table))
         for gamma in ([min(oracles.valid_gammas(row), key=table.T_ms[tier][k].__getitem__)
                        for k, row in enumerate(surviving_branches(alpha))] for tier in ('client', 'server'))))
 

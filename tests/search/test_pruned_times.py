@@ -41,7 +41,7 @@ def test_times_of_many_masks_are_the_least_of_every_gamma_split_and_wire_format(
     for mask, relative in zip(masks[:2], found):
         least = min(times.T_eff_ms for *_, times in oracles.all_choices(
             table, np.array(mask), range(settings.LAMBDA_MAX + 1), settings.WIRE_FORMATS,
-            cost_model.scenario_of(settings)))
+            cost_model.scenario_of(settings, table)))
         assert relative == pytest.approx(least / 2.0, rel=1e-9)
 
 
@@ -69,7 +69,7 @@ def fastest_everywhere(table, mask, settings):
                                              cost_model.other_tier(settings.HEAD_TIER)][k].__getitem__)
                  for k, choices in enumerate(valid)]
         for wire in settings.WIRE_FORMATS:
-            yield oracles.naive_times(table, gamma, split, wire, cost_model.scenario_of(settings))
+            yield oracles.naive_times(table, gamma, split, wire, cost_model.scenario_of(settings, table))
 
 
 @hypothesis_settings(max_examples=60)

@@ -132,7 +132,8 @@ def test_gamma_is_valid_and_the_times_are_those_of_section_5(workspace):
     gamma = list(content['gamma'].values())
     for g, row in zip(gamma, alpha_in(workspace)):
         assert g in oracles.valid_gammas(np.nan_to_num(row) != 0)
-    expected = oracles.naive_times(workspace.table, gamma, content['lambda'], content['wire'], scenario_of(settings))
+    expected = oracles.naive_times(workspace.table, gamma, content['lambda'], content['wire'],
+                                   scenario_of(settings, workspace.table))
     for name, value in expected._asdict().items():
         assert content[name] == pytest.approx(value, rel=1e-12)
     assert content['throughput_fps'] == pytest.approx(1000 / expected.T_cyc_ms)
