@@ -116,12 +116,17 @@ def _number(text: str, kind: Callable[[str], Number], accepts: Callable[[Number]
     raise argparse.ArgumentTypeError(f'{text!r}: must be {wanted}')
 
 
-def add_server(to: argparse.ArgumentParser) -> None:
-    """The flags of scripts that wait for a client (real mode)."""
-    to.add_argument('--bind', metavar='ADDRESS', help='listen here for the client (default: SERVER_IP)')
+def add_listening(to: argparse.ArgumentParser) -> None:
+    """The flags of scripts that clients connect to."""
+    to.add_argument('--bind', metavar='ADDRESS', help='listen here for clients (default: SERVER_IP)')
     to.add_argument('--port', type=port, help='and on this port (default: PORT_MAIN)')
     to.add_argument('--allow_open', action='store_true',
                     help='listen beyond this machine even though SPLIT_AUTH_TOKEN is not set')
+
+
+def add_server(to: argparse.ArgumentParser) -> None:
+    """The flags of scripts that wait for a client (real mode)."""
+    add_listening(to)
     to.add_argument('--remeasure', action='store_true', help='measure the client and the link again')
 
 

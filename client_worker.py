@@ -5,9 +5,14 @@
 
     ssh -CNg -L 6006:127.0.0.1:6006 -R 6008:127.0.0.1:6008 user@server      # the tunnel, on this device
 
-Weights and images that the server sends are kept in --cache_dir. It never gives up: when the server is not there or
-goes away, it tries again with growing pauses. `python client_control.py status|cancel|shutdown` talks to it through
-PORT_CONTROL while it works. Set SPLIT_AUTH_TOKEN to the same secret on both ends where strangers could connect.
+    python client_worker.py --source photos/ --entry domain_0            # stream to serve_split.py (docs/service.md)
+    python client_worker.py --source camera:0 --fps 15
+
+With --source it is a camera of a service: every frame of a folder, a video, a camera, raw frames on stdin (-) or a
+Python file gets a line of JSON on stdout. Weights and images that the server sends are kept in --cache_dir. It never
+gives up: when the server is not there or goes away, it tries again with growing pauses. `python client_control.py
+status|cancel|shutdown` talks to it through PORT_CONTROL while it works. Set SPLIT_AUTH_TOKEN to the same secret on both
+ends where strangers could connect.
 """
 import sys
 from typing import Optional, Sequence
@@ -30,9 +35,23 @@ def main(argv: Optional[Sequence[str]]) -> None:
     parser.add_argument('--cache_dir', default='client_cache', help='weights and images are kept here')
     parser.add_argument('--cache_gib', type=cli.above_0, default=4.0, help='at most this much of them')
     parser.add_argument('--once', action='store_true', help='stop when the server says goodbye')
+    group = parser.add_argument_group('frames of this device for serve_split.py (docs/service.md)')
+    group.add_argument('--source', metavar='PATH|camera:N|URL|-', help='where frames come from')
+    group.add_argument('--entry', default='',
+                       help='what the server is to run, such as domain_0 (default: its only entry)')
+    group.add_argument('--fps', type=cli.above_0, help='frames a second to be sure of (default: what is left)')
+    group.add_argument('--live', action='store_true', help='frames that come too fast may be dropped (cameras: always)')
+    group.add_argument('--name', default='', help="of this client, in the server's reports")
     args, settings = cli.parse(parser, argv)
 
-    from tier import worker  # loads PyTorch, which --help does not need
+    from tier import camera, sources, worker  # load PyTorch, which --help does not need
+    if args.source is not None:
+        sources.check_source(args.source)
+        live = args.live or sources.is_live(args.source)
+        wish = camera.Wish(args.source, live, args.entry, args.name, args.fps or 0.0)
+        camera.run(wish, worker.make_tasks(settings, args.cache_dir, args.cache_gib),
+                   args.server_ip or settings.SERVER_IP, args.port or settings.PORT_MAIN)
+        return
     control_port = settings.PORT_CONTROL if args.control_port is None else args.control_port
     worker.run(settings, args.server_ip or settings.SERVER_IP, args.port or settings.PORT_MAIN, control_port,
                args.cache_dir, args.cache_gib, args.once)

@@ -189,6 +189,9 @@ class Settings:
     PORT_MAIN: int = setting(6006, 'none', port)  # carries work; the client connects to it
     PORT_CONTROL: int = setting(6008, 'none', port)  # status, cancel, shut down; the client listens on loopback
 
+    # --- service (docs/service.md) -------------------------------------------------------------
+    BATCH_LATENCY_MS: float = setting(20.0, 'none', above_0)  # frames share a batch only while it takes at most this
+
     # --- files -------------------------------------------------------------------------------
     RESULTS_DIR: str = setting('results', 'none', path)
 

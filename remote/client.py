@@ -11,6 +11,7 @@ what device this is: another one than before is an `OtherDevice`.
 """
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import time
@@ -242,6 +243,12 @@ class ClientPart:
         self._blobs = {hash_of(pack_unit(unit)): unit for unit in units}
         self._hashes = [hash_of(pack_unit(unit)) for unit in units]
         self._steps = itertools.count(1)
+
+    def for_client(self, client: RemoteClient) -> 'ClientPart':
+        """This part for another client: what has been hashed is hashed."""
+        other = copy.copy(self)
+        other.client = client
+        return other
 
     def set_up(self, connection: Connection) -> None:
         """Send the configuration, and what the client lacks, unless this connection has it."""

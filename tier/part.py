@@ -180,10 +180,13 @@ class NetworkPart:
             x = normalise(x.cpu(), self.spec.mean, self.spec.std).to(self.device)
         return x.to(DTYPES[self.spec.dtype])
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, ...] into the first unit -> [B, ...] out of the last."""
-        x = self.prepare(x)
-        for index, unit in enumerate(self.units if self._plans is None else self._plans, start=self.spec.first):
+    def __call__(self, x: torch.Tensor, last: Optional[int] = None) -> torch.Tensor:
+        """[B, ...] into the first unit -> [B, ...] out of the last, or of the one before unit `last`."""
+        if last is not None and last <= self.spec.first:
+            return x
+        x, count = self.prepare(x), None if last is None else last - self.spec.first
+        for index, unit in enumerate((self.units if self._plans is None else self._plans)[:count],
+                                     start=self.spec.first):
             x = unit(x.mean(dim=(2, 3)) if index == self.spec.n_blocks + 1 else x)
         return x
 

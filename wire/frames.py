@@ -73,6 +73,8 @@ class Kind(enum.IntEnum):
     RESULT = 9
     END = 10
     GOODBYE = 11
+    JOIN = 12
+    SWITCH = 13
 
 
 @dataclass(frozen=True)

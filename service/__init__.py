@@ -1,0 +1,7 @@
+"""The service: many clients stream frames to one server, each through a network of its own.
+
+fair_queue: whose frame is next, and which frames share a batch. batches: how many frames pay in one batch, learned
+while serving. arena: memory that the front and its workers share. tails: worker processes that run tails. entries: what
+may be served, read from the result files. admission: who is let in. client: one client at the server's end. server: all
+of it together.
+"""

@@ -1,0 +1,103 @@
+"""One client at the server's end: what it may run, its frames under way, and its answers in order."""
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any, Dict, Optional
+
+from service.arena import Layout
+from service.entries import Choice, Entry
+from service.tails import TailKey
+from wire.connection import Connection
+from wire.frames import ConnectionLost, Kind, Message, ProtocolError
+
+MAX_UNANSWERED = 16  # frames of a client that the server holds; with more it stops reading, and the client has to wait
+LIVE_WAITING = 4  # frames of a live source that wait for a worker; one more drops the oldest
+
+
+@dataclass
+class Frame:
+    """A frame that is on this machine and not answered yet. Times on the server's monotonic clock, s."""
+    client: 'ServedClient'
+    i: int
+    number: int  # of the configuration that its head was computed under
+    key: TailKey
+    slot: int
+    layout: Layout
+    link_s: float  # from its first byte to its last
+    arrived_s: float
+    first_s: float = 0.0  # since when no older frame of its client waits
+    attempts: int = 0  # workers that died while they had it
+
+
+class ServedClient:
+    """The state of one client. Methods may be called from several threads."""
+
+    def __init__(self, connection: Connection, name: str, entry: Entry, choice: Choice, live: bool,
+                 fps: Optional[float]) -> None:
+        self.connection, self.name, self.entry, self.live, self.fps = connection, name, entry, live, fps
+        self.choices: Dict[int, Choice] = {0: choice}  # by the number that frames name
+        self.number = 0  # of the newest one
+        self.answered = self.dropped = 0  # dropped ones are answered, too
+        self.received = self._next = 0  # numbers of the next frame to come, and to answer
+        self.last_taken_s = 0.0
+        self._answers: Dict[int, Dict[str, Any]] = {}  # of later frames than the next one
+        self._changed = threading.Condition()
+
+    @property
+    def choice(self) -> Choice:
+        """What the client runs, or is about to."""
+        return self.choices[self.number]
+
+    def expect_frame(self, message: Message) -> int:
+        """Check a FRAME's number and configuration; the configuration's number."""
+        if message.kind != Kind.FRAME or message.integer('i', self.received, self.received) != self.received:
+            raise ProtocolError(f'expected frame {self.received}, got {message.kind.name}')
+        number = message.integer('c', 0, self.number)
+        if number not in self.choices:
+            raise message.wrong('c')
+        return number
+
+    def wait_for_room(self) -> int:
+        """Wait until a frame may be added; its number, which is now taken."""
+        with self._changed:
+            while self.received - self._next >= MAX_UNANSWERED:
+                self._changed.wait(timeout=1.0)
+                self._check()
+            self.received += 1
+            return self.received - 1
+
+    def wait_until_answered(self) -> None:
+        """Return when no frame is under way."""
+        with self._changed:
+            while self._next < self.received:
+                self._changed.wait(timeout=1.0)
+                self._check()
+
+    def _check(self) -> None:
+        if self.connection.is_closed:
+            raise ConnectionLost(f'{self.connection.peer} is gone')
+
+    def answer(self, frame: Frame, fields: Dict[str, Any]) -> None:
+        """Send a frame's answer as soon as all earlier ones have theirs. A client that does not read its answers is
+        disconnected: waiting for it would make others wait."""
+        now = time.monotonic()
+        with self._changed:
+            self._answers[frame.i] = {'i': frame.i, 'link_s': frame.link_s,
+                                      'tail_s': now - (frame.first_s or frame.arrived_s), **fields}
+            self.dropped += 'dropped' in fields
+            while self._next in self._answers:
+                self._send(self._answers.pop(self._next))
+                self._next += 1
+                self.answered += 1
+            self._changed.notify_all()
+
+    def _send(self, fields: Dict[str, Any]) -> None:
+        try:
+            rest = self.connection.begin_send(Kind.RESULT, fields, {})
+            if rest is not None:
+                self.connection.close()
+                rest()
+        except ConnectionLost:
+            pass  # its own thread finds out

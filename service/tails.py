@@ -1,0 +1,197 @@
+"""Worker processes that run tails.
+
+A worker gets batches through a pipe as slot numbers of the shared memory, and answers with classes and probabilities.
+It holds the network once, and the folded tail of every key that it was asked for. A worker that dies is replaced, and
+its batch is asked again: an answer exists only once it came through the pipe.
+"""
+from __future__ import annotations
+
+import contextlib
+import copy
+import multiprocessing
+import signal
+import threading
+import time
+from multiprocessing.connection import Connection
+from typing import Dict, List, Mapping, NamedTuple, Tuple, Union
+
+import torch
+
+import cli
+from config import Settings
+from hyper_repvgg import HyperRepVGG, create_hyper_repvgg
+from pipeline import kinds
+from remote.client import folded_specs
+from service.arena import Arena, Layout
+from service.entries import Entry
+from tier.devices import device_of
+from tier.part import NetworkPart, cut_shape, part_of, tail_units
+from wire import codec, formats
+
+GRACE_S = 5.0  # a worker that is told to end is killed after this
+
+
+class TailKey(NamedTuple):
+    """Frames of one key run through the same tail and may share a batch."""
+    entry: str
+    split: int
+    wire: str
+
+
+class Prediction(NamedTuple):
+    """A frame's answer."""
+    label: int
+    probability: float
+
+
+class Request(NamedTuple):
+    """A batch, as it goes to a worker."""
+    key: TailKey
+    frames: List[Tuple[int, Layout]]  # slots and what lies in them
+
+
+class Answer(NamedTuple):
+    """A batch, as it comes back: a prediction a frame, or why there is none."""
+    frames: List[Union[Prediction, str]]
+    ms: float  # of the worker
+
+
+# --- in the worker -----------------------------------------------------------------------------------------
+
+def work(connection: Connection, arena: Arena, settings: Settings, entries: Mapping[str, Entry], threads: int) -> None:
+    """A worker process: batches come in, answers go out, until None comes or the front is gone."""
+    cli.keep_freed_memory()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the front, which ends its workers
+    torch.set_num_threads(threads)
+    tails = Tails(settings, entries)
+    with contextlib.suppress(EOFError, OSError):  # the front is gone
+        connection.send(None)  # ready
+        for request in iter(connection.recv, None):
+            connection.send(tails.answer(request, arena))
+
+
+class Tails:
+    """Networks and their folded tails, made as they are asked for."""
+
+    def __init__(self, settings: Settings, entries: Mapping[str, Entry]) -> None:
+        self._settings, self._entries = settings, entries
+        self._device = device_of(settings.SERVER_DEVICE)
+        self._base = base_model(settings)
+        self._models: Dict[str, HyperRepVGG] = {}
+        self._parts: Dict[TailKey, Tuple[NetworkPart, str, Tuple[int, ...]]] = {}
+
+    def answer(self, request: Request, arena: Arena) -> Answer:
+        """Decode the frames of a batch, run them together, take the best classes."""
+        start = time.perf_counter()
+        part, wire, shape = self._part(request.key)
+        answers: List[Union[Prediction, str]] = []
+        inputs: List[torch.Tensor] = []
+        for slot, layout in request.frames:
+            try:
+                inputs.append(codec.decode(arena.read(slot, layout), wire, shape))
+                answers.append('')
+            except ValueError as error:
+                answers.append(str(error))
+        if inputs:
+            with torch.inference_mode():
+                found = iter(predictions(part(torch.cat(inputs) if len(inputs) > 1 else inputs[0])))
+            answers = [answer or next(found) for answer in answers]
+        return Answer(answers, 1000 * (time.perf_counter() - start))
+
+    def _part(self, key: TailKey) -> Tuple[NetworkPart, str, Tuple[int, ...]]:
+        """The tail, the format of its input, and the shape of one frame of it."""
+        if key not in self._parts:
+            entry, settings = self._entries[key.entry], self._settings
+            model = self._models.setdefault(key.entry, model_of(self._base, entry))
+            n = len(model.blocks)
+            units = tail_units(key.split, n)
+            part = part_of(model, folded_specs(entry.alpha, entry.gamma['server'], units, settings), self._device)
+            shape = (1, *cut_shape(settings.MODEL_NAME, settings.NUM_CLASSES, settings.INPUT_SIZE, units[0]))
+            self._parts[key] = part, formats.format_at(key.split, n, key.wire), shape
+        return self._parts[key]
+
+
+def base_model(settings: Settings) -> HyperRepVGG:
+    """The network with its base weights; random ones are those of SEED."""
+    torch.manual_seed(settings.SEED)
+    return create_hyper_repvgg(kinds.weights_file(settings), settings.MODEL_NAME, settings.NUM_CLASSES)
+
+
+def model_of(base: HyperRepVGG, entry: Entry) -> HyperRepVGG:
+    """The base network, or a copy with the BatchNorm statistics that an entry brings."""
+    if entry.batchnorm is None:
+        return base
+    model = copy.deepcopy(base)
+    model.set_batchnorm(entry.batchnorm)
+    return model
+
+
+def predictions(logits: torch.Tensor) -> List[Prediction]:
+    """The best class of each row of logits [B, classes], and its probability."""
+    probability, label = logits.float().softmax(dim=1).max(dim=1)
+    return [Prediction(*pair) for pair in zip(label.tolist(), probability.tolist())]
+
+
+# --- in the front ------------------------------------------------------------------------------------------
+
+class WorkerDied(Exception):
+    """A worker process ended while it had a batch; it has been replaced."""
+
+
+class TailWorker:
+    """A worker process as the front sees it; it is replaced when it dies."""
+
+    def __init__(self, number: int, arena: Arena, settings: Settings, entries: Mapping[str, Entry], threads: int,
+                 ) -> None:
+        """`threads`: PyTorch's, in this worker. The process is started; `wait_until_ready` waits for it."""
+        self.number, self.restarts = number, 0
+        self._arguments = arena, settings, entries, threads
+        self._ended = threading.Event()
+        self._start()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context('spawn')  # nothing inherited: PyTorch's threads do not survive a fork
+        self._pipe, theirs = context.Pipe()
+        self.process = context.Process(target=work, args=(theirs, *self._arguments), daemon=True,
+                                       name=f'tail worker {self.number}')
+        self.process.start()
+        theirs.close()
+
+    def wait_until_ready(self) -> None:
+        """Return when it has loaded the network. Raises `WorkerDied`."""
+        try:
+            self._pipe.recv()
+        except (EOFError, OSError):
+            raise WorkerDied(f'worker {self.number} {self._how_it_ended()}') from None
+
+    def ask(self, request: Request) -> Answer:
+        """Run a batch. Raises `WorkerDied` after starting another process."""
+        try:
+            self._pipe.send(request)
+            return self._pipe.recv()
+        except (EOFError, OSError):
+            how = self._how_it_ended()
+            if not self._ended.is_set():
+                self.restarts += 1
+                self._pipe.close()
+                self._start()
+                self.wait_until_ready()
+            raise WorkerDied(f'worker {self.number} {how}') from None
+
+    def _how_it_ended(self) -> str:
+        self.process.join(GRACE_S)
+        code = self.process.exitcode
+        return f'was killed by signal {-code}' if code is not None and code < 0 else f'ended with status {code}'
+
+    def end(self) -> None:
+        """Ask it to end, from any thread."""
+        self._ended.set()
+        with contextlib.suppress(OSError):
+            self._pipe.send(None)
+
+    def join(self) -> None:
+        """Wait until it has ended; it is killed when that takes too long."""
+        self.process.join(GRACE_S)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()

@@ -1,0 +1,99 @@
+"""Workers, clients and servers that are killed: every frame of a file source is answered once, in order."""
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import torch
+from client_process import batch, free_port
+from service_cases import (
+    CameraProcess,
+    entry_of,
+    expected,
+    random_alpha,
+    running,
+    serve_forever,
+    wait_until,
+    weights_in,
+)
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+    """(its folder, a random network)."""
+    folder = tmp_path_factory.mktemp('weights')
+    return folder, weights_in(folder, 4)
+
+
+def feed(client: CameraProcess, images: torch.Tensor) -> None:
+    """Write frames to a client's stdin."""
+    client.process.stdin.write(b''.join(image.permute(1, 2, 0).numpy().tobytes() for image in images))
+    client.process.stdin.flush()
+
+
+def assert_all_answered(client: CameraProcess, classes) -> None:
+    """Every frame has one line, in order, with its class."""
+    client.process.stdin.close()
+    status, lines = client.finish()
+    assert status == 0, client.said()
+    assert [line['frame'] for line in lines] == list(range(len(classes)))
+    assert [line['class'] for line in lines] == classes
+
+
+def test_a_killed_worker_loses_no_frame_and_a_killed_client_frees_its_share(model, tmp_path):
+    folder, network = model
+    entry = entry_of('one', random_alpha(network, 1), 4, fps=10.0, server_ms=40.0)  # two of them fill a worker
+    images = batch(1, 60)[0]
+    classes = expected(network, entry, images)
+    with running(folder, [entry]) as served:
+        first, second = (CameraProcess(served.port, tmp_path / name, '-', 'one') for name in ('first', 'second'))
+        for client in (first, second):
+            feed(client, images[:20])
+        wait_until(lambda: all(len(client.lines()) >= 5 for client in (first, second)))
+        third, greedy = (CameraProcess(served.port, tmp_path / name, '-', 'one', '--fps', fps)
+                         for name, fps in (('third', '10'), ('greedy', '300')))
+        feed(third, images[:3])
+        os.kill(served.service.workers[0].process.pid, signal.SIGKILL)
+        for client in (first, second):
+            feed(client, images[20:40])
+        wait_until(lambda: all(len(client.lines()) == 40 for client in (first, second)))
+        assert served.service.workers[0].restarts == 1
+        assert_all_answered(third, classes[:3])
+        assert third.lines()[0]['configuration']['lambda'] > 4  # a split at which it fits
+        assert greedy.finish() == (2, []) and 'the server refuses: 300 frames a second need' in greedy.said()
+        second.kill()
+        feed(first, images[40:])
+        wait_until(lambda: len(served.service.clients) == 1)
+        fourth = CameraProcess(served.port, tmp_path / 'second', '-', 'one')
+        feed(fourth, images[:3])
+        assert_all_answered(fourth, classes[:3])
+        assert fourth.lines()[0]['configuration']['lambda'] == 4
+        assert_all_answered(first, classes)
+        wait_until(lambda: not served.service.clients)
+        assert served.service.free_slots == served.service.n_slots
+    assert any('was killed by signal 9' in line for line in served.said)
+
+
+def test_a_client_goes_on_alone_while_the_server_is_away_and_returns_to_it(model, tmp_path):
+    folder, network = model
+    entry, port = entry_of('one', random_alpha(network, 2), 4), free_port()
+    images = batch(2, 60)[0]
+    server = serve_forever(folder, [entry], port)
+    client = CameraProcess(port, tmp_path / 'client', '-', 'one')
+    feed(client, images[:20])
+    wait_until(lambda: len(client.lines()) == 20)
+    server.kill()
+    server.join()
+    feed(client, images[20:40])
+    wait_until(lambda: len(client.lines()) == 40)
+    assert [line['local'] for line in client.lines()] == [False] * 20 + [True] * 20
+    server = serve_forever(folder, [entry], port)
+    try:
+        wait_until(lambda: client.said().count('served: one') == 2)
+        feed(client, images[40:])
+        assert_all_answered(client, expected(network, entry, images))
+        assert not client.lines()[-1]['local']
+    finally:
+        server.terminate()
+        server.join()

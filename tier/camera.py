@@ -1,0 +1,392 @@
+"""The client of a service (`serve_split.py`): streams a source's frames and gives every one its answer, in order.
+
+The device holds the whole network of its entry: its first blocks are the head, at whatever split the server says, and
+all of it is what the device goes on with alone while the server is away. Every frame is answered exactly once: what was
+under way when a connection broke is computed here.
+"""
+from __future__ import annotations
+
+import json
+import queue
+import sys
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, Callable, Deque, Dict, List, NamedTuple, Optional
+
+import torch
+
+import cli
+from config import UserError
+from network_utils import Address, connect_with_retries, token_from_environment
+from tier.part import NetworkPart
+from tier.sources import Numbered, Reader, open_source
+from tier.tasks import MAX_INPUT_SIZE, Tasks
+from tier.worker import Worker
+from wire import codec
+from wire.connection import Connection
+from wire.formats import AS_COMPUTED, WIRE_FORMATS
+from wire.frames import Kind, Message, NetworkError, PeerError, ProtocolError
+from wire.stream import MAX_WINDOW, Pacer
+
+AWAY_S = 30.0  # a client that was refused after it had been served asks again after this
+POLL_S = 0.2
+CLOCK_S = 0.05  # clocks of two machines may differ by this much over one frame
+MAX_CONFIGURATIONS = 2 ** 31
+
+
+class Wish(NamedTuple):
+    """What a client asks for."""
+    source: str
+    live: bool  # may frames be dropped?
+    entry: str  # of the server's; '': its only one
+    name: str  # of this client, for the server's reports
+    fps: float  # that it wants to be sure of; 0: what is left
+
+
+class Choice(NamedTuple):
+    """What the head is, and what its output travels as."""
+    number: int
+    split: int  # λ
+    unit: int  # the head is units [0, unit) of the network
+    wire: str
+    name: str  # of the wire format, as the server calls it
+
+
+@dataclass
+class Frame:
+    """A frame on its way."""
+    numbered: Numbered
+    start_s: float
+    choice: Optional[Choice] = None
+    head_s: float = 0.0
+
+
+@dataclass
+class Stream:
+    """What one connection's frames share; guarded by `changed`."""
+    connection: Connection
+    choice: Choice
+    pacer: Pacer = field(default_factory=Pacer)
+    sent: int = 0
+    back: Deque[float] = field(default_factory=lambda: deque(maxlen=MAX_WINDOW))  # when the last answers came
+    answered: int = 0
+    latency_s: float = 0.0  # of the last answer
+    head_s: float = 0.0
+    lost: Optional[BaseException] = None
+    ended: bool = False
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def fail(self, error: BaseException) -> None:
+        """End it, for the first reason that there is."""
+        with self.changed:
+            self.lost = self.lost or error
+            self.changed.notify_all()
+        self.connection.close()
+
+    def check(self) -> None:
+        """Raise what ended it, if anything did."""
+        if self.lost is not None:
+            raise self.lost
+
+    def wait_for_turn(self) -> bool:
+        """Wait until the next frame may start; False when that takes longer than POLL_S."""
+        with self.changed:
+            self.check()
+            if self.sent - self.answered >= self.pacer.window:
+                self.changed.wait(POLL_S)
+                self.check()
+            late = self.answered - (self.sent - self.pacer.window)  # answers since the one that this frame waits for
+            if late <= 0:
+                return False
+            delay_s = self.back[-late] + self.pacer.delay_s - time.perf_counter() if late <= len(self.back) else 0.0
+        if delay_s > 0:
+            time.sleep(min(delay_s, POLL_S))
+        return True
+
+
+class Camera:
+    """A source, and how its frames are answered."""
+
+    def __init__(self, wish: Wish, tasks: Tasks, write: Callable[[str], None]) -> None:
+        self.wish, self._write = wish, write
+        self._worker, self._tasks = Worker(tasks), tasks
+        self._reader: Optional[Reader] = None
+        self._part: Optional[NetworkPart] = None  # the whole network
+        self._names: List[str] = []
+        self._entry = ''
+        self._under_way: Deque[Frame] = deque()  # in order; dropped ones, too
+        self._lock = threading.RLock()  # guards them, and the order of lines
+        self._finished = False
+
+    # --- with a server or without ---
+
+    def run(self, address: Address, token: bytes) -> None:
+        """Answer all frames of the source. Raises `UserError`, also when the server refuses a client that it has not
+        served yet."""
+        connector = Connector(address, token)
+        connector.go(0.0)
+        while not self._finished:
+            connection = connector.arrived(wait=self._part is None)
+            if connection is None:
+                self._answer_alone()
+                continue
+            pause_s = 0.0
+            try:
+                self._serve_over(connection)
+            except UserError:  # the source has failed: what came of it before has its answers
+                connection.close()
+                self._finish_alone()
+                raise
+            except PeerError as error:
+                if self._part is None:
+                    raise UserError(f'the server refuses: {error}') from None
+                cli.say(f'the server refuses ({error}); going on alone, asking again in {AWAY_S:g} s')
+                pause_s = AWAY_S
+            except NetworkError as error:
+                cli.say(f'server lost ({error}); going on alone' if self._part else f'server lost ({error})')
+            connection.close()
+            self._finish_alone()
+            connector.go(pause_s)
+        connector.stop()
+
+    def _serve_over(self, connection: Connection) -> None:
+        """Do what the server asks, until all frames are answered. Raises `NetworkError` and `PeerError`."""
+        wish = self.wish
+        connection.send(Kind.JOIN, {'entry': wish.entry, 'name': wish.name, 'fps': wish.fps, 'live': wish.live})
+        self._tasks.connection = connection
+        while True:
+            message = connection.receive()
+            message.raise_error()
+            if message.kind == Kind.GOODBYE:
+                return
+            if message.kind != Kind.REQUEST:
+                raise ProtocolError(f'expected a request, got {message.kind.name}')
+            if message.text('op') == 'serve':
+                self._stream(connection, message)
+            else:
+                self._worker.answer(connection, message)
+
+    # --- through the server ---
+
+    def _stream(self, connection: Connection, message: Message) -> None:
+        """The request `serve`: send frames until the source ends, and take their answers."""
+        part = self._tasks.current_part()
+        n_units = part.spec.n_blocks + 2
+        if (part.spec.first, part.spec.last) != (0, n_units) or part.spec.gamma is None:
+            raise ProtocolError('serve: the network that was sent is not a whole one')
+        size = message.integer('input_size', 1, MAX_INPUT_SIZE)
+        stream = Stream(connection, self._choice_of(message, n_units))
+        self._part, self._names, self._entry = part, message.texts('names'), message.text('entry')
+        if self._reader is None:
+            self._reader = Reader(open_source(self.wish.source, size), self.wish.live)
+        cli.say(f'served: {self._entry}, λ {stream.choice.split}, {stream.choice.name}')
+        collector = threading.Thread(target=self._collect, args=(stream, n_units), name='answers', daemon=True)
+        collector.start()
+        try:
+            self._send_frames(stream)
+            stream.connection.send(Kind.END)
+            with stream.changed:
+                while not stream.ended and stream.lost is None:
+                    stream.changed.wait()
+            stream.check()
+        except BaseException as error:
+            stream.fail(error)
+            collector.join()
+            raise stream.lost from None  # the first one: this may be a consequence
+        collector.join()
+        self._print_dropped()
+        self._finished = True
+        connection.send(Kind.REPLY, {'id': message.integer('id', 0, 2 ** 62), 'frames': stream.sent})
+
+    def _send_frames(self, stream: Stream) -> None:
+        while True:
+            if not stream.wait_for_turn():
+                continue
+            frame = self._next_frame()
+            if frame is None:
+                return
+            if frame.numbered.picture is None:
+                continue
+            frame.choice = stream.choice
+            with torch.inference_mode():
+                z = self._part(frame.numbered.picture.image[None], frame.choice.unit)
+                tensors = codec.encode(z, frame.choice.wire)
+            frame.head_s = time.perf_counter() - frame.start_s
+            fields = {'i': stream.sent, 'c': frame.choice.number, 'head_s': frame.head_s, 'latency_s': stream.latency_s}
+            with self._lock:
+                self._under_way.append(frame)
+            with stream.changed:
+                stream.sent += 1
+            rest = stream.connection.begin_send(Kind.FRAME, fields, tensors)
+            if rest is not None:  # the link is full: it goes on while the next head is computed, which then waits
+                threading.Thread(target=self._finish_sending, args=(rest, stream), daemon=True).start()
+
+    @staticmethod
+    def _finish_sending(rest: Callable[[], None], stream: Stream) -> None:
+        try:
+            rest()
+        except NetworkError as error:
+            stream.fail(error)
+
+    def _next_frame(self) -> Optional[Frame]:
+        """The next frame, None at the end of the source; without a picture where there is none to compute now. Dropped
+        ones are noted."""
+        found = self._reader.take(POLL_S)
+        if found is None:
+            return None
+        now = time.perf_counter()
+        frames = [Frame(one, one.taken_s if self.wish.live else now) for one in found]
+        waiting = frames[:-1] if frames and frames[-1].numbered.picture is not None else frames
+        with self._lock:
+            self._under_way.extend(waiting)
+            self._print_dropped()
+        return frames[-1] if len(frames) > len(waiting) else Frame(Numbered(-1, None, now), now)
+
+    def _collect(self, stream: Stream, n_units: int) -> None:
+        """Take answers until the server ends the stream."""
+        try:
+            while True:
+                message = stream.connection.receive()
+                message.raise_error()
+                if message.kind == Kind.RESULT:
+                    self._take_answer(stream, message)
+                elif message.kind == Kind.SWITCH:
+                    stream.choice = self._choice_of(message, n_units)
+                elif message.kind == Kind.END and stream.answered == stream.sent:
+                    break
+                else:
+                    raise ProtocolError(f'a stream has no {message.kind.name} here')
+        except BaseException as error:  # handed to the thread that sends
+            stream.fail(error)
+        with stream.changed:
+            stream.ended = True
+            stream.changed.notify_all()
+
+    def _take_answer(self, stream: Stream, message: Message) -> None:
+        if stream.answered >= stream.sent:
+            raise ProtocolError('an answer to a frame that was not sent')
+        message.integer('i', stream.answered, stream.answered)
+        with self._lock:
+            self._print_dropped()
+            frame = self._under_way[0]
+            now = time.perf_counter()
+            latency_s = now - frame.start_s
+            link_s, tail_s = (message.number(name, 0, latency_s + CLOCK_S) for name in ('link_s', 'tail_s'))
+            if 'dropped' in message.fields:
+                line: Dict[str, Any] = {'dropped': 'server'}
+            else:
+                label = message.integers('prediction', 0, 2 ** 31, 1)[0]
+                probability = message.fields.get('probability')
+                line = self._prediction(label, None if probability is None else message.number('probability', 0, 1))
+            self._under_way.popleft()
+            self._print(frame, line, latency_s)
+            self._print_dropped()
+        with stream.changed:
+            stream.pacer.add(frame.head_s, link_s, tail_s, latency_s)
+            stream.answered += 1
+            stream.latency_s = latency_s
+            stream.back.append(now)
+            stream.changed.notify_all()
+
+    @staticmethod
+    def _choice_of(message: Message, n_units: int) -> Choice:
+        return Choice(message.integer('c', 0, MAX_CONFIGURATIONS), message.integer('split', 0, n_units - 2),
+                      message.integer('unit', 0, n_units), message.text('wire', (AS_COMPUTED, *WIRE_FORMATS)),
+                      message.text('format', WIRE_FORMATS))
+
+    # --- alone ---
+
+    def _answer_alone(self) -> None:
+        """One frame, computed here."""
+        frame = self._next_frame()
+        if frame is None:
+            self._print_dropped()
+            self._finished = True
+        elif frame.numbered.picture is not None:
+            self._under_way.append(frame)
+            self._finish_alone()
+
+    def _finish_alone(self) -> None:
+        """Compute what is under way here."""
+        while self._under_way:
+            self._print_dropped()
+            if self._under_way:
+                frame = self._under_way.popleft()
+                with torch.inference_mode():
+                    logits = self._part(frame.numbered.picture.image[None])
+                probability, label = logits.softmax(dim=1).max(dim=1)
+                frame.choice = None
+                found = self._prediction(int(label), float(probability))
+                self._print(frame, found, time.perf_counter() - frame.start_s)
+
+    # --- lines ---
+
+    def _print_dropped(self) -> None:
+        """Lines for dropped frames that no frame under way stands before."""
+        while self._under_way and self._under_way[0].numbered.picture is None:
+            frame = self._under_way.popleft()
+            self._write(json.dumps({'frame': frame.numbered.number, 'dropped': 'client'}))
+
+    def _prediction(self, label: int, probability: Optional[float]) -> Dict[str, Any]:
+        name = self._names[label] if label < len(self._names) else str(label)
+        return {'class': label, 'name': name, 'probability': None if probability is None else round(probability, 6)}
+
+    def _print(self, frame: Frame, found: Dict[str, Any], latency_s: float) -> None:
+        """A frame's line."""
+        line: Dict[str, Any] = {'frame': frame.numbered.number}
+        if frame.numbered.picture.name:
+            line['file'] = frame.numbered.picture.name
+        line.update(found)
+        if 'dropped' not in found:
+            choice = frame.choice
+            line.update(latency_ms=round(1000 * latency_s, 3), entry=self._entry, local=choice is None,
+                        configuration=None if choice is None else {'lambda': choice.split, 'wire': choice.name})
+        self._write(json.dumps(line))
+
+
+class Connector:
+    """Connects in a thread of its own, with growing pauses, whenever it is told to."""
+
+    def __init__(self, address: Address, token: bytes) -> None:
+        self._address, self._token = address, token
+        self._stopping = threading.Event()
+        self._found: 'queue.Queue[Connection]' = queue.Queue()
+        self._orders: 'queue.Queue[float]' = queue.Queue()
+        threading.Thread(target=self._run, name='connect', daemon=True).start()
+
+    def go(self, after_s: float) -> None:
+        """Find a connection, beginning after so many seconds."""
+        self._orders.put(after_s)
+
+    def arrived(self, wait: bool) -> Optional[Connection]:
+        """A connection that was found; with `wait`, as soon as there is one, otherwise None when there is none yet."""
+        while True:
+            try:
+                return self._found.get(timeout=POLL_S) if wait else self._found.get_nowait()
+            except queue.Empty:
+                if not wait:
+                    return None
+
+    def stop(self) -> None:
+        """Give up."""
+        self._stopping.set()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._orders.get()):
+            connection = connect_with_retries(self._address, self._token, 'camera', 'service', cli.say,
+                                              self._stopping.wait)
+            if connection is not None:
+                self._found.put(connection)
+
+
+def run(wish: Wish, tasks: Tasks, server_ip: str, port: int) -> None:
+    """Stream a source to a service, with lines on stdout, until it ends."""
+    Camera(wish, tasks, write_line).run(Address(server_ip, port), token_from_environment())
+
+
+def write_line(line: str) -> None:
+    """One line on stdout, at once."""
+    sys.stdout.write(f'{line}\n')
+    sys.stdout.flush()
