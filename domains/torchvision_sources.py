@@ -20,6 +20,7 @@ from torchvision import datasets
 from config import Settings, UserError
 from domains import folders
 from domains.source_base import ImageSource
+from network.inputs import crop_box
 
 EMNIST_SPLITS = {62: 'byclass', 47: 'balanced', 27: 'letters', 10: 'digits'}  # by NUM_CLASSES
 NO_TEST_LABELS = ('ImageNet', 'Places365', 'Imagenette', 'CLEVRClassification')  # or no test images at all
@@ -87,11 +88,8 @@ def resize_and_crop(image: Image.Image, size: int, shorter_side: int) -> torch.T
     """A PIL image -> uint8 [3, size, size]: resize so that the shorter side has `shorter_side` pixels, crop the centre
     (256 and 224 is how the RepVGG authors evaluate). Only what is kept is computed: a PNG of 20000x1 pixels would have
     1.3 billion of them."""
-    full = [int(shorter_side * side / min(image.size)) for side in image.size]  # width, height after resizing
-    first = [int(round((side - size) / 2)) for side in full]
-    box = [min(edge * have / side, have) for edges in (first, [edge + size for edge in first])
-           for edge, have, side in zip(edges, image.size, full)]  # left, top, right, bottom of what is kept
-    resized = image.resize((size, size), Image.BILINEAR, box=tuple(box))
+    box = crop_box(*image.size, size, shorter_side)
+    resized = image.resize((size, size), Image.BILINEAR, box=box)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
 
 

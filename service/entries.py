@@ -36,22 +36,28 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A network as it is served. Both ends run all blocks' γ as they are here, so that a changed split needs nothing
-    else."""
+class Network:
+    """A network as it is served. A tier runs its blocks under the γ that they have here, whatever the split, so that a
+    changed split needs nothing else. Entries may share one."""
     name: str
     alpha: np.ndarray = field(repr=False)  # [N, 3]
     gamma: Mapping[str, Tuple[int, ...]]  # by tier: [N]
-    first: Choice  # what a client begins with
-    choices: Tuple[Choice, ...] = ()  # what it may change to
-    domain: Optional[int] = None
-    promised_fps: Optional[float] = None  # by the plan; None: the client says
-    bandwidth_mbps: float = 100.0  # of the client's link, by the table or the plan
     batchnorm: Optional[np.ndarray] = field(default=None, repr=False)  # re-estimated statistics; None: the model's own
 
 
+@dataclass(frozen=True)
+class Entry:
+    """What a client can ask for by name."""
+    name: str
+    network: Network
+    first: Choice  # what a client begins with
+    choices: Tuple[Choice, ...] = ()  # what it may change to
+    promised_fps: Optional[float] = None  # by the plan; None: the client says
+    bandwidth_mbps: float = 100.0  # of the client's link, by the table or the plan
+
+
 def entry_of(name: str, configuration: Configuration, table: HardwareTable, settings: Settings,
-             domain: Optional[int] = None, batchnorm: Optional[np.ndarray] = None) -> Entry:
+             batchnorm: Optional[np.ndarray] = None) -> Entry:
     """The entry that begins with this configuration. The blocks of a tier run the configuration's γ; those that come to
     it with another split, their fastest one."""
     surviving = surviving_branches(configuration.alpha)
@@ -67,8 +73,9 @@ def entry_of(name: str, configuration: Configuration, table: HardwareTable, sett
         for split in splits:
             at = times.at(split)
             choices[split, wire] = Choice(split, wire, at.T_client_ms, at.T_server_ms, float(n_bytes[split]))
-    return Entry(name, configuration.alpha, gamma, choices[configuration.split, configuration.wire],
-                 tuple(choices.values()), domain, None, table.link.bandwidth_mbps, batchnorm)
+    network = Network(name, configuration.alpha, gamma, batchnorm)
+    return Entry(name, network, choices[configuration.split, configuration.wire], tuple(choices.values()), None,
+                 table.link.bandwidth_mbps)
 
 
 def entries_of_results(domains: Sequence[int], settings: Settings) -> Dict[str, Entry]:
@@ -82,7 +89,7 @@ def entries_of_results(domains: Sequence[int], settings: Settings) -> Dict[str, 
         if os.path.exists(kinds.path_of('joint', settings, domain)):
             result = result_file.load(domain, table, settings)
             name = f'domain_{domain}'
-            found[name] = entry_of(name, result.configuration, table, settings, domain, result.batchnorm)
+            found[name] = entry_of(name, result.configuration, table, settings, result.batchnorm)
     if not found:
         raise UserError(f"{kinds.path_of('joint', settings, domains[0])}: no such file, nor another domain's result; "
                         f"make one with `{kinds.command_for('joint', settings, domains[0])}`")

@@ -22,7 +22,7 @@ from service.admission import admit, load_of, shares
 from service.arena import Arena, Slots
 from service.batches import BatchTimes
 from service.client import LIVE_WAITING, MAX_UNANSWERED, Frame, ServedClient
-from service.entries import Choice, Entry
+from service.entries import Choice, Entry, Network
 from service.fair_queue import FairQueue, Waiting
 from service.tails import Answer, Prediction, Request, TailKey, TailWorker, WorkerDied, base_model, model_of
 from tier.part import cut_shape, head_units
@@ -51,9 +51,9 @@ class Service:
         self._changed = threading.Condition()  # guards everything above
         self._closed = False
         self._base = base_model(settings)
-        self._parts: Dict[str, ClientPart] = {}  # the whole network of each entry, as clients are sent it
-        threads = max(1, settings.threads(0) // workers)
-        self.workers = [TailWorker(number, self._arena, settings, self.entries, threads) for number in range(workers)]
+        self._parts: Dict[str, ClientPart] = {}  # whole networks, as clients are sent them
+        threads, networks = max(1, settings.threads(0) // workers), networks_of(self.entries)
+        self.workers = [TailWorker(number, self._arena, settings, networks, threads) for number in range(workers)]
         self._threads: List[threading.Thread] = []
 
     @property
@@ -117,7 +117,7 @@ class Service:
             self._say(f'{client.name} joins from {connection.peer}: {client.entry.name}, λ {client.choice.split}, '
                       f'{client.choice.wire}')
             remote = RemoteClient(listener, self._say)
-            self._part_of(client.entry, remote).set_up(connection)
+            self._part_of(client.entry.network, remote).set_up(connection)
             number = remote.begin(connection, 'serve', self._instructions(client))
             connection.max_payload_bytes = self._arena.slot_bytes
             self._receive_frames(client)
@@ -183,22 +183,22 @@ class Service:
         for client, share in shares(loads, len(self.workers)).items():
             self._queue.set_weight(client, share)
 
-    def _part_of(self, entry: Entry, remote: RemoteClient) -> ClientPart:
-        """The whole network of an entry, under the client's γ: its first blocks are the head at every split, all of
-        it is what the client goes on with alone."""
+    def _part_of(self, network: Network, remote: RemoteClient) -> ClientPart:
+        """A whole network under the client's γ: its first blocks are the head at every split, all of it is what the
+        client goes on with alone."""
         with self._changed:
-            part = self._parts.get(entry.name)
+            part = self._parts.get(network.name)
         if part is None:
-            model = model_of(self._base, entry)
+            model = model_of(self._base, network)
             units = 0, len(model.blocks) + 2
-            spec = folded_specs(entry.alpha, entry.gamma['client'], units, self.settings)
-            part = self._parts[entry.name] = ClientPart(remote, model, spec, self.settings.INPUT_SIZE)
+            spec = folded_specs(network.alpha, network.gamma['client'], units, self.settings)
+            part = self._parts[network.name] = ClientPart(remote, model, spec, self.settings.INPUT_SIZE)
         return part.for_client(remote)
 
     def _instructions(self, client: ServedClient) -> Dict[str, Any]:
         """The fields of the request `serve`."""
         return {'input_size': self.settings.INPUT_SIZE, 'entry': client.entry.name,
-                'domain': client.entry.domain, 'names': fitting(self.names), **self._choice_fields(client)}
+                'names': fitting(self.names), **self._choice_fields(client)}
 
     def _choice_fields(self, client: ServedClient) -> Dict[str, Any]:
         n = len(self._base.blocks)
@@ -219,7 +219,7 @@ class Service:
 
     def _queue_frame(self, client: ServedClient, message: Message, number: int) -> None:
         choice, now = client.choices[number], time.monotonic()
-        key = TailKey(client.entry.name, choice.split, choice.wire)
+        key = TailKey(client.entry.network.name, choice.split, choice.wire)
         with self._changed:
             slot = self._slots.take()
         if slot is None:
@@ -309,6 +309,11 @@ class Service:
             self._changed.notify_all()
 
 
+def networks_of(entries: Mapping[str, Entry]) -> Dict[str, Network]:
+    """The networks of these entries, by name."""
+    return {entry.network.name: entry.network for entry in entries.values()}
+
+
 def slot_bytes(entries: Mapping[str, Entry], settings: Settings) -> int:
     """What the largest frame of these entries needs, whatever its format."""
     def frame_bytes(choice: Choice, n_blocks: int) -> int:
@@ -316,7 +321,7 @@ def slot_bytes(entries: Mapping[str, Entry], settings: Settings) -> int:
         shape = cut_shape(settings.MODEL_NAME, settings.NUM_CLASSES, settings.INPUT_SIZE, unit)
         return int(4 * math.prod(shape) * 1.01) + 8 * shape[0] + SPARE_BYTES
 
-    return max(frame_bytes(choice, len(entry.alpha)) for entry in entries.values()
+    return max(frame_bytes(choice, len(entry.network.alpha)) for entry in entries.values()
                for choice in (entry.first, *entry.choices))
 
 

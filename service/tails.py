@@ -23,7 +23,7 @@ from hyper_repvgg import HyperRepVGG, create_hyper_repvgg
 from pipeline import kinds
 from remote.client import folded_specs
 from service.arena import Arena, Layout
-from service.entries import Entry
+from service.entries import Network
 from tier.devices import device_of
 from tier.part import NetworkPart, cut_shape, part_of, tail_units
 from wire import codec, formats
@@ -33,7 +33,7 @@ GRACE_S = 5.0  # a worker that is told to end is killed after this
 
 class TailKey(NamedTuple):
     """Frames of one key run through the same tail and may share a batch."""
-    entry: str
+    network: str
     split: int
     wire: str
 
@@ -58,12 +58,13 @@ class Answer(NamedTuple):
 
 # --- in the worker -----------------------------------------------------------------------------------------
 
-def work(connection: Connection, arena: Arena, settings: Settings, entries: Mapping[str, Entry], threads: int) -> None:
+def work(connection: Connection, arena: Arena, settings: Settings, networks: Mapping[str, Network], threads: int,
+         ) -> None:
     """A worker process: batches come in, answers go out, until None comes or the front is gone."""
     cli.keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the front, which ends its workers
     torch.set_num_threads(threads)
-    tails = Tails(settings, entries)
+    tails = Tails(settings, networks)
     with contextlib.suppress(EOFError, OSError):  # the front is gone
         connection.send(None)  # ready
         for request in iter(connection.recv, None):
@@ -73,8 +74,8 @@ def work(connection: Connection, arena: Arena, settings: Settings, entries: Mapp
 class Tails:
     """Networks and their folded tails, made as they are asked for."""
 
-    def __init__(self, settings: Settings, entries: Mapping[str, Entry]) -> None:
-        self._settings, self._entries = settings, entries
+    def __init__(self, settings: Settings, networks: Mapping[str, Network]) -> None:
+        self._settings, self._networks = settings, networks
         self._device = device_of(settings.SERVER_DEVICE)
         self._base = base_model(settings)
         self._models: Dict[str, HyperRepVGG] = {}
@@ -101,11 +102,13 @@ class Tails:
     def _part(self, key: TailKey) -> Tuple[NetworkPart, str, Tuple[int, ...]]:
         """The tail, the format of its input, and the shape of one frame of it."""
         if key not in self._parts:
-            entry, settings = self._entries[key.entry], self._settings
-            model = self._models.setdefault(key.entry, model_of(self._base, entry))
+            network, settings = self._networks[key.network], self._settings
+            model = self._models.get(key.network)
+            if model is None:
+                model = self._models[key.network] = model_of(self._base, network)
             n = len(model.blocks)
             units = tail_units(key.split, n)
-            part = part_of(model, folded_specs(entry.alpha, entry.gamma['server'], units, settings), self._device)
+            part = part_of(model, folded_specs(network.alpha, network.gamma['server'], units, settings), self._device)
             shape = (1, *cut_shape(settings.MODEL_NAME, settings.NUM_CLASSES, settings.INPUT_SIZE, units[0]))
             self._parts[key] = part, formats.format_at(key.split, n, key.wire), shape
         return self._parts[key]
@@ -117,12 +120,12 @@ def base_model(settings: Settings) -> HyperRepVGG:
     return create_hyper_repvgg(kinds.weights_file(settings), settings.MODEL_NAME, settings.NUM_CLASSES)
 
 
-def model_of(base: HyperRepVGG, entry: Entry) -> HyperRepVGG:
-    """The base network, or a copy with the BatchNorm statistics that an entry brings."""
-    if entry.batchnorm is None:
+def model_of(base: HyperRepVGG, network: Network) -> HyperRepVGG:
+    """The base network, or a copy with the BatchNorm statistics that belong to this one."""
+    if network.batchnorm is None:
         return base
     model = copy.deepcopy(base)
-    model.set_batchnorm(entry.batchnorm)
+    model.set_batchnorm(network.batchnorm)
     return model
 
 
@@ -141,11 +144,11 @@ class WorkerDied(Exception):
 class TailWorker:
     """A worker process as the front sees it; it is replaced when it dies."""
 
-    def __init__(self, number: int, arena: Arena, settings: Settings, entries: Mapping[str, Entry], threads: int,
+    def __init__(self, number: int, arena: Arena, settings: Settings, networks: Mapping[str, Network], threads: int,
                  ) -> None:
         """`threads`: PyTorch's, in this worker. The process is started; `wait_until_ready` waits for it."""
         self.number, self.restarts = number, 0
-        self._arguments = arena, settings, entries, threads
+        self._arguments = arena, settings, networks, threads
         self._ended = threading.Event()
         self._start()
 

@@ -25,7 +25,7 @@ from network.alpha import surviving_branches
 from network.gammas import fused_gamma
 from network.inputs import normalise
 from network_utils import Address, Listener
-from service.entries import Choice, Entry
+from service.entries import Choice, Entry, Network
 from service.server import Service
 from wire import codec, formats
 
@@ -62,15 +62,15 @@ def entry_of(name: str, alpha: np.ndarray, split: int, wire: str = 'float32', fp
     gamma = tuple(fused_gamma(tuple(row)) for row in surviving_branches(alpha))
     choices = {each: Choice(each, wire, 1.0 + each, server_ms * (N - each) / (N - split), 1000.0)
                for each in range(N + 1)}
-    return Entry(name, alpha, {'client': gamma, 'server': gamma}, choices[split], tuple(choices.values()),
-                 promised_fps=fps)
+    return Entry(name, Network(name, alpha, {'client': gamma, 'server': gamma}), choices[split],
+                 tuple(choices.values()), fps)
 
 
 def expected(model: HyperRepVGG, entry: Entry, images: torch.Tensor, choice: Optional[Choice] = None) -> List[int]:
     """The classes of the whole network, with what the wire format loses at the split."""
     choice = entry.first if choice is None else choice
     wire = formats.format_at(choice.split, N, choice.wire)
-    model.set_alpha_array(entry.alpha)
+    model.set_alpha_array(entry.network.alpha)
     network = deploy(model)
     with torch.inference_mode():
         found = []

@@ -22,6 +22,7 @@ import torch
 
 import cli
 from config import UserError
+from network.inputs import crop_box
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp')
 CAMERA = 'camera:'  # and the number of a camera of this device
@@ -152,12 +153,8 @@ def _fitted(image: Any, size: int) -> torch.Tensor:
     to RESIZE times the size and the centre is cropped, as for the images that accuracy is measured on."""
     if image.size == (size, size):
         return _as_tensor(np.array(image))
-    scale = round(size * RESIZE) / min(image.size)
-    box = []
-    for side in image.size:
-        first = round((int(side * scale) - size) / 2)
-        box.append((max(0.0, first * side / int(side * scale)), min((first + size) * side / int(side * scale), side)))
-    resized = image.resize((size, size), 2, box=(box[0][0], box[1][0], box[0][1], box[1][1]))  # 2: bilinear
+    box = crop_box(*image.size, size, round(size * RESIZE))
+    resized = image.resize((size, size), 2, box=box)  # 2: bilinear
     return _as_tensor(np.array(resized))
 
 
