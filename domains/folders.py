@@ -24,6 +24,7 @@ NO_CLASSES = ('annotations', 'annotation', 'labels', '__macosx', '@eadir', 'lost
 ANNOTATIONS = ('.txt', '.xml', '.json', '.csv', '.tsv', '.yaml', '.yml', '.md', '.mat', '.npy', '.npz', '.pdf', '.html')
 WHOLE_BYTES, BLOCK_BYTES, BLOCKS = 32 << 10, 8 << 10, 4  # larger compressed files are hashed in blocks spread over them
 NAMES_SHOWN = 5
+CLASSES_FILE, CLASSES_BYTES = 'classes.txt', 1 << 20
 
 
 class Tree(NamedTuple):
@@ -98,6 +99,26 @@ def class_folders(folder: str) -> Tuple[List[str], List[str]]:
         raise UserError(f'{folder}: cannot be read ({error.strerror})') from None
     no_class = [name for name in names if name.lower() in NO_CLASSES or only_annotates(os.path.join(folder, name))]
     return [name for name in names if name not in no_class], no_class
+
+
+def titles(root: str, classes: Sequence[str]) -> List[str]:
+    """What classes are called: by classes.txt in `root`, which holds a line 'FOLDER NAME' for each folder, or a name a
+    line in the order of the folders; without one as their folders. Raises `UserError` for a file that does not fit."""
+    path = os.path.join(root, CLASSES_FILE)
+    if not os.path.isfile(path):
+        return list(classes)
+    try:
+        with open(path, encoding='utf-8-sig') as stream:
+            lines = [line.strip() for line in stream.read(CLASSES_BYTES).splitlines() if line.strip()]
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8
+        raise UserError(f'{path}: cannot be read ({error})') from None
+    pairs = {line.split(None, 1)[0]: line.split(None, 1)[-1] for line in lines}
+    if all(name in pairs for name in classes):
+        return [pairs[name] for name in classes]
+    if len(lines) != len(classes) or any(pairs.get(name, name) != name for name in classes):
+        raise UserError(f'{path}: does not name the {len(classes)} class folders; write a line for each: the name of '
+                        'folder, a space, the name of the class')
+    return lines
 
 
 def only_annotates(folder: str) -> bool:

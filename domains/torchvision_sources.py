@@ -37,7 +37,8 @@ class FolderImages(ImageSource):
         identity = hashlib.sha256('\n'.join(tree.class_names).encode('utf-8', 'surrogateescape'))
         for path, digest, held_out in zip(tree.paths, tree.digests, tree.held_out or [None] * len(tree.paths)):
             identity.update(f'{path}\0{digest}\0{held_out}\n'.encode('utf-8', 'surrogateescape'))
-        super().__init__(root, tree.class_names, np.array(tree.labels, dtype=np.int64), identity.hexdigest(),
+        names = folders.titles(root, tree.class_names)  # another name is not another data set
+        super().__init__(root, names, np.array(tree.labels, dtype=np.int64), identity.hexdigest(),
                          np.array(tree.digests), np.array(tree.held_out) if tree.held_out else None, tree.warnings)
         self.root, self.size, self.paths = root, size, tree.paths
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from itertools import zip_longest
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 
@@ -13,6 +13,8 @@ from config import Settings
 from domain_dataset import load_clean, load_domain
 from domain_transforms import domain_name
 from domains import trained_images
+from domains.division import SUBSETS
+from domains.folders import readable
 from domains.image_sets import ImageSet, wilson_interval
 from domains.image_sources import open_source
 from domains.partition import load_partition
@@ -29,6 +31,7 @@ ALLOWED_LOSS = 0.02  # of accuracy, fraction of 1
 GREEDY_UP_TO = 12  # blocks; with more of them only each block alone is probed, on PROBED_IMAGES images a domain
 PROBED_IMAGES = 150
 AT_ONCE = 256  # images
+CLASSES_SHOWN = 20
 FROM_TRAINING = ('wall_s', 'recipe', 'history', 'weights_sha256', 'training_pool')
 Recipe = Union[base_model_training.Recipe, photographs.Recipe]
 Labelled = Tuple[torch.Tensor, torch.Tensor]  # normalised images [n, 3, S, S], labels [n]
@@ -75,7 +78,7 @@ def measure(settings: Settings) -> Dict[str, Any]:
         images = ImageSet(images.images[:count], images.labels[:count]).to(device)
         return normalise(images.images, settings.NORM_MEAN, settings.NORM_STD), images.labels
 
-    clean = {subset: accuracy_of(model, ready(load_clean(settings, subset))) for subset in ('val', 'test')}
+    clean, by_class = clean_accuracy(model, settings, ready)
     domains = [{'domain_id': domain, 'domain_name': domain_name(domain),
                 **accuracy_of(model, ready(load_domain(settings, domain, 'test')))}
                for domain in range(settings.NUM_DOMAINS)]
@@ -84,15 +87,37 @@ def measure(settings: Settings) -> Dict[str, Any]:
                                                  None if greedily else PROBED_IMAGES) for domain in probed], greedily)
     within = [number for number, point in enumerate(greedy, start=1) if point['loss'] <= ALLOWED_LOSS]
     return {'n_parameters': sum(p.numel() for name, p in model.named_parameters() if not name.endswith('alpha')),
-            'clean': clean, 'domains': domains, 'probed_domains': probed, 'loss_without_dense': single,
-            'greedy_without_dense': greedy, 'n_dense_within_allowed_loss': max(within, default=0)}
+            'clean': clean, 'classes': by_class, 'domains': domains, 'probed_domains': probed,
+            'loss_without_dense': single, 'greedy_without_dense': greedy,
+            'n_dense_within_allowed_loss': max(within, default=0)}
+
+
+def clean_accuracy(model: HyperRepVGG, settings: Settings, ready: Callable[[ImageSet], Labelled],
+                   ) -> Tuple[Dict[str, Any], List[Dict[str, Any]]]:
+    """Accuracy on the images that nothing was trained on, without corruption: of each subset and of all together
+    ('unseen'); and on all together by class."""
+    names, network = open_source(settings).class_names, deploy(model)
+    right, labels = [], []
+    for subset in SUBSETS[1:]:
+        inputs, of_subset = ready(load_clean(settings, subset))
+        right.append((predict(network, inputs, AT_ONCE) == of_subset).cpu())
+        labels.append(of_subset.cpu())
+    clean = {subset: share_of(found) for subset, found in zip(SUBSETS[1:], right)}
+    clean['unseen'] = share_of(torch.cat(right))
+    of_class = [torch.cat(right)[torch.cat(labels) == label] for label in range(len(names))]
+    return clean, [{'name': name, **share_of(found)} for name, found in zip(names, of_class) if len(found)]
+
+
+def share_of(right: torch.Tensor) -> Dict[str, Any]:
+    """An accuracy with its interval, from bool [n]."""
+    correct, n = int(right.sum()), len(right)
+    return {'accuracy': correct / n, 'n': n, 'ci95': list(wilson_interval(correct, n))}
 
 
 def accuracy_of(model: HyperRepVGG, data: Labelled) -> Dict[str, Any]:
     """Accuracy of the deployed model on (inputs, labels), with its interval."""
     inputs, labels = data
-    correct = int((predict(deploy(model), inputs, AT_ONCE) == labels).sum())
-    return {'accuracy': correct / len(labels), 'n': len(labels), 'ci95': list(wilson_interval(correct, len(labels)))}
+    return share_of(predict(deploy(model), inputs, AT_ONCE) == labels)
 
 
 def probe_pruning(model: HyperRepVGG, domains: List[Labelled], greedily: bool = True,
@@ -131,8 +156,10 @@ def show(report: Dict[str, Any]) -> None:
         return f'{name:<30}{entry["accuracy"]:>8.2%}   [{low:.2%}, {high:.2%}]{entry["n"]:>8}'
 
     print(f'{"accuracy, all branches":<30}{"":>8}   {"95 % interval":<16}{"images":>8}')
-    for subset in ('val', 'test'):
-        print(line(f'clean, {subset}', report['clean'][subset]))
+    for subset, entry in report['clean'].items():
+        print(line('clean, all three' if subset == 'unseen' else f'clean, {subset}', entry))
+    for entry in report['classes'][:CLASSES_SHOWN]:
+        print(line('  ' + readable(entry['name'])[:28], entry))
     for entry in report['domains']:
         print(line(f'{entry["domain_id"]}  {entry["domain_name"]}, test', entry))
     print('\naccuracy lost without 3x3 branches, no α trained (validation, mean of domains '

@@ -15,6 +15,7 @@ from domains import folders
 from domains.division import SUBSETS
 from domains.image_sources import open_source
 from domains.partition import load_partition, make_partition
+from domains.torchvision_sources import FolderImages
 from search import result_warnings
 
 
@@ -137,3 +138,22 @@ def test_copies_get_into_no_subset_and_are_named(tmp_path, capsys):
     used = np.concatenate(list(pools.values()))
     assert len(used) == 40 == len(set(source.digests[used]))
     assert 'left out 20 copies' in capsys.readouterr().err
+
+
+# --- what classes are called --------------------------------------------------------------------------
+
+def test_classes_are_called_as_their_folders_or_as_classes_txt_says(tmp_path):
+    class_tree(tmp_path, ('n01', 'n02', 'n03'), each=1)
+    plain = FolderImages(str(tmp_path), 32)
+    assert plain.class_names == ['n01', 'n02', 'n03']
+    for text, names in (('n02 English springer\nn01 tench\nn03\tcassette player\nn04 unused\n',
+                         ['tench', 'English springer', 'cassette player']),
+                        ('\ufefftench\n\nspringer \ngas pump\n', ['tench', 'springer', 'gas pump'])):
+        (tmp_path / 'classes.txt').write_text(text, encoding='utf-8')
+        named = FolderImages(str(tmp_path), 32)
+        assert named.class_names == names and named.identity == plain.identity
+    for content in (b'tench\nspringer\n', b'n01 tench\nn02 springer\nn05 x\n', b'caf\xe9\n'):
+        (tmp_path / 'classes.txt').write_bytes(content)
+        with pytest.raises(UserError, match='classes.txt: ') as caught:
+            FolderImages(str(tmp_path), 32)
+        assert '\n' not in str(caught.value)
