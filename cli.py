@@ -88,6 +88,16 @@ def add_pick(to: argparse.ArgumentParser) -> None:
         group.add_argument(f'--{name}', metavar='|'.join(config.PICKS) if name == 'pick' else 'N')
 
 
+FLEET_FLAGS = ('fleet_objective', 'link_trace')  # settings' names, upper case
+
+
+def add_fleet(to: argparse.ArgumentParser) -> None:
+    """What plans and simulations of fleets share: `--link_trace FILE` is `--set LINK_TRACE=FILE`."""
+    group = to.add_argument_group('fleets (docs/fleet_planning.md); also settings')
+    for name, metavar in zip(FLEET_FLAGS, ('max_min|max_total|fewest_servers|max_accuracy', 'FILE')):
+        group.add_argument(f'--{name}', metavar=metavar)
+
+
 def port(text: str) -> int:
     """A flag's TCP port; 0: any free one, or none."""
     return _number(text, int, lambda value: 0 <= value < 65536, 'a port, 0 to 65535')
@@ -147,7 +157,7 @@ def parse(with_parser: argparse.ArgumentParser, argv: Optional[Sequence[str]],
           ) -> Tuple[argparse.Namespace, config.Settings]:
     """Arguments and settings; raises `UserError` for a bad setting, exits 2 for a bad argument."""
     args = with_parser.parse_args(argv)
-    flags = [f'{name.upper()}={getattr(args, name)}' for name in LIMIT_FLAGS + PICK_FLAGS
+    flags = [f'{name.upper()}={getattr(args, name)}' for name in LIMIT_FLAGS + PICK_FLAGS + FLEET_FLAGS
              if getattr(args, name, None) is not None]
     return args, config.load((*(item for group in args.overrides for item in group), *flags))
 

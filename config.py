@@ -65,6 +65,7 @@ limit = or_none(above_0)  # none: no limit
 at_least_0 = Rule(lambda v: v >= 0, '0 or more')
 fraction = Rule(lambda v: 0 <= v <= 1, 'between 0 and 1')
 inner_fraction = Rule(lambda v: 0 < v < 1, 'between 0 and 1')
+share = Rule(lambda v: 0 < v <= 1, 'above 0 and at most 1')
 one_to_ten = Rule(lambda v: 1 <= v <= 10, 'between 1 and 10')
 seed = Rule(lambda v: 0 <= v < 2 ** 63, '0 or more, below 2^63')
 device = Rule(lambda v: re.fullmatch(r'auto|(cpu|cuda)(:\d{1,3})?', v, re.ASCII) is not None,
@@ -183,6 +184,11 @@ class Settings:
     BUDGET_T_EFF_MS: Optional[float] = setting(None, 'pick', limit)  # of PICK=budget; none: no bound
     BUDGET_LATENCY_MS: Optional[float] = setting(None, 'pick', limit)  # T_lat + wait, round trip included
     BUDGET_MIN_FPS: Optional[float] = setting(None, 'pick', limit)  # frames a second of a client, 1000 / T_cyc
+
+    # --- many different clients and servers: plan_fleet.py, simulate_fleet.py ----------------------
+    FLEET_OBJECTIVE: str = setting('max_min', 'fleet', one_of('max_min', 'max_total', 'fewest_servers', 'max_accuracy'))
+    MAX_LOAD: float = setting(0.9, 'fleet', share)  # a plan uses every device, link and server for so much of its time
+    LINK_TRACE: str = setting('', 'fleet')  # CSV of seconds, mbps, rtt_ms: the link of clients that name none
 
     # --- real mode ---------------------------------------------------------------------------
     SERVER_IP: str = setting('127.0.0.1', 'none')

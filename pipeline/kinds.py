@@ -61,6 +61,8 @@ KINDS: Dict[str, FileKind] = {
     'sequential_accuracy_state': _SEQUENTIAL._replace(path='{results}/sequential/domain_{domain}_state.json'),
     'sequential': _SEQUENTIAL._replace(made_by='python step4_final_throughput_opt.py --domain_id {domain}',
                                        inputs=(*_SEARCH.inputs, 'sequential_accuracy')),
+    'fleet_plan': FileKind('{results}/fleet_plan.json', 'python plan_fleet.py FLEET_FILE',
+                           ('model', 'link', 'objective', 'accuracy', 'fleet')),  # and the files that it names
     'summary': FileKind('{results}/visualization/summary.json', 'python step5_visualize_results.py',
                         (*_SEARCH.groups, 'pick')),
 }
