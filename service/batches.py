@@ -1,13 +1,16 @@
 """How many frames pay in one batch, learned while serving.
 
-Every batch that runs is a measurement. A size that has not been tried yet is tried when so many frames wait anyway and
-the batch would keep the latency bound, so nothing is measured before serving, and nobody waits for a batch to fill.
+Every batch that runs is a measurement. A size that has not been tried is tried when so many frames wait anyway and the
+batch would keep the latency bound, so nothing is measured before serving, and nobody waits for a batch to fill.
 """
 from __future__ import annotations
 
-from typing import Dict
+import statistics
+from collections import deque
+from typing import Deque, Dict
 
-MEMORY = 0.1  # weight of the newest measurement of a size; the first ones are averaged
+TRIALS = 3  # of a size before it is judged: the first run of a shape is slow, and so is one that was interrupted
+RECENT = 9  # measurements of a size whose median counts
 LARGEST = 16  # frames
 
 
@@ -17,14 +20,15 @@ class BatchTimes:
     def __init__(self, first_guess_ms: float) -> None:
         """`first_guess_ms`: one frame's, by the table."""
         self._guess_ms = first_guess_ms
-        self._ms: Dict[int, float] = {}
-        self._count: Dict[int, int] = {}
+        self._measured: Dict[int, Deque[float]] = {}
+        self._ms: Dict[int, float] = {}  # medians of sizes that have been tried
 
     def add(self, size: int, ms: float) -> None:
         """A batch of this size took `ms`."""
-        self._count[size] = self._count.get(size, 0) + 1
-        share = max(MEMORY, 1 / self._count[size])
-        self._ms[size] = ms if size not in self._ms else (1 - share) * self._ms[size] + share * ms
+        found = self._measured.setdefault(size, deque(maxlen=RECENT))
+        found.append(ms)
+        if len(found) >= TRIALS:
+            self._ms[size] = statistics.median(found)
 
     @property
     def frame_ms(self) -> float:
@@ -36,10 +40,9 @@ class BatchTimes:
         most `bound_ms`; the next larger one where that has not been tried yet."""
         best, size = 1, 1
         while size <= min(available, LARGEST):
-            ms = self._ms.get(size)
-            if ms is None:  # not tried: a batch takes at most as long as its frames one by one
+            if size not in self._ms:  # a batch takes at most as long as its frames one by one
                 return size if size == 1 or size * self._per_frame(best) <= bound_ms else best
-            if size > 1 and ms > bound_ms:
+            if size > 1 and self._ms[size] > bound_ms:
                 return best
             if self._per_frame(size) < self._per_frame(best):
                 best = size

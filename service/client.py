@@ -8,6 +8,7 @@ from typing import Any, Dict, Optional
 
 from service.arena import Layout
 from service.entries import Choice, Entry
+from service.figures import Answered, ClientFigures
 from service.tails import TailKey
 from wire.connection import Connection
 from wire.frames import ConnectionLost, Kind, Message, ProtocolError
@@ -28,6 +29,9 @@ class Frame:
     link_s: float  # from its first byte to its last
     arrived_s: float
     first_s: float = 0.0  # since when no older frame of its client waits
+    taken_s: float = 0.0  # by a worker
+    head_s: float = 0.0  # as the client says
+    earlier_latency_s: float = 0.0  # of the frame whose answer the client had last; 0: none
     attempts: int = 0  # workers that died while they had it
 
 
@@ -39,7 +43,7 @@ class ServedClient:
         self.connection, self.name, self.entry, self.live, self.fps = connection, name, entry, live, fps
         self.choices: Dict[int, Choice] = {0: choice}  # by the number that frames name
         self.number = 0  # of the newest one
-        self.answered = self.dropped = 0  # dropped ones are answered, too
+        self.figures = ClientFigures()
         self.received = self._next = 0  # numbers of the next frame to come, and to answer
         self.last_taken_s = 0.0
         self._answers: Dict[int, Dict[str, Any]] = {}  # of later frames than the next one
@@ -79,19 +83,33 @@ class ServedClient:
         if self.connection.is_closed:
             raise ConnectionLost(f'{self.connection.peer} is gone')
 
-    def answer(self, frame: Frame, fields: Dict[str, Any]) -> None:
+    def answer(self, frame: Frame, fields: Dict[str, Any], tail_ms: float = 0.0, batch: int = 1) -> None:
         """Send a frame's answer as soon as all earlier ones have theirs. A client that does not read its answers is
-        disconnected: waiting for it would make others wait."""
+        disconnected: waiting for it would make others wait. `tail_ms`: what its batch took, of so many frames."""
         now = time.monotonic()
         with self._changed:
             self._answers[frame.i] = {'i': frame.i, 'link_s': frame.link_s,
                                       'tail_s': now - (frame.first_s or frame.arrived_s), **fields}
-            self.dropped += 'dropped' in fields
+            self.figures.dropped += 'dropped' in fields
+            if 'dropped' not in fields:
+                self.figures.recent.append(Answered(
+                    now, 1000 * frame.head_s, 1000 * frame.link_s, 1000 * (frame.taken_s - frame.arrived_s), tail_ms,
+                    1000 * frame.earlier_latency_s or None, batch))
             while self._next in self._answers:
                 self._send(self._answers.pop(self._next))
                 self._next += 1
-                self.answered += 1
+                self.figures.answered += 1
             self._changed.notify_all()
+
+    def snapshot(self, now_s: float) -> Dict[str, Any]:
+        """What is known of it, for reports."""
+        with self._changed:
+            choice = self.choice
+            return {'name': self.name, 'peer': self.connection.peer, 'entry': self.entry.name, 'live': self.live,
+                    'lambda': choice.split, 'wire': choice.wire, 'promised_fps': self.fps,
+                    'predicted_head_ms': choice.T_client_ms, 'predicted_tail_ms': choice.T_server_ms,
+                    'bytes_per_frame': choice.n_bytes, 'unanswered': self.received - self._next,
+                    **self.figures.snapshot(now_s)}
 
     def _send(self, fields: Dict[str, Any]) -> None:
         try:

@@ -1,29 +1,56 @@
-"""Run a service until it is told to stop."""
+"""Run a service until it is told to stop, and show what it does."""
 from __future__ import annotations
 
 import signal
 import sys
-from typing import Optional, Sequence
+import threading
+from typing import List, NamedTuple, Optional, Sequence
 
-import cli
 from config import Settings
 from network_utils import Address, Listener, token_from_environment
 from service.entries import class_names, entries_of_results
 from service.server import Service
+from service.watching import LogFile, Page, Terminal
+
+SHOWN_S = 1.0  # between two looks at the state
+
+
+class Watching(NamedTuple):
+    """Where the state is shown beside the terminal."""
+    log_jsonl: Optional[str] = None  # a file
+    web_port: Optional[int] = None  # of the live page; 0: any free one
 
 
 def run(settings: Settings, domains: Sequence[int], workers: int, bind: Optional[str], port: Optional[int],
-        allow_open: bool) -> None:
+        allow_open: bool, watching: Watching) -> None:
     """Serve the results of these domains. Raises `UserError` when there is none, or when it cannot listen."""
     entries = entries_of_results(domains, settings)
+    terminal, stopped = Terminal(sys.stderr), threading.Event()
+    shown = [terminal, *([LogFile(watching.log_jsonl)] if watching.log_jsonl else [])]
     address = Address(bind or settings.SERVER_IP, settings.PORT_MAIN if port is None else port)
-    listener = Listener(address, token_from_environment(), 'service', ('camera',), cli.say, allow_open)
-    service = Service(settings, entries, workers, class_names(settings))
+    listener = Listener(address, token_from_environment(), 'service', ('camera',), terminal.say, allow_open)
+    service = Service(settings, entries, workers, class_names(settings), terminal.say)
+    page = None
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         service.start()
-        cli.say(f"serving {', '.join(entries)} on {listener.address} with {workers} worker(s)")
+        if watching.web_port is not None:
+            page = Page(watching.web_port, service.snapshot)
+            terminal.say(f'live page: http://127.0.0.1:{page.port}/')
+        terminal.say(f"serving {', '.join(entries)} on {listener.address} with {workers} worker(s)")
+        threading.Thread(target=_show, args=(service, shown, stopped), name='show', daemon=True).start()
         service.serve(listener)
     finally:
+        stopped.set()
         listener.close()
         service.close()
+        if page is not None:
+            page.close()
+
+
+def _show(service: Service, shown: List, stopped: threading.Event) -> None:
+    """Show the state every SHOWN_S seconds."""
+    while not stopped.wait(SHOWN_S):
+        snapshot = service.snapshot()
+        for place in shown:
+            place.show(snapshot)

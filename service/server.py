@@ -15,6 +15,7 @@ import time
 from typing import Any, Callable, Dict, Hashable, List, Mapping, Optional, Sequence
 
 import cli
+import config
 from config import Settings, UserError
 from network_utils import Listener
 from remote.client import ClientPart, RemoteClient, folded_specs
@@ -32,6 +33,7 @@ from wire.frames import Kind, Message, NetworkError, PeerError, ProtocolError
 
 MAX_CLIENTS = 64  # at a time
 MAX_ATTEMPTS = 3  # workers that may die of one frame
+LONGEST_S = 1e6  # that a client may say a frame took
 JOIN_S = 10.0  # for a client that is connected to say what it wants
 SPARE_BYTES = 4096  # of a slot: scales, offsets, and what incompressible data grows by
 
@@ -43,7 +45,8 @@ class Service:
                  say: Callable[[str], None] = cli.say) -> None:
         self.settings, self.entries, self.names, self._say = settings, dict(entries), list(names), say
         self.clients: List[ServedClient] = []
-        self.refused = self.disconnected = 0
+        self.refused = self.left = 0
+        self._started_s = time.monotonic()
         self._queue = FairQueue()
         self._batches: Dict[TailKey, BatchTimes] = {}
         self._arena = Arena(slot_bytes(self.entries, settings), MAX_CLIENTS * MAX_UNANSWERED)
@@ -52,7 +55,8 @@ class Service:
         self._closed = False
         self._base = base_model(settings)
         self._parts: Dict[str, ClientPart] = {}  # whole networks, as clients are sent them
-        threads, networks = max(1, settings.threads(0) // workers), networks_of(self.entries)
+        threads = min(settings.threads(settings.SERVER_THREADS), max(1, config.cores() // workers))
+        networks = networks_of(self.entries)
         self.workers = [TailWorker(number, self._arena, settings, networks, threads) for number in range(workers)]
         self._threads: List[threading.Thread] = []
 
@@ -66,6 +70,18 @@ class Service:
         """Of them, those that could come now."""
         with self._changed:
             return len(self._slots)
+
+    def snapshot(self) -> Dict[str, Any]:
+        """The state of all of it: numbers and short texts, for reports."""
+        now_s = time.monotonic()
+        with self._changed:
+            clients, waiting = list(self.clients), len(self._queue)
+        busy = [worker.busy.share(now_s) for worker in self.workers]
+        return {'server': {'time_s': round(time.time(), 3), 'up_s': round(now_s - self._started_s, 3),
+                           'workers': len(self.workers), 'busy': round(sum(busy) / len(busy), 4), 'waiting': waiting,
+                           'n_clients': len(clients), 'refused': self.refused, 'left': self.left,
+                           'restarts': sum(worker.restarts for worker in self.workers)},
+                'clients': [client.snapshot(now_s) for client in clients]}
 
     # --- life ---
 
@@ -125,7 +141,8 @@ class Service:
             connection.send(Kind.END)
             remote.finish(connection, 'serve', number)
             connection.send(Kind.GOODBYE, {'text': 'all frames are answered'})
-            self._say(f'{client.name} has finished: {client.answered} frames, {client.dropped} of them dropped')
+            self._say(f'{client.name} has finished: {client.figures.answered} frames, '
+                      f'{client.figures.dropped} of them dropped')
         except (PeerError, UserError) as error:
             connection.fail(getattr(error, 'code', 'failed'), str(error))
             self._say(f'{connection.peer if client is None else client.name}: {error}')
@@ -174,7 +191,7 @@ class Service:
             for waiting in self._queue.remove_client(client):
                 self._slots.give_back(waiting.work.slot)
             self._share_out()
-            self.disconnected += 1
+            self.left += 1
 
     def _share_out(self) -> None:
         """Set the shares of all clients; the caller holds the lock."""
@@ -231,6 +248,7 @@ class Service:
                 self._slots.give_back(slot)
             raise ProtocolError(f'FRAME: {error}') from None
         frame = Frame(client, message.integer('i', 0, 2 ** 62), number, key, slot, layout, message.receive_s, now)
+        frame.head_s, frame.earlier_latency_s = (message.number(name, 0, LONGEST_S) for name in ('head_s', 'latency_s'))
         dropped = None
         with self._changed:
             times = self._batches.setdefault(key, BatchTimes(choice.T_server_ms))
@@ -253,6 +271,7 @@ class Service:
             if not batch:
                 return
             frames = [waiting.work for waiting in batch]
+            worker.busy.begin(time.monotonic())
             try:
                 answer = worker.ask(Request(frames[0].key, [(frame.slot, frame.layout) for frame in frames]))
             except WorkerDied as error:
@@ -262,6 +281,7 @@ class Service:
                 self._ask_again(batch)
             else:
                 self._deliver(frames, answer)
+            worker.busy.end(time.monotonic())
 
     def _next_batch(self) -> List[Waiting]:
         """The next frames, as soon as there are any; [] when the service is closed."""
@@ -274,7 +294,7 @@ class Service:
                     for waiting in batch:
                         frame = waiting.work
                         frame.first_s = max(frame.first_s, frame.arrived_s, frame.client.last_taken_s)
-                        frame.client.last_taken_s = now
+                        frame.client.last_taken_s = frame.taken_s = now
                     return batch
                 self._changed.wait()
         return []
@@ -287,7 +307,8 @@ class Service:
         for frame, found in zip(frames, answer.frames):
             if isinstance(found, Prediction):
                 probability = found.probability if math.isfinite(found.probability) else None
-                frame.client.answer(frame, {'prediction': [found.label], 'probability': probability})
+                frame.client.answer(frame, {'prediction': [found.label], 'probability': probability}, answer.ms,
+                                    len(frames))
             else:
                 frame.client.connection.fail('protocol', f'frame {frame.i}: {found}')
 

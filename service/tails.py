@@ -24,6 +24,7 @@ from pipeline import kinds
 from remote.client import folded_specs
 from service.arena import Arena, Layout
 from service.entries import Network
+from service.figures import BusyTime
 from tier.devices import device_of
 from tier.part import NetworkPart, cut_shape, part_of, tail_units
 from wire import codec, formats
@@ -83,8 +84,8 @@ class Tails:
 
     def answer(self, request: Request, arena: Arena) -> Answer:
         """Decode the frames of a batch, run them together, take the best classes."""
-        start = time.perf_counter()
         part, wire, shape = self._part(request.key)
+        start = time.perf_counter()
         answers: List[Union[Prediction, str]] = []
         inputs: List[torch.Tensor] = []
         for slot, layout in request.frames:
@@ -147,7 +148,7 @@ class TailWorker:
     def __init__(self, number: int, arena: Arena, settings: Settings, networks: Mapping[str, Network], threads: int,
                  ) -> None:
         """`threads`: PyTorch's, in this worker. The process is started; `wait_until_ready` waits for it."""
-        self.number, self.restarts = number, 0
+        self.number, self.restarts, self.busy = number, 0, BusyTime()
         self._arguments = arena, settings, networks, threads
         self._ended = threading.Event()
         self._start()

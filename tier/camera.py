@@ -236,13 +236,13 @@ class Camera:
         found = self._reader.take(POLL_S)
         if found is None:
             return None
-        now = time.perf_counter()
-        frames = [Frame(one, one.taken_s if self.wish.live else now) for one in found]
+        clock_s = time.perf_counter()
+        frames = [Frame(one, one.taken_s if self.wish.live else clock_s) for one in found]
         waiting = frames[:-1] if frames and frames[-1].numbered.picture is not None else frames
         with self._lock:
             self._under_way.extend(waiting)
             self._print_dropped()
-        return frames[-1] if len(frames) > len(waiting) else Frame(Numbered(-1, None, now), now)
+        return frames[-1] if len(frames) > len(waiting) else Frame(Numbered(-1, None, clock_s), clock_s)
 
     def _collect(self, stream: Stream, n_units: int) -> None:
         """Take answers until the server ends the stream."""
@@ -271,8 +271,8 @@ class Camera:
         with self._lock:
             self._print_dropped()
             frame = self._under_way[0]
-            now = time.perf_counter()
-            latency_s = now - frame.start_s
+            back_s = time.perf_counter()
+            latency_s = back_s - frame.start_s
             link_s, tail_s = (message.number(name, 0, latency_s + CLOCK_S) for name in ('link_s', 'tail_s'))
             if 'dropped' in message.fields:
                 line: Dict[str, Any] = {'dropped': 'server'}
@@ -287,7 +287,7 @@ class Camera:
             stream.pacer.add(frame.head_s, link_s, tail_s, latency_s)
             stream.answered += 1
             stream.latency_s = latency_s
-            stream.back.append(now)
+            stream.back.append(back_s)
             stream.changed.notify_all()
 
     @staticmethod
@@ -327,7 +327,7 @@ class Camera:
         """Lines for dropped frames that no frame under way stands before."""
         while self._under_way and self._under_way[0].numbered.picture is None:
             frame = self._under_way.popleft()
-            self._write(json.dumps({'frame': frame.numbered.number, 'dropped': 'client'}))
+            self._write(json.dumps({'frame': frame.numbered.number, 'time_s': now(), 'dropped': 'client'}))
 
     def _prediction(self, label: int, probability: Optional[float]) -> Dict[str, Any]:
         name = self._names[label] if label < len(self._names) else str(label)
@@ -335,7 +335,7 @@ class Camera:
 
     def _print(self, frame: Frame, found: Dict[str, Any], latency_s: float) -> None:
         """A frame's line."""
-        line: Dict[str, Any] = {'frame': frame.numbered.number}
+        line: Dict[str, Any] = {'frame': frame.numbered.number, 'time_s': now()}
         if frame.numbered.picture.name:
             line['file'] = frame.numbered.picture.name
         line.update(found)
@@ -379,6 +379,11 @@ class Connector:
                                               self._stopping.wait)
             if connection is not None:
                 self._found.put(connection)
+
+
+def now() -> float:
+    """The time of day, s since 1970, to the millisecond."""
+    return round(time.time(), 3)
 
 
 def run(wish: Wish, tasks: Tasks, server_ip: str, port: int) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.admission import LEAST_SHARE, MAX_LOAD, admit, load_of, shares
-from service.batches import LARGEST, BatchTimes
+from service.batches import LARGEST, TRIALS, BatchTimes
 from service.entries import Choice
 from service.fair_queue import FairQueue, Waiting
 
@@ -108,7 +108,7 @@ def test_a_weight_of_0_is_refused():
 def test_the_largest_batch_that_surely_keeps_the_bound_is_found_by_serving(frame_ms, fixed_ms, bound_ms):
     """A batch of b takes fixed + b·frame ms, so larger ones are faster per frame."""
     times = BatchTimes(frame_ms)
-    for _ in range(30):
+    for _ in range(40):
         size = times.best_size(LARGEST, bound_ms)
         ms = fixed_ms + size * frame_ms
         assert size == 1 or ms <= bound_ms
@@ -118,12 +118,17 @@ def test_the_largest_batch_that_surely_keeps_the_bound_is_found_by_serving(frame
     assert times.best_size(3, bound_ms) <= 2 and times.best_size(1, bound_ms) == 1
 
 
-def test_batches_that_do_not_pay_are_tried_once():
+def test_batches_that_do_not_pay_are_tried_a_few_times_and_one_slow_run_says_nothing():
     times, sizes = BatchTimes(1.0), []
-    for _ in range(20):
-        sizes.append(times.best_size(8, 100.0))
-        times.add(sizes[-1], sizes[-1] ** 1.5)
-    assert sizes.count(1) >= 16
+    for k in range(40):
+        sizes.append(times.best_size(2, 100.0))
+        times.add(sizes[-1], 50.0 if k == 0 else sizes[-1] ** 1.5)
+    assert sizes.count(2) == TRIALS
+    times = BatchTimes(1.0)
+    for k in range(40):
+        size = times.best_size(2, 100.0)
+        times.add(size, 50.0 if k in (0, TRIALS) else 1.0 + 0.1 * size)
+    assert times.best_size(2, 100.0) == 2
 
 
 # --- admission ------------------------------------------------------------------------------------------------
