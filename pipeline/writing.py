@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Dict, Iterable, Iterator, List, Optional
 
 from config import Settings, UserError
@@ -29,7 +29,9 @@ def replacing(path: str) -> Iterator[str]:
     folder = os.path.dirname(os.path.abspath(path))
     try:
         os.makedirs(folder, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix='.', suffix=os.path.splitext(path)[1] or '.tmp')
+        prefix, suffix = f'.{os.path.basename(path)}.{platform.node()}-', os.path.splitext(path)[1] or '.tmp'
+        _remove_leftovers(folder, prefix, suffix)
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f'{prefix}{os.getpid()}-', suffix=suffix)
         os.close(handle)
     except OSError as error:
         raise UserError(f'cannot write {path}: {error.strerror}; free the path or choose another RESULTS_DIR') from None
@@ -44,6 +46,26 @@ def replacing(path: str) -> Iterator[str]:
     finally:
         if os.path.exists(temporary):
             os.unlink(temporary)
+
+
+def _remove_leftovers(folder: str, prefix: str, suffix: str) -> None:
+    """Remove what processes of this machine that were killed while they wrote left behind."""
+    leftover = re.compile(rf'{re.escape(prefix)}(\d+)-\w+{re.escape(suffix)}')
+    for name in os.listdir(folder):
+        found = leftover.fullmatch(name)
+        if found and not _runs(int(found[1])):
+            with suppress(OSError):
+                os.unlink(os.path.join(folder, name))
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # somebody else's
+        pass
+    return True
 
 
 def _umask() -> int:

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import functools
+import io
+import os
 import textwrap
 import warnings
 from typing import Callable, List, Optional, Sequence, Tuple, Union
@@ -52,9 +54,12 @@ def save(figure: Figure, *paths: str) -> None:
     """Write a figure to each path (the suffix says how), each replaced in one step."""
     with rc_context(STYLE):
         for path in paths:
-            with writing.replacing(path) as temporary, warnings.catch_warnings():
+            kind, drawn = os.path.splitext(path)[1][1:], io.BytesIO()  # a full disk then fails at one place
+            with warnings.catch_warnings():
                 warnings.filterwarnings('ignore', message='Glyph .* missing')  # a name in a script that the font lacks
-                figure.savefig(temporary, dpi=DPI, metadata={'CreationDate': None} if path.endswith('.pdf') else None)
+                figure.savefig(drawn, format=kind, dpi=DPI, metadata={'CreationDate': None} if kind == 'pdf' else None)
+            with writing.replacing(path) as temporary, open(temporary, 'wb') as stream:
+                stream.write(drawn.getvalue())
             if hasattr(figure, 'set_layout_engine'):
                 figure.set_layout_engine('none')  # laid out once; half of the time goes there
 

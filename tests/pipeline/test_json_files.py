@@ -173,6 +173,28 @@ def test_a_killed_writer_leaves_the_old_file_or_the_new_one(tmp_path):
         writer.stdout.close()
         content = documents.read(path, '').content
         assert content['rows'] == [content['n']] * 20000
+    writing.write(path, {}, {})
+    assert os.listdir(str(tmp_path)) == ['result.json']  # what the killed ones left is gone
+
+
+def test_a_writer_removes_nothing_of_others_that_still_write(tmp_path):
+    with writing.replacing(str(tmp_path / 'a.json')) as temporary:
+        writing.write(str(tmp_path / 'a.json'), {}, {})
+        assert os.path.exists(temporary)
+        with open(temporary, 'w') as stream:
+            stream.write('{}')
+
+
+@pytest.mark.parametrize('suffix', ['pdf', 'png'])
+def test_a_full_disk_while_a_picture_is_written_is_one_line(suffix, tmp_path):
+    """The system refuses to write more than a few bytes into any file."""
+    script = ('import resource, signal, sys\nimport cli\nfrom matplotlib.figure import Figure\n'
+              'from report import style\nresource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n'
+              'cli.run(lambda argv: style.save(Figure(), sys.argv[1]))')
+    path = str(tmp_path / f'a.{suffix}')
+    done = subprocess.run([sys.executable, '-c', script, path], cwd=config.ROOT, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and done.stderr == f'-c: error: cannot write {path}: File too large\n'
+    assert os.listdir(str(tmp_path)) == []
 
 
 def test_a_file_is_as_readable_for_others_as_any_other(tmp_path):
