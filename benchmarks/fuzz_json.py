@@ -24,6 +24,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import subprocess
 import tempfile
 import time
@@ -176,11 +177,14 @@ def prepared(folder: str) -> Readers:
     profile = os.path.join(folder, 'profile.json')
     writing.write(profile, {'kind': 'measured', 'name': 'a phone', 'slowdown': 2.5, 'threads': 2}, {})
     settings = config.load(overrides, {})
-    report = kinds.report_on_weights(settings)  # the one that ships is not to be damaged
     weights = os.path.join(folder, 'weights.pt')
-    for source, target in ((report, f'{os.path.splitext(weights)[0]}.json'), (settings.WEIGHT_PATH_SERVER, weights)):
-        with open(source, 'rb') as old, open(target, 'wb') as new:
-            new.write(old.read())
+    for source, target in (  # what ships is not to be damaged
+            (kinds.report_on_weights(settings), os.path.join(folder, 'weights.json')),
+            (settings.WEIGHT_PATH_SERVER, weights),
+            *((fingerprints.found_at(kind, settings), kinds.path_of(kind, settings)) for kind in kinds.SHIPPED)):
+        if source != target:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            shutil.copyfile(source, target)
     return readers_of(dataclasses.replace(settings, WEIGHT_PATH_SERVER=weights), profile)
 
 

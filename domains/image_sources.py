@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zipfile
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ import torch.nn.functional as F
 
 from config import Settings, UserError
 from domains.source_base import ImageSource
+
+MNIST5K_BYTES = 8 << 20  # more than the digits take; an archive that claims more is another one
 
 
 def open_source(settings: Settings) -> ImageSource:
@@ -44,6 +47,9 @@ class Mnist5k(ImageSource):
         try:
             with open(path, 'rb') as stream:
                 identity = hashlib.sha256(stream.read()).hexdigest()
+            with zipfile.ZipFile(path) as archive:
+                if sum(entry.file_size for entry in archive.infolist()) > MNIST5K_BYTES:
+                    raise ValueError('it unpacks to more than the digits')
             with np.load(path, allow_pickle=False) as arrays:
                 images, labels = arrays['images'], arrays['labels']
         except FileNotFoundError:

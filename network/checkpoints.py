@@ -4,7 +4,9 @@ from __future__ import annotations
 import functools
 import os
 import re
+import struct
 import warnings
+import zipfile
 from typing import Any, Dict, List, Sequence
 
 import torch
@@ -28,6 +30,8 @@ _TIMM = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r'\.attn\.fc1\.', '.se.down.'),
     (r'\.attn\.fc2\.', '.se.up.'),
 )]
+_WEIGHTS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_COUNTS = (*_WEIGHTS, torch.int64, torch.int32)
 _SHOWN = 4  # differing names of a sort shown in an error
 
 
@@ -67,10 +71,13 @@ def read_checkpoint(path: str) -> Dict[str, torch.Tensor]:
     if not _can_load_safely():
         raise UserError(f'{path}: PyTorch {torch.__version__} cannot load a file without executing code from it; use '
                         'PyTorch 1.13 or newer here, or leave WEIGHT_PATH_CLIENT empty: the server sends the weights')
+    _refuse_packed(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # torch comments on what it then refuses
             content: Any = torch.load(path, map_location='cpu', weights_only=True)
+    except MemoryError:
+        raise
     except Exception as error:  # whatever a damaged or hostile file provokes in the unpickler
         raise UserError(f'{path}: {_why_unreadable(error)}; save it again as a plain state dict') from None
     content = _unwrapped(content, path)
@@ -78,10 +85,25 @@ def read_checkpoint(path: str) -> Dict[str, torch.Tensor]:
                                                 for name, value in content.items()):
         raise UserError(f'{path}: holds no state dict (names to tensors)')
     odd = [name for name, value in content.items() if value.layout != torch.strided or value.is_quantized or
-           value.is_complex() or value.device.type != 'cpu']
+           value.is_nested or value.device.type != 'cpu' or value.dtype not in (_COUNTS if name.endswith(
+               'num_batches_tracked') else _WEIGHTS)]
     if odd:
-        raise UserError(f'{path}: {odd[0]} is sparse, quantised, complex or without data; save ordinary tensors')
+        raise UserError(f'{path}: {odd[0]} is sparse, nested, quantised, without data or of type '
+                        f'{content[odd[0]].dtype}; save ordinary tensors of 16 bits or more')
     return content
+
+
+def _refuse_packed(path: str) -> None:
+    """Raise `UserError` for an archive that claims to hold more than it is long: PyTorch stores weights as they are,
+    and a few megabytes that are compressed could fill the memory."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, struct.error):
+        return  # of the older format, or damaged: loading says so
+    if unpacked > os.path.getsize(path):
+        raise UserError(f'{path}: {os.path.getsize(path)} bytes that unpack to {unpacked}: weights are not compressed; '
+                        'save them again with torch.save')
 
 
 def _unwrapped(content: object, path: str) -> object:

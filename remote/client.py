@@ -132,7 +132,7 @@ class RemoteClient:
 
     def ask(self, connection: Connection, op: str, fields: Optional[Mapping[str, Any]] = None,
             tensors: Optional[Mapping[str, torch.Tensor]] = None, progress: Optional[Progress] = None, steps: int = 0,
-            reply_bytes: int = 0, timeout_s: float = HUNG_S) -> Message:
+            reply_bytes: int = 0, timeout_s: Optional[float] = None) -> Message:
         """One request on this connection: `begin` and `finish`. Raises `NetworkError` and `PeerError`."""
         number = self.begin(connection, op, fields, tensors)
         return self.finish(connection, op, number, progress, steps, reply_bytes, timeout_s)
@@ -145,9 +145,10 @@ class RemoteClient:
         return number
 
     def finish(self, connection: Connection, op: str, number: int, progress: Optional[Progress] = None, steps: int = 0,
-               reply_bytes: int = 0, timeout_s: float = HUNG_S) -> Message:
-        """Wait for the reply to request `number`, of at most so many bytes, for `timeout_s`; each of the `steps` of the
-        work that the client reports gives it as long again."""
+               reply_bytes: int = 0, timeout_s: Optional[float] = None) -> Message:
+        """Wait for the reply to request `number`, of at most so many bytes, for `timeout_s` (HUNG_S); each of the
+        `steps` of the work that the client reports gives it as long again."""
+        timeout_s = HUNG_S if timeout_s is None else timeout_s
         connection.max_payload_bytes = min(reply_bytes + HEADROOM_BYTES, MAX_PAYLOAD_BYTES)
         furthest, end = 0, time.monotonic() + timeout_s
         while True:

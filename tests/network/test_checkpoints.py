@@ -4,6 +4,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import zipfile
 import re
 from typing import Dict
 
@@ -341,3 +342,22 @@ def test_a_pytorch_that_cannot_load_safely_does_not_load_at_all(tmp_path, monkey
     monkeypatch.setattr(checkpoints, '_can_load_safely', lambda: False)
     monkeypatch.setattr(torch, 'load', lambda *args, **kwargs: pytest.fail('loaded'))
     assert 'without executing code' in refusal(saved(tmp_path, micro_state()))
+
+
+@loads
+@pytest.mark.parametrize('odd', [
+    lambda value: value.to(torch.int8), lambda value: value.bool(), lambda value: value.to(torch.complex64),
+    lambda value: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]),
+    lambda value: value.to(getattr(torch, 'float8_e4m3fn', torch.int8))])
+def test_weights_of_a_type_that_loses_them_are_refused(odd, tmp_path):
+    name = 'stage1.0.rbr_dense.conv.weight'
+    state = micro_state()
+    assert name in refusal(saved(tmp_path, {**state, name: odd(state[name])}))
+
+
+def test_a_compressed_archive_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    path = str(tmp_path / 'weights.pt')
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr('weights/data/0', bytes(10 << 20))
+    monkeypatch.setattr(torch, 'load', lambda *args, **kwargs: pytest.fail('loaded'))
+    assert 'unpack to 10485760' in refusal(path)
