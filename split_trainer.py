@@ -10,7 +10,8 @@ optimiser stay here, so a break costs the step under way and nothing else.
 """
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, Optional, Sequence, Union
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Union
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from remote.session import Session
 from remote.split_network import SplitNetwork
 from remote.streaming import run_stream
 from throughput_optimizer import solve_exact
+from tier import devices
 from tier.block_timing import thread_count
 from tier.part import client_units, part_of, server_units
 from wire import formats
@@ -67,6 +69,17 @@ def split_network(session: Session, table: HardwareTable) -> Callable[[HyperRepV
     return lambda model: SplitNetwork(model, session.client, split, settings)
 
 
+@contextmanager
+def _on_server_device(model: HyperRepVGG, settings: Settings) -> Iterator[None]:
+    """Within: the model is where the table was measured; the search has it on TRAIN_DEVICE."""
+    before = next(model.parameters()).device
+    model.to(devices.device_of(settings.SERVER_DEVICE))
+    try:
+        yield
+    finally:
+        model.to(before)
+
+
 def measure(session: Session, model: Union[HyperRepVGG, SplitNetwork], configuration: Configuration,
             table: HardwareTable, data: ImageSet, n_frames: int = STREAM_FRAMES,
             statistics: Optional[np.ndarray] = None) -> Dict[str, Any]:
@@ -77,12 +90,17 @@ def measure(session: Session, model: Union[HyperRepVGG, SplitNetwork], configura
     model.set_alpha_array(configuration.alpha)
     if statistics is not None:
         model.set_batchnorm(statistics)
-    with thread_count(settings.threads(settings.SERVER_THREADS)):  # as the table was measured
+    data = data.to(torch.device('cpu'))  # where frames come from
+    with thread_count(settings.threads(settings.SERVER_THREADS)), _on_server_device(model, settings):  # as the table
         classes = predict(model, configuration.gamma, configuration.split, session.client, data.images, settings,
                           configuration.wire)
         with tqdm(desc='stream', total=n_frames, unit=' frames', leave=False, disable=None) as bar:  # with its rate
+            def on_frame(i: int, latency_s: float) -> None:
+                bar.set_postfix_str(f'latency {1000 * latency_s:.1f} ms', refresh=False)
+                bar.update()
+
             figures, streamed = run_stream(session.client, model, configuration, data.images, n_frames, settings,
-                                           lambda i: bar.update())
+                                           on_frame)
     correct = int((classes == data.labels).sum())
     predicted = times(table, configuration, scenario_of(settings, table).of_one_client)  # as it is measured
     agree = sum(int(a) == b for a, b in zip(classes.repeat(n_frames // len(classes) + 1).tolist(), streamed))

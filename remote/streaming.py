@@ -31,9 +31,10 @@ from wire.stream import LEAST_FRAMES, head_compute, stream_head, stream_tail, ta
 
 
 def run_stream(client: RemoteClient, model: HyperRepVGG, configuration: Configuration, images: torch.Tensor,
-               n_frames: int, settings: Settings, on_frame: Optional[Callable[[int], None]] = None,
+               n_frames: int, settings: Settings, on_frame: Optional[Callable[[int, float], None]] = None,
                ) -> Tuple[Dict[str, Any], List[int]]:
-    """Stream `n_frames` frames (the uint8 images [n, 3, S, S], over and over) under a configuration.
+    """Stream `n_frames` frames (the uint8 images [n, 3, S, S], over and over) under a configuration. `on_frame` is told
+    each frame's number and the latest latency that is known, s (NaN at first).
 
     Returns the figures and the class of every frame, in order. After a break the stream goes on behind the last frame
     whose result is here; the figures are then those of the frames after the break, of which there are always enough:
@@ -51,7 +52,7 @@ class _Stream:
     """What stays the same over breaks, and the results so far."""
 
     def __init__(self, client: RemoteClient, model: HyperRepVGG, configuration: Configuration, images: torch.Tensor,
-                 n_frames: int, settings: Settings, on_frame: Optional[Callable[[int], None]]) -> None:
+                 n_frames: int, settings: Settings, on_frame: Optional[Callable[[int, float], None]]) -> None:
         n, split = len(model.blocks), configuration.split
         self.client, self.n_frames, self.head_tier = client, n_frames, settings.HEAD_TIER
         self.predictions: List[int] = []
@@ -72,13 +73,13 @@ class _Stream:
         self._local = part_of(model, spec(server_units(split, n, self.head_tier)), device)
         self._images = images
 
-    def _seen(self, i: int, prediction: List[int]) -> None:
+    def _seen(self, i: int, prediction: List[int], latency_s: float) -> None:
         if i != len(self.predictions) or len(prediction) != 1 or prediction[0] >= self._classes:
             raise ProtocolError(f'stream: the result of frame {i} is none')
         self.client.progress_made += 1
         self.predictions.extend(prediction)
         if self._on_frame is not None:
-            self._on_frame(i)
+            self._on_frame(i, latency_s)
 
     def attempt(self, connection: Connection) -> Dict[str, Any]:
         """The rest of the stream, over one connection."""

@@ -214,7 +214,7 @@ class Tasks:
         first, last = message.integer('first', 0, 2 ** 31), message.integer('last', 0, 2 ** 31)
         total = message.integer('total', last, 2 ** 31)
 
-        def seen(i: int, prediction: List[int]) -> None:
+        def seen(i: int, prediction: List[int], latency_s: float) -> None:
             self.check()
             self.progress(i + 1, total)
 

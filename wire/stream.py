@@ -23,6 +23,7 @@ from wire.connection import Connection
 from wire.frames import Kind, NetworkError, ProtocolError
 
 Tensors = Mapping[str, torch.Tensor]
+OnResult = Callable[[int, List[int], float], None]  # frame, prediction, latency of the last frame that came back, s
 Item = TypeVar('Item')
 MAX_WINDOW = 64
 LOCKSTEP_FRAMES = 6  # sent one at a time before a stream, to learn what a frame takes when it waits for nothing
@@ -35,6 +36,7 @@ STAGES = ('head', 'link', 'tail')
 FIGURES = ('n_frames', 'wall_s', 'throughput_fps', 'latency_p50_ms', 'latency_p90_ms', 'latency_p99_ms',
            'lockstep_latency_ms', *(f'lockstep_{stage}_ms' for stage in STAGES), 'bytes_per_frame',
            *(f'{stage}_ms' for stage in STAGES), *(f'{stage}_busy' for stage in STAGES))  # of a stream
+LONGEST_S = 1e5  # of a frame's latency, as it is told
 CLOCK_S = 0.05  # clocks of two machines may differ by this much over one frame
 RECENT = 32  # frames that the pacer looks back
 
@@ -180,13 +182,14 @@ def _thread(target: Callable[[], None], failure: _Failure, name: str) -> threadi
 
 
 def stream_head(connection: Connection, compute: Callable[[int], Tensors], first: int, last: int,
-                on_result: Callable[[int, List[int]], None] = lambda i, prediction: None) -> StreamRecord:
+                on_result: OnResult = lambda i, prediction, latency_s: None) -> StreamRecord:
     """Send frames [first, last); `compute(i)` gives a frame's tensors, ready to send. Returns when all results are
     back. Raises `NetworkError`, and whatever `compute` raises."""
     record, failure, pacer = StreamRecord(), _Failure(connection), Pacer()
     outbox: 'queue.Queue[Any]' = queue.Queue(maxsize=1)
     came_back = threading.Condition()
     finished: List[float] = []  # when each result came back
+    latest: List[float] = []  # latency of the last one, s
 
     def send() -> None:
         while True:
@@ -208,8 +211,9 @@ def stream_head(connection: Connection, compute: Callable[[int], Tensors], first
             frame.link_s, frame.tail_s = (message.number(name, 0, longest_s) for name in ('link_s', 'tail_s'))
             prediction = message.integers('prediction', 0, 2 ** 31)
             record.results.append(prediction)
-            on_result(i, prediction)
-            pacer.add(frame.head_s, frame.link_s, frame.tail_s, frame.done - frame.start)
+            latest[:] = [frame.done - frame.start]
+            on_result(i, prediction, latest[0])
+            pacer.add(frame.head_s, frame.link_s, frame.tail_s, latest[0])
             with came_back:
                 finished.append(frame.done)
                 came_back.notify()
@@ -231,7 +235,7 @@ def stream_head(connection: Connection, compute: Callable[[int], Tensors], first
             frame.head_s = time.perf_counter() - frame.start
             frame.n_bytes = codec.encoded_bytes(tensors)
             record.frames.append(frame)
-            message = (Kind.FRAME, {'i': i}, tensors)
+            message = (Kind.FRAME, {'i': i, 'latency_s': latest[0] if latest else None}, tensors)
             rest: Any = functools.partial(connection.send, *message)
             if not outbox.unfinished_tasks:  # what the system takes at once needs no other thread
                 rest = connection.begin_send(*message)
@@ -254,7 +258,7 @@ def _join(threads: List[threading.Thread], failure: _Failure) -> None:
 
 
 def stream_tail(connection: Connection, compute: Callable[[Tensors], List[int]], first: int, last: int,
-                on_result: Callable[[int, List[int]], None] = lambda i, prediction: None) -> None:
+                on_result: OnResult = lambda i, prediction, latency_s: None) -> None:
     """Receive frames [first, last) and answer each with `compute(tensors)`, its prediction."""
     failure = _Failure(connection)
     inbox: 'queue.Queue[Any]' = queue.Queue(maxsize=1)
@@ -276,7 +280,8 @@ def stream_tail(connection: Connection, compute: Callable[[Tensors], List[int]],
             message = _get(inbox, failure)
             start = time.perf_counter()
             prediction = compute(message.tensors)
-            on_result(i, prediction)
+            known = message.fields.get('latency_s') is not None
+            on_result(i, prediction, message.number('latency_s', 0, LONGEST_S) if known else math.nan)
             connection.send(Kind.RESULT, {'i': i, 'prediction': prediction, 'link_s': message.receive_s,
                                           'tail_s': time.perf_counter() - start})
         _get(inbox, failure)

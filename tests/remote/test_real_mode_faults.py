@@ -139,7 +139,7 @@ def test_a_busy_client_tells_its_state_cancels_and_shuts_down(tmp_path):
         model, configuration, images, _ = stream_case(3, 4)
         cancelled = []
 
-        def on_frame(i: int, cancelled=cancelled) -> None:
+        def on_frame(i: int, latency_s: float, cancelled=cancelled) -> None:
             if i == 40:
                 cancelled.append(network_utils.ask_client(process.control_port, 'cancel'))
 

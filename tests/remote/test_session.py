@@ -2,15 +2,18 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from client_process import SETTINGS, N, batch
+from client_process import SETTINGS, N, batch, random_model
 from random_cases import tier_costs
 
-from costs.cost_model import Link
+import split_trainer
+from costs.cost_model import Configuration, Link, Times
 from domain_dataset import load_domain
+from domains.image_sets import ImageSet
 from lut_manager import same_work
 from remote import session as real_mode
 from steps import real_mode as real_mode_step
@@ -100,3 +103,18 @@ def test_a_client_refuses_what_the_network_cannot_run(served, op, tensors):
         served[0].request(op, lambda reply: reply, fields, {name: value.long() for name, value in tensors.items()})
     assert block_timing.draw_parts([2]) != []  # and lives on
     assert served[0].facts()['threads'] >= 1
+
+
+def test_a_stream_runs_where_the_table_was_measured_whatever_the_search_runs_on(monkeypatch):
+    """On the server's device within `measure`, and back behind it."""
+    moved, model = [], random_model(1)
+    monkeypatch.setattr(type(model), 'to', lambda self, device: moved.append(str(device)))
+    monkeypatch.setattr(split_trainer.devices, 'device_of', lambda name: torch.device({'auto': 'cuda:1'}[name]))
+    monkeypatch.setattr(split_trainer, 'predict', lambda *rest: moved.append('predicts') or torch.zeros(4))
+    monkeypatch.setattr(split_trainer, 'run_stream', lambda *rest: moved.append('streams') or ({}, [0] * 16))
+    monkeypatch.setattr(split_trainer, 'times', lambda *rest: Times(*[1.0] * len(Times.__dataclass_fields__)))
+    monkeypatch.setattr(split_trainer, 'scenario_of', lambda *rest: SimpleNamespace(of_one_client=None))
+    session = SimpleNamespace(settings=SETTINGS, client=None, on_this_machine=lambda: True)
+    alpha = model.alpha_array()
+    split_trainer.measure(session, model, Configuration(alpha, (4,) * N, 3, 'float32'), None, ImageSet(*batch(1)), 16)
+    assert moved == ['cuda:1', 'predicts', 'streams', 'cpu']
