@@ -5,7 +5,7 @@
 Three quarters go into `Connection.receive`, as a stranger (before the handshake) and as a trusted peer: random bytes,
 valid frames with flipped, cut, repeated or inserted bytes, and frames whose headers are rewritten with correct
 checksums. One quarter are well-formed requests with wrong contents, given to the client's handlers (all but `roofline`
-and `time_visits`, whose valid requests take seconds by design). 2,000 of the damaged ones also go to a listening
+and `time_visits`, whose valid requests take seconds by design). 10,000 of the damaged ones also go to a listening
 server over real connections. Allowed are an error of the protocol, an error reply, or a message within the limits;
 anything else, more than a second for one frame, or 64 MB more memory at the end, fails.
 """
@@ -15,6 +15,7 @@ import cli
 
 PARSER = cli.plain_parser(__doc__)
 PARSER.add_argument('--frames', type=int, default=1000000)
+PARSER.add_argument('--connections', type=int, default=10000)
 PARSER.add_argument('--seed', type=int, default=0)
 
 if __name__ == '__main__':
@@ -190,10 +191,10 @@ def main() -> None:
     for name, count in sorted(outcomes.items(), key=lambda item: -item[1]):
         print(f'  {count:8} {name}')
     assert grown < 64
-    against_a_listener(rng, corpus)
+    against_a_listener(rng, corpus, args.connections)
 
 
-def against_a_listener(rng: random.Random, corpus: Sequence[bytes], connections: int = 2000) -> None:
+def against_a_listener(rng: random.Random, corpus: Sequence[bytes], connections: int) -> None:
     """Damaged frames over real connections; the server must close each and still take a proper client."""
     listener = Listener(Address('127.0.0.1', 0), b'', 'server', ('worker',), lambda text: None)
     before, slowest = memory_mb(), 0.0
