@@ -7,7 +7,7 @@ valid frames with flipped, cut, repeated or inserted bytes, and frames whose hea
 checksums. One quarter are well-formed requests with wrong contents, given to the client's handlers (all but `roofline`
 and `time_visits`, whose valid requests take seconds by design). 10,000 of the damaged ones also go to a listening
 server over real connections. Allowed are an error of the protocol, an error reply, or a message within the limits;
-anything else, more than a second for one frame, or 64 MB more memory at the end, fails.
+anything else, more than a second of the processor for one frame, or 64 MB more memory at the end, fails.
 """
 from __future__ import annotations
 
@@ -54,6 +54,10 @@ class Bytes:
         view[:count] = self.data[self.at:self.at + count]
         self.at += count
         return count
+
+    def recv(self, count: int) -> bytes:
+        """What comes after the last words."""
+        return b''
 
     def sendmsg(self, views: Iterable[memoryview], *more: object) -> int:
         """Count, and drop."""
@@ -158,7 +162,7 @@ def main() -> None:
         before = start_mb = memory_mb()
         began = time.perf_counter()
         for number in range(args.frames):
-            start = time.perf_counter()
+            start = time.process_time()  # other programs may keep this one waiting
             if number % 4 == 3:
                 message = request(rng)
                 # a stream that is accepted needs a peer: here one that has gone
@@ -180,7 +184,7 @@ def main() -> None:
                     assert connection.is_closed
                     name = type(error).__name__
             outcomes[name] = outcomes.get(name, 0) + 1
-            taken = time.perf_counter() - start
+            taken = time.process_time() - start
             slowest = max(slowest, taken)
             assert taken < 1, f'frame {number} took {taken:.1f} s'
             if number == min(10000, args.frames // 10):
