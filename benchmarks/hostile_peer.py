@@ -157,7 +157,7 @@ def scenes(model: HyperRepVGG, images: torch.Tensor, rng: random.Random) -> Dict
                           ImageSetOnClient(images))
         part.forward(rows=torch.arange(2), wire_back='uint8+zlib')
         tail = ClientPart(client, model, folded_specs(alpha, gamma, (n, n + 2), SETTINGS), images.shape[-1])
-        tail.forward(x=torch.zeros(2, *model_shape(tail)), wire='float16')
+        tail.forward(x=torch.zeros(2, *cut_shape(SETTINGS.MODEL_NAME, 10, images.shape[-1], n)), wire='float16')
 
     def training(client: RemoteClient) -> None:
         network = SplitNetwork(model, client, SPLIT, SETTINGS)
@@ -183,22 +183,15 @@ def scenes(model: HyperRepVGG, images: torch.Tensor, rng: random.Random) -> Dict
             'stream_head_on_server': streaming('server')}
 
 
-def model_shape(part: ClientPart) -> Tuple[int, ...]:
-    """Of what flows into a part, without the batch."""
-    return cut_shape(part.spec.model_name, part.spec.num_classes, 32, part.spec.first)
-
-
 def quick_tasks(folder: str) -> Tasks:
     """The client's handlers; what takes seconds is made up."""
     tasks = Tasks(torch.device('cpu'), 1, BlobStore(folder, 64 << 20))
-    n = sum(1 for _ in create_hyper_repvgg(None, SETTINGS.MODEL_NAME, 10).blocks)
-    visits = {'ms': torch.ones(1, 3, n + 2, dtype=torch.float64)}
 
     def time_visits(message: Any) -> Any:
         tasks.machine(message)
-        tasks.checked_rows(message, 'gamma')
+        gammas, = tasks.checked_rows(message, 'gamma')
         tasks.check(1, 1)
-        return {}, visits
+        return {}, {'ms': torch.ones(len(gammas), 3, len(gammas[0]) + 2, dtype=torch.float64)}
 
     tasks.handlers = {**tasks.handlers, 'time_visits': time_visits,
                       'roofline': lambda message: ({'peak_gflops': 10.0, 'bandwidth_gbs': 5.0}, {})}
@@ -351,18 +344,12 @@ def strangers_keep_nobody_out(stage: Stage) -> float:
     return taken
 
 
-def peak_mb() -> float:
-    """Most memory that this process has had so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def main() -> None:
     """The command line."""
     args = PARSER.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     rng = random.Random(args.seed)
-    client_module.HUNG_S = stream_module.HUNG_S = HUNG_S
     connection_module.HEARTBEAT_S = 0.4
     cli.say = lambda message: None  # both ends' progress; what they say of each other is kept
     model = create_hyper_repvgg(None, SETTINGS.MODEL_NAME, 10)
@@ -377,7 +364,8 @@ def main() -> None:
         lies = {whose: [lie for name, scene in played.items() for lie in possible_lies(stage, name, scene, whose)]
                 for whose in sides}
         print({whose: len(found) for whose, found in lies.items()}, 'single lies', flush=True)
-        before_mb = peak_mb()
+        client_module.HUNG_S = stream_module.HUNG_S = HUNG_S
+        before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for whose, play in sides.items():
             rng.shuffle(lies[whose])
             for case in range(args.cases // 2):
@@ -397,7 +385,7 @@ def main() -> None:
                 counts[f'the {whose} lies: {outcome}'] += 1
                 if case % 500 == 499:
                     print(f'{whose} {case + 1}: {dict(counts)}, slowest {slowest[0]:.1f} s', flush=True)
-        grown = peak_mb() - before_mb
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb) / 1024
         for name, count in sorted(counts.items()):
             print(f'{count:6} {name}')
         print(f'slowest case {slowest[0]:.1f} s ({slowest[1][:200]}); peak memory {grown:+.1f} MB')
