@@ -107,7 +107,11 @@ class Training:
 
     def __init__(self, network: RepVGG, recipe: Recipe, settings: Settings) -> None:
         self.recipe, self.settings, self.device = recipe, settings, device_of(settings.TRAIN_DEVICE)
-        self.network = network.to(self.device).to(memory_format=torch.channels_last)
+        # On a CPU neither is faster (A0, 128 pixels, batch 16, one core of a Xeon with AVX-512: a step takes 0.59 s, in
+        # bfloat16 0.75 s; at 64 pixels 0.17 s in either layout), and PyTorch 2.14 crashed in the gradient of the stem's
+        # 1x1 in channels-last layout.
+        self.layout = torch.channels_last if self.device.type == 'cuda' else torch.contiguous_format
+        self.network = network.to(self.device).to(memory_format=self.layout)
         self.average = copy.deepcopy(self.network).requires_grad_(False)  # EMA
         self.half = self.device.type == 'cuda' and torch.cuda.is_bf16_supported()
         self.phase, self.epoch, self.seconds = 0, 0, 0.0
@@ -170,7 +174,7 @@ class Training:
                        self.recipe.salt)
         mean, std = (torch.tensor(values, device=self.device).view(3, 1, 1)
                      for values in (self.settings.NORM_MEAN, self.settings.NORM_STD))
-        return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
+        return ((x - mean) / std).contiguous(memory_format=self.layout)
 
     def loss_of(self, x: torch.Tensor, labels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         """What a step makes smaller, of normalised images [B, 3, S, S]."""

@@ -1,0 +1,192 @@
+"""What to do at which link rate and with how many clients: JPEG or PNG to the server, a split, or the client alone?
+
+    PROFILE=photos DATA_PATH=... python -m benchmarks.photos_map --lut_files edge.json tx2.json [--picture map.png]
+
+For each table (step 1; one a device) every way to run the unpruned network is held against the others by the frames a
+second that each of K equal clients gets, 1000 / T_cyc, on links of 2 to 1000 Mbit/s (each client has its own):
+everything on the client; everything on the server with the image sent as it is, as PNG, and as the smallest JPEG that
+keeps validation accuracy within EPSILON; the best split with the feature map as float32, float16 and uint8. Accuracies,
+which depend on what is sent and not on the link, are measured on clean test images. Prints Markdown; the picture shows
+the best way over rate and clients.
+"""
+from __future__ import annotations
+
+import cli
+
+PARSER = cli.parser(__doc__)
+PARSER.add_argument('--lut_files', nargs='+', required=True, metavar='FILE')
+PARSER.add_argument('--picture', default='', metavar='FILE')
+PARSER.add_argument('--images', type=cli.count, default=400, help='of validation, to choose the JPEG (default: 400)')
+
+if __name__ == '__main__':
+    cli.answer_help(PARSER)  # before the imports below, which load PyTorch
+
+import sys
+from dataclasses import replace
+from typing import Dict, List, NamedTuple, Optional, Sequence
+
+import numpy as np
+import torch
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+import lut_manager
+from benchmarks.links import on_link
+from config import Settings
+from costs.cost_model import Configuration, HardwareTable, ImageFormat, Solution
+from domain_dataset import load_clean
+from domains.image_sets import wilson_interval
+from hyper_repvgg import HyperRepVGG
+from network.alpha import surviving_branches, unpruned_alpha
+from report import style
+from search import domain_inputs, wire_loss
+from search.one_tier import SentImages, solve_end
+from throughput_optimizer import solve_exact
+
+WIRES = ('float32', 'float16', 'uint8')
+TABLE_MBPS, TABLE_CLIENTS = (2, 10, 50, 100, 1000), (1, 8)
+MAP_MBPS = tuple(float(f'{rate:.2g}') for rate in np.geomspace(1, 1000, 13))
+MAP_CLIENTS = (1, 2, 4, 8, 16, 32)
+COLOURS = {'client': style.ORANGE, 'image': style.SKY, 'PNG': style.BLUE, 'JPEG': style.PURPLE,
+           'float32': style.YELLOW, 'float16': style.GREEN, 'uint8': style.RED}
+
+
+class Device(NamedTuple):
+    """One client's table and what images are as JPEG and PNG between it and the server."""
+    name: str
+    table: HardwareTable
+    formats: Dict[str, Optional[ImageFormat]]  # 'image', 'PNG', 'JPEG'; without the last where none is good enough
+
+
+def ways(device: Device, alpha: np.ndarray, mbps: float, clients: int, settings: Settings) -> Dict[str, Solution]:
+    """Every way to run the network, by what is sent ('client': nothing)."""
+    chosen = replace(settings, BANDWIDTH_MBPS=float(mbps), CLIENTS=clients, HEAD_TIER='client')
+    table, surviving = on_link(device.table, chosen), surviving_branches(alpha)
+    found = {'client': solve_end(table, surviving, table.n_blocks, None, chosen)}
+    found.update({name: solve_end(table, surviving, 0, image, chosen) for name, image in device.formats.items()})
+    found.update({wire: solve_exact(table, surviving, replace(chosen, WIRE_FORMATS=(wire,)), objective='T_cyc_ms')
+                  for wire in WIRES})
+    return found
+
+
+def best_of(found: Dict[str, Solution]) -> str:
+    """The way with the most frames a second; of equal ones the first, which sends less of the image."""
+    return min(found, key=lambda name: found[name].times.rank('T_cyc_ms'))
+
+
+class Accuracies:
+    """Accuracy of the unpruned network on what arrives, on clean test images."""
+
+    def __init__(self, model: HyperRepVGG, alpha: np.ndarray, settings: Settings, n_val: int) -> None:
+        self.model, self.alpha, self.settings = model, alpha, settings
+        self.val, self.test = load_clean(settings, 'val', n_val), load_clean(settings, 'test')
+
+    def right(self, data, split: int = 0, wire: str = 'float32') -> torch.Tensor:
+        """Which images are classified correctly, bool [n]."""
+        chosen = Configuration(self.alpha, (), split, wire)
+        return torch.as_tensor(wire_loss.classified_right(self.model, chosen, data, self.settings))
+
+    def text(self, right: torch.Tensor) -> str:
+        """'91.2 % [89.0, 93.1]'."""
+        low, high = wilson_interval(int(right.sum()), len(right))
+        return f'{100 * float(right.double().mean()):.1f} % [{100 * low:.1f}, {100 * high:.1f}]'
+
+
+def device_of(path: str, accuracies: Accuracies, settings: Settings) -> Device:
+    """The device of a table, with the JPEG that it may send."""
+    table = lut_manager.read(path, replace(settings, WIRE_FORMATS=WIRES))
+    sent = SentImages(accuracies.val, accuracies.test, table, settings)
+    lowest = float(accuracies.right(accuracies.val).double().mean()) - settings.EPSILON
+    quality = sent.jpeg_within(lambda data: float(accuracies.right(data).double().mean()), lowest)
+    formats = {'image': None, 'PNG': sent.format(None)}
+    if quality is not None:
+        formats['JPEG'] = sent.format(quality)
+        say_jpeg(sent, quality, accuracies)
+    return Device(table.tier_info['client']['name'], table, formats)
+
+
+def say_jpeg(sent: SentImages, quality: int, accuracies: Accuracies) -> None:
+    """A line about the chosen JPEG."""
+    found = sent.format(quality)
+    print(f'JPEG of quality {quality}: {found.n_bytes:,.0f} bytes, accuracy '
+          f'{accuracies.text(accuracies.right(sent.received(quality, "test")))}; '
+          f'PNG {sent.format(None).n_bytes:,.0f} bytes')
+
+
+def print_table(device: Device, alpha: np.ndarray, accuracies: Accuracies, settings: Settings) -> None:
+    """Frames a second of each client (λ in brackets), the best in bold."""
+    names = list(ways(device, alpha, 100, 1, settings))
+    print(f'\n### {device.name}\n\n| clients | Mbit/s | ' + ' | '.join(words(name, device) for name in names) + ' |')
+    print('|' + '---|' * (2 + len(names)))
+    splits = set()
+    for clients in TABLE_CLIENTS:
+        for mbps in TABLE_MBPS:
+            found = ways(device, alpha, mbps, clients, settings)
+            winner, cells = best_of(found), []
+            for name, solution in found.items():
+                text = f'{solution.times.throughput_fps:.1f}' + (f' ({solution.split})' if name in WIRES else '')
+                cells.append(f'**{text}**' if name == winner else text)
+                splits |= {(name, solution.split)} if name in WIRES else set()
+            print(f'| {clients} | {mbps} | ' + ' | '.join(cells) + ' |')
+    print()
+    for wire, split in sorted(splits):
+        if wire != 'float32':
+            print(f'{wire} at λ = {split}: {device.table.block_bytes[wire][split - 1]:,.0f} bytes, accuracy '
+                  f'{accuracies.text(accuracies.right(accuracies.test, split, wire))}')
+
+
+def words(name: str, device: Device) -> str:
+    """A way's name for a table or a legend."""
+    image = device.formats.get(name)
+    return {'client': 'client alone', 'image': 'image as it is', 'PNG': 'PNG to the server'}.get(name) or (
+        f'split, {name}' if image is None else f'JPEG {image.quality} to the server')
+
+
+@style.styled
+def picture(devices: Sequence[Device], alpha: np.ndarray, settings: Settings) -> Figure:
+    """The best way over rate and clients, a panel a device; frames a second of each client in the cells."""
+    figure, panels = style.subplots(1, len(devices), (7.5 * len(devices), 4.6), squeeze=False)
+    names = list(COLOURS)
+    seen: List[str] = []
+    for axes, device in zip(panels[0], devices):
+        cells = np.zeros((len(MAP_CLIENTS), len(MAP_MBPS)), dtype=int)
+        for row, clients in enumerate(MAP_CLIENTS):
+            for column, mbps in enumerate(MAP_MBPS):
+                found = ways(device, alpha, mbps, clients, settings)
+                winner = best_of(found)
+                cells[row, column] = names.index(winner)
+                seen += [winner] * (winner not in seen)
+                axes.text(column, row, f'{found[winner].times.throughput_fps:.0f}', ha='center', va='center',
+                          fontsize=9)
+        axes.imshow(cells, aspect='auto', origin='lower', vmin=0, vmax=len(names) - 1,
+                    cmap=ListedColormap([COLOURS[name] for name in names]), alpha=0.75)
+        axes.set_xticks(range(len(MAP_MBPS)), [f'{mbps:g}' for mbps in MAP_MBPS], fontsize=9)
+        axes.set_yticks(range(len(MAP_CLIENTS)), MAP_CLIENTS)
+        axes.set_xlabel('link of each client (Mbit/s)')
+        axes.set_ylabel('clients of one server')
+        axes.set_title(style.plain(device.name))
+    figure.legend(handles=[Patch(color=COLOURS[name], alpha=0.75, label=words(name, devices[0]))
+                           for name in names if name in seen], loc='outside lower center', ncol=4)
+    style.headline(figure, 'The most frames a second for each client, and how')
+    return figure
+
+
+def main(argv: Optional[Sequence[str]]) -> None:
+    """The command line."""
+    args, settings = cli.parse(PARSER, argv)
+    model = domain_inputs.base_model(settings)
+    alpha = unpruned_alpha([block.n_branches == 3 for block in model.blocks])
+    accuracies = Accuracies(model, alpha, settings, args.images)
+    print(f'{settings.MODEL_NAME}, {settings.INPUT_SIZE} pixels, unpruned; accuracy on {len(accuracies.test)} clean '
+          f'test images: {accuracies.text(accuracies.right(accuracies.test))}')
+    devices = [device_of(path, accuracies, settings) for path in args.lut_files]
+    for device in devices:
+        print_table(device, alpha, accuracies, settings)
+    if args.picture:
+        style.save(picture(devices, alpha, settings), args.picture)
+        print(f'-> {args.picture}')
+
+
+if __name__ == '__main__':
+    sys.exit(cli.run(main))
