@@ -84,7 +84,7 @@ def changed(recipe: Recipe, items: Sequence[str]) -> Recipe:
         name, equals, text = item.partition('=')
         if not equals or name not in kinds_of:
             raise UserError(f'--recipe {item!r}: write it as NAME=VALUE, where NAME is one of {", ".join(kinds_of)}')
-        lowest = 1 if name in ('batch_size', 'epochs') else 0
+        lowest = 1 if name == 'batch_size' else 0
         highest = 1 if name in SHARES else math.inf
         try:
             given[name] = kinds_of[name](text)
@@ -156,7 +156,7 @@ class Training:
     def freeze(self) -> None:
         """Begin the second phase with the best network of the first, and its BatchNorm statistics."""
         for network in (self.network, self.average):
-            network.load_state_dict(self.best)
+            network.load_state_dict(self.best or network.state_dict())  # without a first phase: as given
         self.phase, self.epoch, self.best, self.best_accuracy = 1, 0, {}, -1.0
         self.optimizer = self.new_optimizer()
 
@@ -245,6 +245,8 @@ def train_and_save(path: str, recipe: Recipe, settings: Settings, start_from: st
     Raises `UserError` for images or weights that cannot be used, or a half-done training with another recipe.
     """
     writing.check_writable(path)
+    if not recipe.epochs and not start_from:
+        raise UserError('--recipe epochs=0: the second phase alone needs weights to begin with (--from)')
     torch.set_num_threads(settings.threads(settings.TORCH_THREADS))
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(recipe.seed)  # the initial weights
@@ -280,8 +282,7 @@ def progress_file(path: str) -> str:
 
 def forget_progress(path: str) -> None:
     """Remove that file, once the weights and the report on them are written."""
-    if os.path.exists(progress_file(path)):
-        os.remove(progress_file(path))
+    progress.forget(progress_file(path))
 
 
 def run(training: Training, source: ImageSource, pool: np.ndarray, save: Callable[[], None]) -> None:

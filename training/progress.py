@@ -12,15 +12,28 @@ from typing import Any, Dict, Optional
 import torch
 
 from config import UserError
-from pipeline import writing
-
+NEW = '.new'
 State = Dict[str, Any]  # tensors and plain values
 
 
 def save(path: str, identity: Dict[str, Any], state: State) -> None:
-    """Write `state` in one step; `identity` says of which training it is."""
-    with writing.replacing(path) as temporary:
-        torch.save({'identity': json.dumps(identity, sort_keys=True), **state}, temporary)
+    """Write `state` in one step; `identity` says of which training it is. The temporary file has one name, so that of
+    many kills one file is left, not one each. Raises `UserError` when it cannot be written."""
+    try:
+        with open(path + NEW, 'wb') as stream:
+            torch.save({'identity': json.dumps(identity, sort_keys=True), **state}, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(path + NEW, path)
+    except OSError as error:
+        raise UserError(f'cannot write {path}: {error.strerror}') from None
+
+
+def forget(path: str) -> None:
+    """Remove the file, and what a kill left of a newer one."""
+    for name in (path, path + NEW):
+        if os.path.exists(name):
+            os.remove(name)
 
 
 def load(path: str, identity: Dict[str, Any]) -> Optional[State]:

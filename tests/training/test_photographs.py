@@ -176,7 +176,7 @@ def test_the_digits_have_a_recipe_of_their_own(flags):
         train_base_model.main(flags)
 
 
-@pytest.mark.parametrize('item', ['lr', 'speed=3', 'lr=fast', 'lr=nan', 'lr=-1', 'lr=inf', 'flip=1.1', 'epochs=0',
+@pytest.mark.parametrize('item', ['lr', 'speed=3', 'lr=fast', 'lr=nan', 'lr=-1', 'lr=inf', 'flip=1.1', 'epochs=-1',
                                   'epochs=1.5', 'batch_size=0'])
 def test_a_change_of_the_recipe_that_means_nothing_is_one_line(item):
     with pytest.raises(UserError, match=re.escape(f'--recipe {item!r}: ')):
@@ -185,3 +185,18 @@ def test_a_change_of_the_recipe_that_means_nothing_is_one_line(item):
 
 def test_a_change_of_the_recipe_is_taken():
     assert photographs.changed(RECIPE, ['lr=0.3', 'epochs=7']) == dataclasses.replace(RECIPE, lr=0.3, epochs=7)
+
+
+def test_the_second_phase_alone_leaves_batchnorm_as_it_was_given(tmp_path, undisturbed):
+    settings = settings_of(tmp_path)
+    path, given = kinds.weights_to_write(settings), str(tmp_path / 'given.pt')
+    torch.save(undisturbed, given)
+    only_second = dataclasses.replace(RECIPE, epochs=0, frozen_epochs=1)
+    with pytest.raises(UserError, match='needs weights to begin with'):
+        photographs.train_and_save(path, only_second, settings)
+    photographs.train_and_save(path, only_second, settings, start_from=given)
+    found = read_checkpoint(path)
+    for name, value in found.items():
+        if 'running' in name:
+            assert torch.equal(value, undisturbed[name]), name
+    assert not torch.equal(found['linear.weight'], undisturbed['linear.weight'])
