@@ -18,6 +18,7 @@ import dataclasses
 import hashlib
 import math
 import os
+import sys
 import time
 from collections import deque
 from typing import Callable, Deque, Dict, Iterator, List, NamedTuple, Sequence, Tuple, get_type_hints
@@ -187,15 +188,16 @@ class Training:
         towards_whole = F.kl_div(F.log_softmax(part, dim=1), F.softmax(whole.detach(), dim=1), reduction='batchmean')
         return cross_entropy(whole, labels) + 0.5 * cross_entropy(part, labels) + 0.5 * towards_whole
 
-    def run_epoch(self, batches: Iterator[Tuple[torch.Tensor, torch.Tensor]], steps: int) -> float:
-        """Train for `steps` batches, average the weights, set the average's BatchNorm statistics; the mean loss."""
+    def run_epoch(self, batches: Iterator[Tuple[torch.Tensor, torch.Tensor]], steps: int, bar: tqdm) -> float:
+        """Train for `steps` batches, average the weights, set the average's BatchNorm statistics; the mean loss. Every
+        step moves the progress bar."""
         seed = self.recipe.seed
         generator = torch.Generator(self.device).manual_seed(seed_of(seed, self.number))
         rng = np.random.default_rng([seed, self.number, 1])
         self.network.train(self.phase == 0)
         recent: Deque[torch.Tensor] = deque(maxlen=STATISTICS_BATCHES)
         total = torch.zeros((), device=self.device)
-        for step in tqdm(range(steps), f'epoch {self.number + 1}', delay=3, leave=False, disable=None):
+        for step in range(steps):
             images, labels = next(batches)
             x = self.inputs_of(images, generator)
             for group in self.optimizer.param_groups:
@@ -209,6 +211,7 @@ class Training:
             self.update_average(self.epoch * steps + step, steps)
             total += loss.detach()
             recent.append(x)
+            bar.update()
         if self.phase == 0:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
                 estimate_statistics(self.average, recent)
@@ -302,19 +305,22 @@ def run(training: Training, source: ImageSource, pool: np.ndarray, save: Callabl
     batches = explained(loader, settings.NUM_WORKERS, 'training images')
     saved = start = time.perf_counter()
     before = training.seconds
+    bar = tqdm(total=steps * (sum(training.epochs) - training.number), desc='training', leave=False, disable=None)
     while training.number < sum(training.epochs):
         if training.phase == 0 and training.epoch == recipe.epochs:
             training.freeze()
         began = time.perf_counter()
-        loss = training.run_epoch(batches, steps)
+        loss = training.run_epoch(batches, steps, bar)
         if not math.isfinite(loss):
             raise UserError(f'epoch {training.number + 1}: the loss is {loss}; train with a smaller --lr')
         rate = steps * batch_size / (time.perf_counter() - began)
         training.end_epoch(loss, measured)
         training.seconds = before + time.perf_counter() - start
-        say(f'phase {training.phase + 1}, epoch {training.epoch} of {training.epochs[training.phase]}: '
-            f'loss {loss:.3f}, held-out accuracy {training.history[-1]["held_out_accuracy"]:.1%}, best '
-            f'{training.best_accuracy:.1%}; {rate:,.0f} images/s, {training.seconds:.0f} s')
+        with bar.external_write_mode(file=sys.stderr):
+            say(f'phase {training.phase + 1}, epoch {training.epoch} of {training.epochs[training.phase]}: '
+                f'loss {loss:.3f}, held-out accuracy {training.history[-1]["held_out_accuracy"]:.1%}, best '
+                f'{training.best_accuracy:.1%}; {rate:,.0f} images/s, {training.seconds:.0f} s')
         if time.perf_counter() - saved > SAVE_EVERY_S or training.number in (recipe.epochs, sum(training.epochs)):
             save()
             saved = time.perf_counter()
+    bar.close()
