@@ -140,7 +140,7 @@ class Settings:
     WIRE_FORMATS: Tuple[str, ...] = setting(('float32',), 'link', some_formats)  # what a feature map may travel as
 
     # --- fleet: equal clients that share one server -------------------------------------------------
-    CLIENTS: int = setting(1, 'objective', above_0)  # K; frame rates and times in results are those of one of them
+    CLIENTS: int = setting(8, 'objective', above_0)  # K; frame rates and times in results are those of one of them
     SERVER_WORKERS: int = setting(1, 'objective', above_0)  # frames that the server works on at a time
     LINK_SHARED: bool = setting(False, 'objective')  # BANDWIDTH_MBPS is what all clients share; 0: each has its own
 
@@ -248,7 +248,7 @@ PROFILES: Dict[str, Dict[str, Any]] = {
     'quickstart': {},
     'imagenet': dict(
         MODEL_NAME='RepVGG-B3', NUM_CLASSES=1000, INPUT_SIZE=224, WEIGHT_PATH_SERVER='',
-        DATASET='imagefolder', DATA_PATH='data/imagenet', BATCH_SIZE=16, IMAGES_PER_SUBSET=500,
+        DATASET='imagefolder', DATA_PATH='data/imagenet', CLIENTS=1, BATCH_SIZE=16, IMAGES_PER_SUBSET=500,
         NORM_MEAN=(0.485, 0.456, 0.406), NORM_STD=(0.229, 0.224, 0.225),  # torchvision's ImageNet statistics
         SERVER_THREADS=0, DEVICE_PROFILE='jetson-tx2', LUT_ROUNDS=5, ALPHA_EPOCHS=1, ALPHA_LR=0.005,
         RECOVERY_LR=0.005, RECOVERY_BATCH_SIZE=16,

@@ -7,7 +7,7 @@ Reads the table (step 1), step 2's and every domain's result. Writes to results/
 
     accuracy_throughput_curve, accuracy_teff_curve                 two domains, large
     accuracy_throughput_all_domains, accuracy_teff_all_domains     all domains, small
-    domain_comparison, split_times, lut_heatmap, domain_D_configuration
+    rate_by_clients, domain_comparison, split_times, lut_heatmap, domain_D_configuration
 
 and summary.txt (also printed) and summary.json. Everything is read and checked before anything is written.
 """
@@ -74,8 +74,8 @@ def main(argv: Optional[Sequence[str]]) -> None:
     with writing.replacing(text_path) as temporary:
         with open(temporary, 'w', encoding='utf-8', errors='backslashreplace') as stream:
             stream.write(text + '\n')
-    content = {**summary.as_dict(found.results, settings), 'warnings': pictures.warnings_on(found),
-               'pictures': sorted(made)}
+    content = {**summary.as_dict(found.results, settings), 'rate_by_clients': pictures.rates_to_json(found),
+               'warnings': pictures.warnings_on(found), 'pictures': sorted(made)}
     writing.write(path, content, writing.make_metadata(settings, 'summary', inputs))
     print(text)
     print(f'-> {folder}: {len(made)} pictures as PDF and PNG, summary.txt, summary.json')

@@ -35,8 +35,9 @@ class Power:
 
 
 def power_from_json(document: Document, where: str) -> Optional[Power]:
-    """The watts in the object at `where`; None where there are none. `UserError` for what cannot be."""
-    if document.find(where) is None:
+    """The watts in the object at `where`; None where there are none, as in files of earlier versions. `UserError` for
+    what cannot be."""
+    if 'power' not in document.content or document.find(where) is None:
         return None
     watts = [document.number(f'{where}.{name}', 0) for name in WATTS]
     origin = document.get(f'{where}.from', str)

@@ -4,7 +4,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import partial
-from typing import Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -17,7 +17,7 @@ from costs.cost_model import HardwareTable, Times
 from costs.energy import energy_lines, energy_of
 from costs.verdict import words_of
 from pipeline import kinds
-from report import cost_figures, frontier_figures, result_figures, style, summary
+from report import cost_figures, client_rates, frontier_figures, result_figures, style, summary
 from report.cost_figures import UnprunedSplits
 from report.frontier_figures import T_EFF, THROUGHPUT
 from search import result_file, result_warnings
@@ -85,6 +85,9 @@ def pictures_of(inputs: Inputs) -> Pictures:
         if len(results) > 2:
             made[f'accuracy_{name}_all_domains'] = partial(frontier_figures.all_domains, results, speed,
                                                            inputs.sequential, note)
+    rates = rates_of(inputs)
+    if rates:
+        made['rate_by_clients'] = partial(client_rates.rate_by_clients, rates, table, inputs.settings, simulated)
     made['domain_comparison'] = partial(result_figures.domain_comparison, results, note)
     made['lut_heatmap'] = partial(cost_figures.lut_heatmap, table)
     if inputs.unpruned is not None:
@@ -93,6 +96,19 @@ def pictures_of(inputs: Inputs) -> Pictures:
         made[f'domain_{result.domain_id}_configuration'] = partial(
             result_figures.configuration, result, table, inputs.settings.HEAD_TIER, note)
     return made
+
+
+def rates_of(inputs: Inputs) -> Mapping[str, np.ndarray]:
+    """Frames a second of each client by method and number of clients, of the domains whose times follow from this
+    table; nothing where there is none."""
+    results = [result for result in inputs.results if inputs.fits(result)]
+    return client_rates.mean_rates(results, inputs.table, inputs.settings) if results else {}
+
+
+def rates_to_json(inputs: Inputs) -> Dict[str, Any]:
+    """`rates_of` for programs."""
+    return {'clients': list(client_rates.CLIENTS),
+            'fps': {name: values.tolist() for name, values in rates_of(inputs).items()}}
 
 
 def write_all(folder: str, made: Pictures) -> None:

@@ -91,10 +91,10 @@ def disagreements(results: Sequence[JointResult]) -> List[str]:
 
 # --- as text ------------------------------------------------------------------------------------------------
 
-HEADER = ['domain', 'unpruned', 'chosen', '95 % interval', 'loss', 'unpruned', 'chosen', 'change', 'client', 'server',
-          'PNG', 'JPEG', 'unpruned', 'chosen', 'change', 'λ', 'pruned']
-GROUPS = (('', 1), ('test accuracy (%)', 4), ('T_eff (ms per image)', 3), ('without a split: T_eff (ms)', 4),
-          ('throughput (frames/s)', 3), ('', 2))
+HEADER = ['domain', 'unpruned', 'chosen', '95 % interval', 'loss', 'unpruned', 'chosen', 'change', 'unpruned', 'chosen',
+          'client', 'server', 'PNG', 'JPEG', 'gain', 'λ', 'pruned']
+GROUPS = (('', 1), ('test accuracy (%)', 4), ('T_eff (ms per image)', 3), ('{frames}: split', 2),
+          ('without a split', 5), ('', 2))
 GAP = '  '
 
 
@@ -103,15 +103,17 @@ def text(results: Sequence[JointResult], notes: Sequence[str], settings: Setting
     mean = mean_change(results)
     rows = [HEADER, *(domain_row(result) for result in results),
             [f'mean of {len(results)}', '', '', '', points(mean.accuracy_loss), '', '', percent(mean.T_eff_change),
-             '', '', '', '', '', '', percent(mean.throughput_change), '', '']]
-    lines = aligned(rows)
+             *mean_rates(results), '', '']]
+    lines = aligned(rows, settings.CLIENTS)
     sender, receiver = settings.HEAD_TIER, other_tier(settings.HEAD_TIER)
     lines += ['', 'unpruned: the whole network at the best allowed split (step 2)',
-              'without a split: the same pruned network on the client alone, on the server alone, and on the '
-              f'{receiver} with the image sent by the {sender} as PNG or as JPEG',
+              'without a split: the chosen network on the client alone, on the server alone, and on the '
+              f'{receiver} with the image sent by the {sender} as PNG or as JPEG; gain: frames/s of the chosen split '
+              'over the most of these',
               *(['-: no JPEG keeps the accuracy'] if any(None in without_split(result) for result in results) else []),
               'loss: percentage points of test accuracy; below 0 is a gain',
               'λ: blocks that run before the feature map is sent; pruned: branches taken out of the network']
+    lines += fleet_lines(results, settings)
     lines += [f'chosen: {words}' for words in sorted({pick_words(result) for result in results})]
     lines += confirmation_lines(results)
     sequential = [result for result in results if 'sequential' in result.baselines]
@@ -147,11 +149,12 @@ def confirmation_lines(results: Sequence[JointResult]) -> List[str]:
 def domain_row(result: JointResult) -> List[str]:
     """One domain's cells."""
     a, step2, moved = result.accuracy, result.baselines['step2'].times, change(result)
+    rates = [step2.throughput_fps, result.times.throughput_fps,
+             *(found.times.throughput_fps if found else None for found in without_split(result))]
     return [f'{result.domain_id}  {" ".join(result.domain_name.split())}'[:29], points(a.reference), points(a.final),
             f'{points(a.ci95[0])} to {points(a.ci95[1])}', points(moved.accuracy_loss),
             f'{step2.T_eff_ms:.3f}', f'{result.times.T_eff_ms:.3f}', percent(moved.T_eff_change),
-            *(f'{found.times.T_eff_ms:.3f}' if found else '-' for found in without_split(result)),
-            f'{step2.throughput_fps:.1f}', f'{result.times.throughput_fps:.1f}', percent(moved.throughput_change),
+            *('-' if rate is None else f'{rate:.1f}' for rate in rates), percent(gain(result)),
             str(result.configuration.split), str(len(result.pruned))]
 
 
@@ -163,11 +166,37 @@ def without_split(result: JointResult) -> List[Optional[Baseline]]:
     return [*(result.baselines[name] for name in PRUNED_ENDS), sent.get('png'), sent.get('jpeg')]
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> List[str]:
+def gain(result: JointResult) -> float:
+    """Frames a second of the chosen split over the most that the same network reaches without one, as a fraction."""
+    return result.times.throughput_fps / max(found.times.throughput_fps for found in without_split(result) if found) - 1
+
+
+def mean_rates(results: Sequence[JointResult]) -> List[str]:
+    """The cells of `domain_row` that are frames a second, and the gain, mean over the domains that have them."""
+    columns = zip(*([result.baselines['step2'], result, *without_split(result)] for result in results))
+    means = [[entry.times.throughput_fps for entry in column if entry] for column in columns]
+    return [*(f'{np.mean(found):.1f}' if found else '-' for found in means),
+            percent(float(np.mean([gain(result) for result in results])))]
+
+
+def fleet_lines(results: Sequence[JointResult], settings: Settings) -> List[str]:
+    """What several clients get together, and how long they wait for each other."""
+    if settings.CLIENTS == 1:
+        return []
+    all_fps = [settings.CLIENTS * result.times.throughput_fps for result in results]
+    waits = [result.times.wait_ms for result in results]
+    gains = [gain(result) for result in results]
+    return [f'{settings.CLIENTS} clients share the server: {np.mean(all_fps):.1f} frames/s in all at full rate (mean), '
+            f'a frame waits {np.mean(waits):.2f} ms for those of others; gain {percent(min(gains))} to '
+            f'{percent(max(gains))}']
+
+
+def aligned(rows: Sequence[Sequence[str]], clients: int = 1) -> List[str]:
     """Columns as wide as their widest cell or their share of the group's title, the first one to the left."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     first, title = 0, ''
     for name, count in GROUPS:
+        name = name.format(frames=f'frames/s of each of {clients}' if clients > 1 else 'frames/s')
         group = slice(first, first + count)
         missing = len(name) - sum(widths[group]) - len(GAP) * (count - 1)
         widths[first] += max(0, missing)
@@ -194,7 +223,8 @@ def as_dict(results: Sequence[JointResult], settings: Settings) -> Dict[str, Any
     with_sequential = [result for result in results if 'sequential' in result.baselines]
     return {'domains': {str(result.domain_id): {'domain_name': result.domain_name, **vars(change(result)),
                                                 'cal_p_value': result.accuracy.cal_p_value,
-                                                'nothing_confirmed': result.nothing_confirmed}
+                                                'nothing_confirmed': result.nothing_confirmed,
+                                                'throughput_gain': gain(result)}
                         for result in results},
             'mean': vars(mean_change(results)),
             'mean_sequential': vars(mean_change(with_sequential, 'sequential')) if with_sequential else None,

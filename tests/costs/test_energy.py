@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from random_cases import whole_table
-from table_files import settings_in
+from table_files import content_of, settings_in, write_text
 
 import lut_manager
 from config import Settings, UserError
@@ -120,3 +120,11 @@ def test_a_processors_counter_is_read_while_it_counts_and_starts_anew(tmp_path):
                                    {'bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon0/in1_label': 'VDD_CPU'}])
 def test_where_no_sensor_can_be_read_nothing_is_said_to_be_measured(tmp_path, files):
     assert power_sensors.watts_of(lambda: pytest.fail('nothing to measure'), tree(tmp_path, files)) is None
+
+
+def test_a_table_of_an_earlier_version_has_no_watts(tmp_path):
+    settings = settings_in(tmp_path)
+    path = lut_manager.save(whole_table(settings), settings)
+    content = content_of(path)
+    del content['power']
+    assert lut_manager.read(write_text(path, json.dumps(content)), settings).power == {}

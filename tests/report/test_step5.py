@@ -77,8 +77,8 @@ def refusal(folder, *settings):
 
 def test_a_subset_of_domains_gives_every_picture_twice_and_no_leftovers(finished):
     written = sorted(os.listdir(os.path.join(finished[0], 'visualization')))
-    names = ['accuracy_throughput_curve', 'accuracy_teff_curve', 'domain_comparison', 'lut_heatmap', 'split_times',
-             'domain_0_configuration', 'domain_3_configuration']
+    names = ['accuracy_throughput_curve', 'accuracy_teff_curve', 'rate_by_clients', 'domain_comparison', 'lut_heatmap',
+             'split_times', 'domain_0_configuration', 'domain_3_configuration']
     assert written == sorted([f'{name}.{kind}' for name in names for kind in ('pdf', 'png')]
                              + ['summary.txt', 'summary.json'])
     for name in written:
