@@ -21,6 +21,7 @@ PARSER.add_argument('--profile', default='edge-cpu')
 PARSER.add_argument('--root', default='results/page')
 PARSER.add_argument('--links', default='10,100,1000', metavar='MBPS,...')
 PARSER.add_argument('--wire_formats', default='float32', metavar='FORMAT,...')
+PARSER.add_argument('--clients', type=int, default=1, metavar='K', help='that share the server')
 PARSER.add_argument('--pruned_in', default='', metavar='FOLDER')
 PARSER.add_argument('--lut_file')
 
@@ -63,6 +64,7 @@ class Page:
     links_mbps: Sequence[int]
     wire_formats: str
     pruned_in: str = ''
+    clients: int = 1
 
     def folder(self, head: str, mbps: int) -> str:
         """Where the results of a case are."""
@@ -73,7 +75,8 @@ class Page:
         for head in TIERS:
             for mbps in self.links_mbps:
                 yield head, mbps, (f'DEVICE_PROFILE={self.profile}', f'HEAD_TIER={head}', f'BANDWIDTH_MBPS={mbps}',
-                                   f'WIRE_FORMATS={self.wire_formats}', f'RESULTS_DIR={self.folder(head, mbps)}')
+                                   f'WIRE_FORMATS={self.wire_formats}', f'CLIENTS={self.clients}',
+                                   f'RESULTS_DIR={self.folder(head, mbps)}')
 
 
 def script(overrides: Sequence[str], name: str, *arguments: str) -> None:
@@ -231,10 +234,10 @@ def main(argv: Optional[Sequence[str]]) -> None:
     args = PARSER.parse_args(argv)
     np.seterr(all='raise')
     if args.what == 'b3':
-        b3(args.lut_file, config.load())
+        b3(args.lut_file, config.load(('CLIENTS=1',)))
     else:
         page = Page(args.profile, args.root, [int(mbps) for mbps in args.links.split(',')], args.wire_formats,
-                    args.pruned_in)
+                    args.pruned_in, args.clients)
         {'run': run, 'show': show}[args.what](page)
 
 

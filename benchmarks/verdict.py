@@ -56,7 +56,7 @@ def draw(generator: random.Random) -> Tuple[int, Tuple[str, ...]]:
         f'BANDWIDTH_MBPS={generator.choice(LINKS_MBPS)}', f'RTT_MS={generator.choice((0, 2, 20))}',
         f'EPSILON={generator.choice((0.01, 0.02, 0.05))}', f"HEAD_TIER={generator.choice(('client', 'server'))}",
         f"RESULT_AT={generator.choice(('client', 'server'))}", f'LAMBDA_MIN={low}',
-        f'OMEGA={generator.choice((0, 0.5, 1))}')
+        f'OMEGA={generator.choice((0, 0.5, 1))}', f'CLIENTS={generator.choice((1, 4, 8))}')
 
 
 def read(path: str) -> Dict[str, Any]:
@@ -85,7 +85,9 @@ class Count:
     def T_eff_ms(self, stages: Sequence[float], rtt_ms: float) -> float:
         """Of (head, link, tail) in ms."""
         omega = self.settings.OMEGA
-        return omega * (sum(stages) + rtt_ms) + (1 - omega) * max(stages)
+        busy = [ms * (self.settings.CLIENTS if where == 'server' else 1)
+                for where, ms in zip((self.head, 'link', self.tail), stages)]
+        return omega * (sum(stages) + rtt_ms) + (1 - omega) * max(busy)
 
     def sent_ms(self, n_bytes: float) -> float:
         """On the link."""

@@ -17,6 +17,7 @@ from search.result import JointResult
 from throughput_optimizer import solve_exact
 
 CLIENTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+SHOWN = (1, 2, 4, 8, 16, 32)  # in the table
 LABEL_GAP = 0.055  # least distance of two labels, in heights of the axes
 
 
@@ -79,7 +80,7 @@ def rate_by_clients(found: Mapping[str, np.ndarray], table: HardwareTable, setti
                   linewidth=3 if chosen else 2, zorder=4 if chosen else 3)
     axes.set_xscale('log', base=2)
     axes.set_yscale('log')
-    axes.xaxis.set_major_locator(FixedLocator([1, 2, 4, 8, 16, 32]))
+    axes.xaxis.set_major_locator(FixedLocator(SHOWN))
     axes.yaxis.set_major_locator(FixedLocator([digit * 10.0 ** power for power in range(-2, 6) for digit in (1, 2, 5)]))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
@@ -93,6 +94,21 @@ def rate_by_clients(found: Mapping[str, np.ndarray], table: HardwareTable, setti
     return figure
 
 
+def text(found: Mapping[str, np.ndarray], settings: Settings) -> List[str]:
+    """The picture as a table, for the numbers of clients in SHOWN."""
+    columns = [CLIENTS.index(k) for k in SHOWN]
+    labels = {name: label_of(name, settings) for name in found}
+    width = max(map(len, labels.values()))
+    return [f"frames/s of each {who(settings)}, by how many share the server (mean; each method at its best γ, λ and "
+            'wire format)', ' ' * width + ''.join(f'{k:8}' for k in SHOWN),
+            *(f'{labels[name]:{width}}' + ''.join(f'{found[name][at]:8.1f}' for at in columns) for name in found)]
+
+
+def label_of(name: str, settings: Settings) -> str:
+    """A method in words."""
+    return METHODS[name].label.format(who=who(settings), tail=other_tier(settings.HEAD_TIER))
+
+
 def who(settings: Settings) -> str:
     """What a client is: the tier that has the images is a camera."""
     return 'camera' if settings.HEAD_TIER == 'client' else 'client'
@@ -100,8 +116,8 @@ def who(settings: Settings) -> str:
 
 def method_note(table: HardwareTable, settings: Settings) -> str:
     """What the rates hold for."""
-    link = f"{table.link.bandwidth_mbps:g} Mbit/s {'for all together' if settings.LINK_SHARED else 'for each'}"
-    return f'(γ, λ and wire format of every method are the best for each number; {link})'
+    link = f"{table.link.bandwidth_mbps:g} Mbit/s {'for all together' if settings.LINK_SHARED else 'each'}"
+    return f'{link}; each method at its best γ, λ and wire format for each number'
 
 
 def label_lines(axes: Axes, found: Mapping[str, np.ndarray], settings: Settings) -> None:
@@ -111,8 +127,7 @@ def label_lines(axes: Axes, found: Mapping[str, np.ndarray], settings: Settings)
     for name in sorted(found, key=lambda name: found[name][-1]):
         look, last = METHODS[name], found[name][-1]
         below = max((np.log(last) - bottom) / (top - bottom), below + LABEL_GAP)
-        label = look.label.format(who=who(settings), tail=other_tier(settings.HEAD_TIER))
-        axes.annotate(f'{label}: {last:.0f}', (1.01, below), xycoords='axes fraction', va='center', color=look.colour,
+        axes.annotate(label_of(name, settings), (1.01, below), xycoords='axes fraction', va='center', color=look.colour,
                       fontweight='bold' if name == 'split' else 'normal', annotation_clip=False)
 
 

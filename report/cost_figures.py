@@ -97,6 +97,7 @@ class UnprunedSplits:
     split: int  # λ of the exact optimum
     per_split: SplitTimes  # λ = 0..N
     objective: str = 'T_eff'  # of config.py: what T_eff is
+    clients: int = 1  # that share the server
 
     @property
     def n_blocks(self) -> int:
@@ -132,7 +133,7 @@ def load_splits(table: HardwareTable, settings: Settings, lut_file: str = '') ->
         raise document.refuse(f'optimal_lambda {chosen} and lambda_range [{low:g}, {high:g}] do not fit {last} blocks')
     arrays = {name: np.array([getattr(row, name) for row in rows]) for name in Times.__dataclass_fields__}
     return UnprunedSplits(head_tier, document.get('wire', str), document.number('omega', 0), (int(low), int(high)),
-                          chosen, SplitTimes(**arrays), document.get('objective', str))
+                          chosen, SplitTimes(**arrays), document.get('objective', str), document.get('clients', int))
 
 
 @styled
@@ -152,7 +153,8 @@ def split_times(unpruned: UnprunedSplits, note: str = '') -> Figure:
         axes.bar(splits, heights, 0.72, bottom, color=colour, label=label, zorder=2)
         bottom = bottom + heights
     axes.plot(splits, times.T_cyc_ms, 's:', color=BLACK, markerfacecolor='white', markersize=5, zorder=3,
-              label='time between frames (T_cyc: slowest stage)')
+              label='time between frames (T_cyc: slowest stage)' if unpruned.clients == 1 else
+              f'time between frames of a client (T_cyc),\n{unpruned.clients} clients share the server')
     axes.plot(splits, times.T_eff_ms, 'o-', color=BLACK, markersize=5, zorder=4,
               label='T_eff: energy of the client, as ms of full power' if unpruned.objective == 'energy' else
               f'T_eff = {unpruned.omega:g} T_lat + {1 - unpruned.omega:g} T_cyc')
@@ -160,7 +162,7 @@ def split_times(unpruned: UnprunedSplits, note: str = '') -> Figure:
               zorder=5, label=f'chosen: λ = {unpruned.split}, lowest allowed T_eff')
     axes.set_xticks(splits, split_labels(unpruned))
     axes.set_xlim(-0.6, len(splits) - 0.4)
-    axes.set_ylim(0, 1.06 * bottom.max())
+    axes.set_ylim(0, 1.06 * max(bottom.max(), times.T_cyc_ms.max()))
     axes.set_xlabel(f'split λ: how many blocks run on the {unpruned.head_tier} before the feature map is sent')
     axes.set_ylabel('ms per image (whole bar: latency T_lat)')
     handles, labels = axes.get_legend_handles_labels()

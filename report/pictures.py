@@ -78,7 +78,9 @@ def pictures_of(inputs: Inputs) -> Pictures:
     """What to draw: the functions that make the figures."""
     results, table = inputs.results, inputs.table
     simulated = cost_figures.simulated_note(table)
-    note = simulated + (', with warnings: see summary.txt' if warnings_on(inputs) else '')
+    clients = inputs.settings.CLIENTS
+    note = ''.join([f', for each of {clients} clients on one server' if clients > 1 else '', simulated,
+                    ', with warnings: see summary.txt' if warnings_on(inputs) else ''])
     made: Pictures = {}
     for name, speed in (('throughput', THROUGHPUT), ('teff', T_EFF)):
         made[f'accuracy_{name}_curve'] = partial(frontier_figures.two_domains, results, speed, inputs.sequential, note)
@@ -88,7 +90,7 @@ def pictures_of(inputs: Inputs) -> Pictures:
     rates = rates_of(inputs)
     if rates:
         made['rate_by_clients'] = partial(client_rates.rate_by_clients, rates, table, inputs.settings, simulated)
-    made['domain_comparison'] = partial(result_figures.domain_comparison, results, note)
+    made['domain_comparison'] = partial(result_figures.domain_comparison, results, inputs.settings.CLIENTS, note)
     made['lut_heatmap'] = partial(cost_figures.lut_heatmap, table)
     if inputs.unpruned is not None:
         made['split_times'] = partial(cost_figures.split_times, inputs.unpruned, simulated)
@@ -120,7 +122,9 @@ def write_all(folder: str, made: Pictures) -> None:
 def text_of(inputs: Inputs) -> str:
     """The summary as text, with what a reader of the numbers must know; warnings stand before the numbers."""
     warnings = [f'warning: {line}' for line in warnings_on(inputs)]
-    text = summary.text(inputs.results, notes_on(inputs), inputs.settings)
+    rates = rates_of(inputs)
+    table = ['', *client_rates.text(rates, inputs.settings)] if rates else []
+    text = '\n'.join([summary.text(inputs.results, notes_on(inputs), inputs.settings), *table])
     return '\n'.join([*warnings, '', text] if warnings else [text])
 
 

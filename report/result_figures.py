@@ -32,7 +32,7 @@ from report.style import (
     styled,
     subplots,
 )
-from report.summary import change, mean_change, percent, without_split
+from report.summary import change, gain, mean_change, percent, without_split
 from search.result import JointResult
 
 ALPHA_LIMITS = (0.0, 2.0)  # colours of α, in every domain of every model; 1 is the original network
@@ -43,12 +43,15 @@ CHARACTER_WIDTH = 0.0145  # of the words beside a bar, in widths of their axes
 # --- the domains side by side ----------------------------------------------------------------------------
 
 @styled
-def domain_comparison(results: Sequence[JointResult], note: str = '') -> Figure:
-    """Test accuracy, T_eff and throughput of every domain; returns the figure. `note` is added to the title."""
+def domain_comparison(results: Sequence[JointResult], clients: int = 1, note: str = '') -> Figure:
+    """Test accuracy, T_eff and throughput of every domain; returns the figure. `clients` share the server; `note` is
+    added to the title."""
     figure, (top, middle, bottom) = subplots(3, 1, size=(max(12.0, 6.5 + 1.05 * len(results)), 11), sharex=True)
     draw_accuracies(top, results)
     draw_times(middle, results, lambda times: times.T_eff_ms, 'T_eff (ms per image)\nlower is better')
-    draw_times(bottom, results, lambda times: times.throughput_fps, 'throughput (frames/s)\nhigher is better')
+    draw_times(bottom, results, lambda times: times.throughput_fps,
+               f'frames/s of each of {clients} clients\nhigher is better' if clients > 1 else
+               'throughput (frames/s)\nhigher is better')
     margin = 0.6 + max(0, 3 - len(results)) / 2  # one domain's bars are not as wide as the picture
     for axes in (top, middle, bottom):
         axes.set_xlim(-margin, len(results) - 1 + margin)
@@ -60,7 +63,8 @@ def domain_comparison(results: Sequence[JointResult], note: str = '') -> Figure:
     over = f'Mean of {len(results)} domains' if len(results) > 1 else 'One domain'
     headline(figure, f'{over}, chosen network against the best unpruned split: test accuracy '
                      f'{-100 * mean.accuracy_loss:+.1f} points, T_eff {percent(mean.T_eff_change)}, throughput '
-                     f'{percent(mean.throughput_change)}{note}')
+                     f'{percent(mean.throughput_change)}; against the same network on one machine alone: throughput '
+                     f'{percent(float(np.mean([gain(result) for result in results])))}{note}')
     return figure
 
 

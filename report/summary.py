@@ -93,8 +93,8 @@ def disagreements(results: Sequence[JointResult]) -> List[str]:
 
 HEADER = ['domain', 'unpruned', 'chosen', '95 % interval', 'loss', 'unpruned', 'chosen', 'change', 'unpruned', 'chosen',
           'client', 'server', 'PNG', 'JPEG', 'gain', 'λ', 'pruned']
-GROUPS = (('', 1), ('test accuracy (%)', 4), ('T_eff (ms per image)', 3), ('{frames}: split', 2),
-          ('without a split', 5), ('', 2))
+GROUPS = (('', 1), ('test accuracy (%)', 4), ('T_eff (ms per image)', 3),
+          ('{frames}: split, then on one tier', 7), ('', 2))
 GAP = '  '
 
 
@@ -107,7 +107,7 @@ def text(results: Sequence[JointResult], notes: Sequence[str], settings: Setting
     lines = aligned(rows, settings.CLIENTS)
     sender, receiver = settings.HEAD_TIER, other_tier(settings.HEAD_TIER)
     lines += ['', 'unpruned: the whole network at the best allowed split (step 2)',
-              'without a split: the chosen network on the client alone, on the server alone, and on the '
+              'on one tier: the chosen network on the client alone, on the server alone, and on the '
               f'{receiver} with the image sent by the {sender} as PNG or as JPEG; gain: frames/s of the chosen split '
               'over the most of these',
               *(['-: no JPEG keeps the accuracy'] if any(None in without_split(result) for result in results) else []),
@@ -196,7 +196,7 @@ def aligned(rows: Sequence[Sequence[str]], clients: int = 1) -> List[str]:
     widths = [max(map(len, column)) for column in zip(*rows)]
     first, title = 0, ''
     for name, count in GROUPS:
-        name = name.format(frames=f'frames/s of each of {clients}' if clients > 1 else 'frames/s')
+        name = name.format(frames=f'frames/s of each of {clients} clients' if clients > 1 else 'frames/s')
         group = slice(first, first + count)
         missing = len(name) - sum(widths[group]) - len(GAP) * (count - 1)
         widths[first] += max(0, missing)

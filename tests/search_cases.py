@@ -26,7 +26,7 @@ from search.pruned_times import PrunedTimes
 from search.state import Phase, SearchState
 from throughput_optimizer import solve_exact
 
-SETTINGS = config.load(('MAX_EVALUATIONS=12', 'RECOVERY_STEPS=4', 'MAX_PRUNING_ROUNDS=6'), environ={})
+SETTINGS = config.load(('MAX_EVALUATIONS=12', 'RECOVERY_STEPS=4', 'MAX_PRUNING_ROUNDS=6', 'CLIENTS=1'), environ={})
 
 
 def with_settings(**changes) -> Settings:

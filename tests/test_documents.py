@@ -150,7 +150,7 @@ def run_step2(settings: Settings, command: str) -> None:
 
 
 def test_the_example_of_limits_prints_what_the_document_quotes(example, capsys):
-    command = 'python step2_initial_throughput_opt.py --max_client_ms 1.5 --max_client_memory_mb 0.3'
+    command = 'python step2_initial_throughput_opt.py --max_client_ms 1.5 --max_client_memory_mb 0.3 --set CLIENTS=1'
     lines = quoted('limits.md', command)
     run_step2(example, command)
     printed = capsys.readouterr().out.splitlines()
@@ -158,7 +158,7 @@ def test_the_example_of_limits_prints_what_the_document_quotes(example, capsys):
 
 
 def test_the_refusal_of_limits_is_what_the_document_quotes(example):
-    command = 'python step2_initial_throughput_opt.py --min_fps 600 --max_client_memory_mb 0.2'
+    command = 'python step2_initial_throughput_opt.py --min_fps 600 --max_client_memory_mb 0.2 --set CLIENTS=1'
     with pytest.raises(UserError) as caught:
         run_step2(example, command)
     assert [f'step2_initial_throughput_opt.py: error: {caught.value}'] == quoted('limits.md', command)

@@ -56,6 +56,15 @@ def test_the_title_says_from_how_many_clients_on_a_split_is_ahead_and_by_how_muc
     assert 'more frames than a split' in client_rates.rate_message(slow, SETTINGS)
 
 
+def test_the_table_holds_the_figures_of_the_picture():
+    found = client_rates.mean_rates([RESULT], TABLE, SETTINGS)
+    head, *rows = client_rates.text(found, SETTINGS)[1:]
+    assert head.split() == ['1', '2', '4', '8', '16', '32'] and len(rows) == len(found)
+    for row, values in zip(rows, found.values()):
+        at = [client_rates.CLIENTS.index(int(k)) for k in head.split()]
+        assert [float(cell) for cell in row.split()[-6:]] == pytest.approx([values[i] for i in at], abs=0.051)
+
+
 def test_the_names_of_the_lines_stand_at_their_ends_and_apart():
     found = {name: np.full(len(client_rates.CLIENTS), 100.0 + 0.01 * i)
              for i, name in enumerate(client_rates.METHODS)}
@@ -70,6 +79,6 @@ def test_the_summary_says_what_all_clients_get_and_what_a_split_gains():
     best = max(RESULT.baselines[name].times.throughput_fps for name in RESULT.baselines if '_pruned' in name)
     gain = RESULT.times.throughput_fps / best - 1
     assert f'{8 * RESULT.times.throughput_fps:.1f} frames/s in all' in said and f'{100 * gain:+.1f}%' in said
-    assert 'frames/s of each of 8' in said
+    assert 'frames/s of each of 8 clients: split' in said
     alone = summary.text([RESULT], [], dataclasses.replace(SETTINGS, CLIENTS=1))
     assert 'in all' not in alone and 'frames/s: split' in alone

@@ -110,7 +110,7 @@ def test_no_title_or_label_lies_on_another_or_beyond_the_picture(made, n):
     table = made[1]
     for figure in (frontier_figures.all_domains(results, THROUGHPUT, {}, ' (client times simulated)'),
                    frontier_figures.two_domains(results, THROUGHPUT, {}, ' (client times simulated)'),
-                   result_figures.domain_comparison(results, ' (client times simulated)'),
+                   result_figures.domain_comparison(results, 8, ' (client times simulated)'),
                    cost_figures.lut_heatmap(table),
                    result_figures.configuration(results[0], table, 'client', ' (client times simulated)')):
         renderer = FigureCanvasAgg(drawn(figure)).get_renderer()

@@ -235,8 +235,11 @@ def test_a_changed_pick_is_not_up_to_date_but_needs_no_search(workspace, finishe
 
 
 def test_all_fields_are_those_of_the_picked_point(workspace, finished, no_search):
-    target = workspace.content['frontier']['latency'][0]
-    found = step3(workspace, finished, '--pick', 'budget', '--budget_latency_ms', repr(target['T_lat_ms']))
+    def latency_ms(point) -> float:
+        return point['T_lat_ms'] + point['wait_ms']  # many clients: budgets count what they wait for each other
+
+    target = min((point for points in workspace.content['frontier'].values() for point in points), key=latency_ms)
+    found = step3(workspace, finished, '--pick', 'budget', '--budget_latency_ms', repr(latency_ms(target)))
     for name in ('alpha', 'gamma', 'lambda', 'wire', 'T_lat_ms', 'T_cyc_ms', 'T_eff_ms', 'throughput_fps'):
         assert found[name] == target[name]
     report, settings = found['accuracy'], workspace.settings()
