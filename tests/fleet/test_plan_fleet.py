@@ -20,7 +20,7 @@ def test_the_command_writes_a_plan_and_a_picture_and_prints_a_table(tmp_path, ca
     settings = made_settings(tmp_path / 'results')
     fleet = tmp_path / 'fleet.csv'
     fleet.write_text('kind,name,count,bandwidth_mbps,workers\nclient,gate,5,80,\nclient,hall,2,10,\nserver,rack,1,,2\n')
-    plan_fleet.main([str(fleet), '--set', f'RESULTS_DIR={settings.RESULTS_DIR}'])
+    plan_fleet.main([str(fleet), '--set', f'RESULTS_DIR={settings.RESULTS_DIR}', 'CLIENTS=1'])
     out = capsys.readouterr().out
     plan = plan_file.load(settings)
     assert [one.name for one in plan.clients] == [f'gate-{k}' for k in range(1, 6)] + ['hall-1', 'hall-2']

@@ -25,7 +25,7 @@ def test_warnings_stand_in_the_file_in_what_is_printed_and_before_the_summarys_n
     inputs = pictures.Inputs(table, '', None, [loaded], {}, settings)
     lines = pictures.text_of(inputs).splitlines()
     assert 'random weights' in lines[0] and lines[1] == 'warning: domain 0: this means nothing'
-    assert pictures.pictures_of(inputs)['domain_comparison'].args[1].endswith('with warnings: see summary.txt')
+    assert pictures.pictures_of(inputs)['domain_comparison'].args[2].endswith('with warnings: see summary.txt')
 
 
 def test_a_sound_result_has_no_warning(tmp_path):
