@@ -186,8 +186,14 @@ class Settings:
     BUDGET_MIN_FPS: Optional[float] = setting(None, 'pick', limit)  # frames a second of a client, 1000 / T_cyc
 
     # --- many different clients and servers: plan_fleet.py, simulate_fleet.py ----------------------
-    FLEET_OBJECTIVE: str = setting('max_min', 'fleet', one_of('max_min', 'max_total', 'fewest_servers', 'max_accuracy'))
+    FLEET_OBJECTIVE: str = setting('max_min', 'fleet', one_of('max_min', 'max_total', 'fewest_servers',
+                                                              'max_accuracy'))
     MAX_LOAD: float = setting(0.9, 'fleet', share)  # a plan uses every device, link and server for so much of its time
+    SWITCH_GAIN: float = setting(0.10, 'none', at_least_0)  # a client switches to what is better by more than this
+    SWITCH_AFTER_S: float = setting(3.0, 'none', at_least_0)  # for so long
+    SWITCH_PAUSE_S: float = setting(60.0, 'none', at_least_0)  # and not sooner than this after its last switch
+    FALLBACK_AFTER_S: float = setting(1.0, 'none', above_0)  # without an answer a client goes on alone
+    RETURN_AFTER_S: float = setting(3.0, 'none', at_least_0)  # with a server that answers again it returns
     LINK_TRACE: str = setting('', 'fleet')  # CSV of seconds, mbps, rtt_ms: the link of clients that name none
 
     # --- real mode ---------------------------------------------------------------------------

@@ -8,4 +8,7 @@ How. programme: linear and integer programmes (SciPy). rounding: whole clients o
 may take at given rates. objectives: the four objectives, each with a bound that no plan can beat. waiting: how long
 frames wait at a loaded server. plan, plan_file: a plan, and how it is written and read back. planning: from a fleet's
 file to a plan, or to the client that asks for too much.
+
+While it runs. decisions: admission, shedding, switching, fallback, a failed server, as pure functions. simulation: a
+plan played frame by frame. outcome: what came of that, held against the plan.
 """

@@ -16,7 +16,7 @@ from fleet.objectives import OBJECTIVES, NothingFits
 from fleet.plan import Plan, PlannedClient, PlannedGroup, PlannedPoint, PlannedServer
 from fleet.points import Network, Points, Tables, load_result, networks_of, points_of, unpruned_network
 from fleet.problem import NO_SERVER, Allocation, FleetProblem, Placement, server_load
-from fleet.waiting import mean_wait_ms
+from fleet.waiting import mean_waits_ms
 from search.result import JointResult
 
 GIVEN_RATES = ('fewest_servers', 'max_accuracy')  # objectives for which every client says what it needs
@@ -181,11 +181,11 @@ def _plan(model: FleetModel, objective: str, allocation: Allocation) -> Plan:
     number = _server_numbers(model.fleet)
     names = [names_of(client.name, client.count) for client in model.fleet.clients]
     clients: List[PlannedClient] = []
-    for item in sorted(allocation.placements, key=lambda item: item.group):
+    for number_of, item in sorted(enumerate(allocation.placements), key=lambda entry: entry[1].group):
         group = model.fleet.clients[item.group]
         at = None if item.server == NO_SERVER else number[item.server_kind] + item.server
         index = numbers[_key(group, model.fleet.servers[item.server_kind].tier)][item.point]
-        wait_ms = 0.0 if at is None else waits[at]
+        wait_ms = 0.0 if at is None else waits[at][number_of]
         latency = points[index].latency_ms(link_of(group), wait_ms)
         limited_by = _limited_by(model, points[index], link_of(group), item, None if at is None else servers[at])
         clients += [PlannedClient(next(names[item.group]), item.group, at, index, item.fps,
@@ -208,25 +208,31 @@ def _server_numbers(fleet: Fleet) -> List[int]:
     return [sum(server.count for server in fleet.servers[:kind]) for kind in range(len(fleet.servers))]
 
 
-def _servers(model: FleetModel, allocation: Allocation) -> Tuple[List[PlannedServer], List[float]]:
-    """Every server's load, and the mean wait there, ms (infinite where it has no time left)."""
+def _servers(model: FleetModel, allocation: Allocation) -> Tuple[List[PlannedServer], List[Dict[int, float]]]:
+    """Every server's load, and the mean wait there of each placement's frames, ms (infinite where it has no time left);
+    placements by number."""
     problem, number = model.problem, _server_numbers(model.fleet)
     work_ms, mbps = server_load(problem, allocation.placements)
-    at: List[List[Tuple[float, float]]] = [[] for _ in range(model.fleet.n_servers)]  # (fps, ms) of each client
-    for item in allocation.placements:
+    at: List[List[int]] = [[] for _ in range(model.fleet.n_servers)]  # numbers of placements
+    for index, item in enumerate(allocation.placements):
         if item.server != NO_SERVER:
-            at[number[item.server_kind] + item.server] += [(item.fps, problem.server_ms[item.at])] * item.count
+            at[number[item.server_kind] + item.server].append(index)
     found: List[PlannedServer] = []
-    waits: List[float] = []
+    waits: List[Dict[int, float]] = []
     for kind, server in enumerate(model.fleet.servers):
         for k, name in enumerate(names_of(server.name, server.count)):
-            streams = np.array(at[number[kind] + k]).reshape(-1, 2)
-            wait_ms = mean_wait_ms(streams[:, 0], streams[:, 1], server.workers)
-            waits.append(wait_ms)
+            placed = [allocation.placements[index] for index in at[number[kind] + k]]
+            count = np.array([item.count for item in placed], dtype=int)
+            fps = np.repeat([item.fps for item in placed], count)
+            wait_ms = mean_waits_ms(fps, np.repeat([problem.server_ms[item.at] for item in placed], count),
+                                    server.workers)
+            first = np.cumsum(count) - count
+            waits.append(dict(zip(at[number[kind] + k], wait_ms[first].tolist())))
+            mean_ms = float(np.average(wait_ms, weights=fps)) if fps.sum() else 0.0
             link_load = mbps[kind, k] / server.bandwidth_mbps if server.bandwidth_mbps else 0.0
             found.append(PlannedServer(name, server.name, server.workers, server.bandwidth_mbps,
                                        float(work_ms[kind, k] / (1000 * server.workers)), float(link_load),
-                                       wait_ms if math.isfinite(wait_ms) else None, len(streams)))
+                                       mean_ms if math.isfinite(mean_ms) else None, int(count.sum())))
     return found, waits
 
 

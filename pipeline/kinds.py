@@ -63,6 +63,8 @@ KINDS: Dict[str, FileKind] = {
                                        inputs=(*_SEARCH.inputs, 'sequential_accuracy')),
     'fleet_plan': FileKind('{results}/fleet_plan.json', 'python plan_fleet.py FLEET_FILE',
                            ('model', 'link', 'objective', 'accuracy', 'fleet')),  # and the files that it names
+    'fleet_simulation': FileKind('{results}/fleet_simulation.json', 'python simulate_fleet.py',
+                                 ('fleet',), ('fleet_plan',)),
     'summary': FileKind('{results}/visualization/summary.json', 'python step5_visualize_results.py',
                         (*_SEARCH.groups, 'pick')),
 }
