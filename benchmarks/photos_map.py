@@ -1,13 +1,14 @@
 """What to do at which link rate and with how many clients: JPEG or PNG to the server, a split, or the client alone?
 
-    PROFILE=photos DATA_PATH=... python -m benchmarks.photos_map --lut_files edge.json tx2.json [--picture map.png]
+    export PROFILE=photos DATA_PATH=...
+    python -m benchmarks.photos_map --lut_files edge.json tx2.json [--picture map.png] [--set OBJECTIVE=throughput]
 
-For each table (step 1; one a device) every way to run the unpruned network is held against the others by the frames a
-second that each of K equal clients gets, 1000 / T_cyc, on links of 2 to 1000 Mbit/s (each client has its own):
-everything on the client; everything on the server with the image sent as it is, as PNG, and as the smallest JPEG that
-keeps validation accuracy within EPSILON; the best split with the feature map as float32, float16 and uint8. Accuracies,
-which depend on what is sent and not on the link, are measured on clean test images. Prints Markdown; the picture shows
-the best way over rate and clients.
+For each table (step 1; one a device) every way to run the unpruned network is held against the others on links of 2 to
+1000 Mbit/s (each of K equal clients has its own): everything on the client; everything on the server with the image
+sent as it is, as PNG, and as the smallest JPEG that keeps validation accuracy within EPSILON; the best split with the
+feature map as float32, float16 and uint8. The best has the least T_eff, or by OBJECTIVE the most frames a second or the
+least latency. Accuracies, which depend on what is sent and not on the link, are measured on clean test images. Prints
+Markdown; the picture shows the best way over rate and clients.
 """
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ import cli
 PARSER = cli.parser(__doc__)
 PARSER.add_argument('--lut_files', nargs='+', required=True, metavar='FILE')
 PARSER.add_argument('--picture', default='', metavar='FILE')
-PARSER.add_argument('--images', type=cli.count, default=400, help='of validation, to choose the JPEG (default: 400)')
+PARSER.add_argument('--images', type=cli.count, default=800, help='of validation, which choose the JPEG, and of '
+                    'test, at most each (default: 800)')
 
 if __name__ == '__main__':
     cli.answer_help(PARSER)  # before the imports below, which load PyTorch
@@ -36,7 +38,7 @@ from benchmarks.links import on_link
 from config import Settings
 from costs.cost_model import Configuration, HardwareTable, ImageFormat, Solution
 from domain_dataset import load_clean
-from domains.image_sets import wilson_interval
+from domains.image_sets import ImageSet, wilson_interval
 from hyper_repvgg import HyperRepVGG
 from network.alpha import surviving_branches, unpruned_alpha
 from report import style
@@ -48,8 +50,9 @@ WIRES = ('float32', 'float16', 'uint8')
 TABLE_MBPS, TABLE_CLIENTS = (2, 10, 50, 100, 1000), (1, 8)
 MAP_MBPS = tuple(float(f'{rate:.2g}') for rate in np.geomspace(1, 1000, 13))
 MAP_CLIENTS = (1, 2, 4, 8, 16, 32)
-COLOURS = {'client': style.ORANGE, 'image': style.SKY, 'PNG': style.BLUE, 'JPEG': style.PURPLE,
-           'float32': style.YELLOW, 'float16': style.GREEN, 'uint8': style.RED}
+COLOURS = {'client': style.ORANGE, 'image': style.YELLOW, 'PNG': style.SKY, 'JPEG': style.PURPLE,
+           'float32': style.RED, 'float16': style.BLUE, 'uint8': style.GREEN}
+OBJECTIVES = {'T_eff': 'the least T_eff', 'throughput': 'the most frames a second', 'latency': 'the least latency'}
 
 
 class Device(NamedTuple):
@@ -65,24 +68,23 @@ def ways(device: Device, alpha: np.ndarray, mbps: float, clients: int, settings:
     table, surviving = on_link(device.table, chosen), surviving_branches(alpha)
     found = {'client': solve_end(table, surviving, table.n_blocks, None, chosen)}
     found.update({name: solve_end(table, surviving, 0, image, chosen) for name, image in device.formats.items()})
-    found.update({wire: solve_exact(table, surviving, replace(chosen, WIRE_FORMATS=(wire,)), objective='T_cyc_ms')
-                  for wire in WIRES})
+    found.update({wire: solve_exact(table, surviving, replace(chosen, WIRE_FORMATS=(wire,))) for wire in WIRES})
     return found
 
 
 def best_of(found: Dict[str, Solution]) -> str:
-    """The way with the most frames a second; of equal ones the first, which sends less of the image."""
-    return min(found, key=lambda name: found[name].times.rank('T_cyc_ms'))
+    """The way with the least T_eff; of equal ones the first."""
+    return min(found, key=lambda name: found[name].times.rank())
 
 
 class Accuracies:
     """Accuracy of the unpruned network on what arrives, on clean test images."""
 
-    def __init__(self, model: HyperRepVGG, alpha: np.ndarray, settings: Settings, n_val: int) -> None:
+    def __init__(self, model: HyperRepVGG, alpha: np.ndarray, settings: Settings, n_images: int) -> None:
         self.model, self.alpha, self.settings = model, alpha, settings
-        self.val, self.test = load_clean(settings, 'val', n_val), load_clean(settings, 'test')
+        self.val, self.test = (load_clean(settings, subset, n_images) for subset in ('val', 'test'))
 
-    def right(self, data, split: int = 0, wire: str = 'float32') -> torch.Tensor:
+    def right(self, data: ImageSet, split: int = 0, wire: str = 'float32') -> torch.Tensor:
         """Which images are classified correctly, bool [n]."""
         chosen = Configuration(self.alpha, (), split, wire)
         return torch.as_tensor(wire_loss.classified_right(self.model, chosen, data, self.settings))
@@ -93,29 +95,21 @@ class Accuracies:
         return f'{100 * float(right.double().mean()):.1f} % [{100 * low:.1f}, {100 * high:.1f}]'
 
 
-def device_of(path: str, accuracies: Accuracies, settings: Settings) -> Device:
-    """The device of a table, with the JPEG that it may send."""
-    table = lut_manager.read(path, replace(settings, WIRE_FORMATS=WIRES))
-    sent = SentImages(accuracies.val, accuracies.test, table, settings)
-    lowest = float(accuracies.right(accuracies.val).double().mean()) - settings.EPSILON
-    quality = sent.jpeg_within(lambda data: float(accuracies.right(data).double().mean()), lowest)
-    formats = {'image': None, 'PNG': sent.format(None)}
+def smallest_jpeg(sent: SentImages, accuracies: Accuracies, settings: Settings) -> Optional[int]:
+    """The lowest quality that keeps validation accuracy within EPSILON, with a line about it."""
+    def accuracy(data: ImageSet) -> float:
+        return float(accuracies.right(data).double().mean())
+
+    quality = sent.jpeg_within(accuracy, accuracy(accuracies.val) - settings.EPSILON)
     if quality is not None:
-        formats['JPEG'] = sent.format(quality)
-        say_jpeg(sent, quality, accuracies)
-    return Device(table.tier_info['client']['name'], table, formats)
-
-
-def say_jpeg(sent: SentImages, quality: int, accuracies: Accuracies) -> None:
-    """A line about the chosen JPEG."""
-    found = sent.format(quality)
-    print(f'JPEG of quality {quality}: {found.n_bytes:,.0f} bytes, accuracy '
-          f'{accuracies.text(accuracies.right(sent.received(quality, "test")))}; '
-          f'PNG {sent.format(None).n_bytes:,.0f} bytes')
+        right = accuracies.right(sent.received(quality, 'test'))
+        print(f'JPEG of quality {quality}: {sent.format(quality).n_bytes:,.0f} bytes, accuracy '
+              f'{accuracies.text(right)}; PNG {sent.format(None).n_bytes:,.0f} bytes')
+    return quality
 
 
 def print_table(device: Device, alpha: np.ndarray, accuracies: Accuracies, settings: Settings) -> None:
-    """Frames a second of each client (λ in brackets), the best in bold."""
+    """Frames a second of each client, latency without waiting, λ; the best in bold."""
     names = list(ways(device, alpha, 100, 1, settings))
     print(f'\n### {device.name}\n\n| clients | Mbit/s | ' + ' | '.join(words(name, device) for name in names) + ' |')
     print('|' + '---|' * (2 + len(names)))
@@ -125,7 +119,8 @@ def print_table(device: Device, alpha: np.ndarray, accuracies: Accuracies, setti
             found = ways(device, alpha, mbps, clients, settings)
             winner, cells = best_of(found), []
             for name, solution in found.items():
-                text = f'{solution.times.throughput_fps:.1f}' + (f' ({solution.split})' if name in WIRES else '')
+                text = f'{solution.times.throughput_fps:.1f}, {solution.times.T_lat_ms:.0f} ms' + (
+                    f', λ {solution.split}' if name in WIRES else '')
                 cells.append(f'**{text}**' if name == winner else text)
                 splits |= {(name, solution.split)} if name in WIRES else set()
             print(f'| {clients} | {mbps} | ' + ' | '.join(cells) + ' |')
@@ -168,7 +163,8 @@ def picture(devices: Sequence[Device], alpha: np.ndarray, settings: Settings) ->
         axes.set_title(style.plain(device.name))
     figure.legend(handles=[Patch(color=COLOURS[name], alpha=0.75, label=words(name, devices[0]))
                            for name in names if name in seen], loc='outside lower center', ncol=4)
-    style.headline(figure, 'The most frames a second for each client, and how')
+    least = OBJECTIVES.get(settings.OBJECTIVE, f'the least {settings.OBJECTIVE}')
+    style.headline(figure, f'What has {least} (numbers: frames a second of each client)')
     return figure
 
 
@@ -180,7 +176,14 @@ def main(argv: Optional[Sequence[str]]) -> None:
     accuracies = Accuracies(model, alpha, settings, args.images)
     print(f'{settings.MODEL_NAME}, {settings.INPUT_SIZE} pixels, unpruned; accuracy on {len(accuracies.test)} clean '
           f'test images: {accuracies.text(accuracies.right(accuracies.test))}')
-    devices = [device_of(path, accuracies, settings) for path in args.lut_files]
+    tables = [lut_manager.read(path, replace(settings, WIRE_FORMATS=WIRES)) for path in args.lut_files]
+    sent = [SentImages(accuracies.val, accuracies.test, table, settings) for table in tables]
+    quality = smallest_jpeg(sent[0], accuracies, settings)
+    devices: List[Device] = []
+    for table, images in zip(tables, sent):
+        formats = {'image': None, 'PNG': images.format(None), **({'JPEG': images.format(quality)} if quality else {})}
+        info = table.tier_info['client']
+        devices.append(Device(info.get('profile') or info['name'], table, formats))
     for device in devices:
         print_table(device, alpha, accuracies, settings)
     if args.picture:
