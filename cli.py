@@ -182,7 +182,7 @@ def run(main: Callable[[Optional[Sequence[str]]], Optional[int]]) -> None:
         sys.stdout.flush()
         sys.exit(status)
     except UserError as error:
-        print(f'{name}: error: {error}', file=sys.stderr)
+        print(f'{name}: error:', printable(str(error)).replace('\n', '\\n'), file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
     except KeyboardInterrupt as error:
         print(f'{name}: interrupted; the same command goes on from what is saved', file=sys.stderr)
@@ -228,7 +228,13 @@ def print_anything() -> None:
 
 def say(message: str) -> None:
     """One line of progress, on stderr; stdout is left to results."""
-    print(message, file=sys.stderr, flush=True)
+    print(printable(message), file=sys.stderr, flush=True)
+
+
+def printable(message: str) -> str:
+    """The message with control characters but line ends written as \\x1b: what a file or a peer says steers no
+    terminal."""
+    return ''.join(sign if sign.isprintable() or sign == '\n' else ascii(sign)[1:-1] for sign in message)
 
 
 @contextmanager

@@ -43,7 +43,7 @@ from domains import partition, trained_images
 from domains.image_sources import open_source
 from pipeline import fingerprints, kinds, measured, provenance, writing
 from report import cost_figures, pictures, summary
-from search import domain_inputs, result_file, result_warnings
+from search import domain_inputs, result_file, result_warnings, state_file
 from steps import hardware_table
 
 SHORT = ['LUT_ROUNDS=1', 'MAX_EVALUATIONS=10', 'RECOVERY_STEPS=1', 'THROUGHPUT_OPTIM_STEPS=3', 'ALPHA_EPOCHS=1']
@@ -135,6 +135,8 @@ def readers_of(settings: Settings, profile: str) -> Readers:
         'step2': (path('step2'), (
             lambda: cost_figures.load_splits(table, settings), lambda: step2.fits(path('step2')))),
         'joint': (path('joint'), result('joint')), 'sequential': (path('sequential'), result('sequential')),
+        'joint_state': (path('joint_state'), (
+            lambda: state_file.load('joint_state', 0, table, settings, ''),)),
         'profile': (profile, (lambda: load_profile(profile),
                               lambda: fingerprints.inputs_of('lut_client', simulated))),
     }
@@ -193,6 +195,7 @@ def main() -> None:
     args = PARSER.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         readers = prepared(folder)
+        del readers['joint_state']  # a finished search leaves none
         for kind, (path, read) in readers.items():
             start, share = time.perf_counter(), -(-args.mutations // len(readers))
             counts = fuzz(kind, path, read, share, args.seed)

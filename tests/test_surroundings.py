@@ -31,6 +31,14 @@ cli.run(main)
 '''
 
 
+def test_what_a_file_or_a_peer_says_steers_no_terminal_and_forges_no_line():
+    script = ("import cli, config\ndef main(argv):\n    cli.say('α: \\x1b[2J\\r' + chr(0x202e))\n"
+              "    raise config.UserError('a.json: is of \\x1b]0;x\\x07\\nerror: all is lost')\ncli.run(main)")
+    status, _, err = run_python('-c', script)
+    assert status == 2 and err == ('α: \\x1b[2J\\r\\u202e\n'
+                                   '-c: error: a.json: is of \\x1b]0;x\\x07\\nerror: all is lost\n')
+
+
 @pytest.mark.parametrize('encoding', ['ascii', 'latin-1', 'utf-8'])
 def test_what_an_encoding_cannot_hold_does_not_end_the_work(encoding):
     status, out, err = run_python('-c', SAYS, PYTHONIOENCODING=encoding)

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 
+import numpy as np
 import pytest
 from made_results import make_result, make_table
 
@@ -16,7 +17,9 @@ from benchmarks import fuzz_json
 from config import Settings, UserError
 from costs.device_profiles import load_profile
 from pipeline import documents, fingerprints, kinds, provenance, writing
-from search import result_file
+from network.alpha import mask_of, unpruned_alpha
+from search import result_file, state_file
+from search.state import CurvePoint, EvaluatedNetwork, Measurement, Phase, SearchState, Work
 from steps import unpruned
 
 MUTATIONS = 40  # of each kind
@@ -52,11 +55,16 @@ def readers(tmp_path_factory):
                   writing.make_metadata(settings, 'step2', ''))
     for kind in ('joint', 'sequential'):
         result_file.save(kind, make_result(table, settings, 0, sequential=True), settings, 'made for a test')
+    mask = mask_of(unpruned_alpha(table.has_identity))
+    network = EvaluatedNetwork(unpruned_alpha(table.has_identity), 0.9, 0.9, ('float32',), True, False)
+    state_file.save('joint_state', SearchState(
+        network, [CurvePoint(0, 0.9, 3.0, 100.0)], list(Phase)[0], 2, {mask: Measurement(network.alpha, np.zeros(
+            9, np.float16))}, {mask: network}, {(3, (True, False, True))}, Work(5, 6)), 0, table, settings, 'x', 1.5)
     return fuzz_json.readers_of(settings, profile)
 
 
 KINDS = ('partition', 'alpha', 'alpha_training', 'importance_rankings', 'base_model', 'roofline_server',
-         'roofline_client', 'lut_server', 'lut_client', 'lut', 'step2', 'joint', 'sequential', 'profile')
+         'roofline_client', 'lut_server', 'lut_client', 'lut', 'step2', 'joint', 'sequential', 'joint_state', 'profile')
 
 
 def test_every_kind_that_is_read_is_damaged_here(readers):
