@@ -19,6 +19,7 @@ import cli
 
 PARSER = cli.plain_parser(__doc__)
 PARSER.add_argument('--cases', type=int, default=10000)
+PARSER.add_argument('--liar', choices=('client', 'server'), help='only this end lies')
 PARSER.add_argument('--seed', type=int, default=0)
 
 if __name__ == '__main__':
@@ -209,7 +210,7 @@ class Stage:
         self.listener = Listener(Address('127.0.0.1', 0), TOKEN, 'server', ('worker',), self.said.append)
         self.tasks = [quick_tasks(folder) for _ in range(2)]
 
-    def client(self, number: int, lies: Tuple[Lie, ...] = (), lying_server: bool = False) -> Tuple[Connection, Ears]:
+    def client(self, number: int, lies: Tuple[Lie, ...] = ()) -> Tuple[Connection, Ears]:
         """Connect a client that serves in a thread."""
         connection = network_utils.connect(self.listener.address, TOKEN, 'worker', 'server')
         ears = Ears(connection, lies)
@@ -252,10 +253,10 @@ def client_lies(stage: Stage, scene: Scene, lies: Tuple[Lie, ...]) -> str:
     except config.UserError as error:
         stage.said.append(str(error))
         taken = 'ended in one line'
-        server.connection.close()
-        scene_again = stage.server()
-        scene_again.facts()  # the honest one is still there
-        scene_again.connection.close()
+        if not isinstance(error, client_module.OtherDevice):  # then the honest one has come in already
+            server.connection.close()
+            server = stage.server()
+        server.facts()
     assert time.monotonic() - start < HONEST_S, 'the honest client waited too long'
     if taken == 'the next client works':
         lost = [line for line in stage.said if line.startswith('client lost')]
@@ -272,9 +273,8 @@ def server_lies(stage: Stage, scene: Scene, lies: Tuple[Lie, ...]) -> str:
     Ears(server.connected(), lies)
     timer = threading.Timer(HUNG_S, server.connection.close)
     timer.start()
-    taken = 'accepted'
+    taken = 'refused'
     with contextlib.suppress(Exception):  # his own words may trip him
-        taken = 'refused'
         server._return_s = 0.01  # nobody comes again
         scene(server)
         taken = 'accepted'
@@ -354,13 +354,13 @@ def main() -> None:
     cli.say = lambda message: None  # both ends' progress; what they say of each other is kept
     model = create_hyper_repvgg(None, SETTINGS.MODEL_NAME, 10)
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    counts: Counter[str] = collections.Counter()
-    slowest = (0.0, '')
+    counts, slowest = collections.Counter(), (0.0, '')  # type: Counter[str], Tuple[float, str]
     with tempfile.TemporaryDirectory() as folder:
         stage = Stage(folder)
         threading.excepthook = lambda failed: stage.errors.append(failed.exc_value)
         played = scenes(model, images, rng)
-        sides = {'client': client_lies, 'server': server_lies}
+        sides = {whose: play for whose, play in (('client', client_lies), ('server', server_lies))
+                 if args.liar in (None, whose)}
         lies = {whose: [lie for name, scene in played.items() for lie in possible_lies(stage, name, scene, whose)]
                 for whose in sides}
         print({whose: len(found) for whose, found in lies.items()}, 'single lies', flush=True)
@@ -368,7 +368,7 @@ def main() -> None:
         before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for whose, play in sides.items():
             rng.shuffle(lies[whose])
-            for case in range(args.cases // 2):
+            for case in range(args.cases // len(sides)):
                 told_lies: Tuple[Lie, ...] = (lies[whose][case],) if case < len(lies[whose]) else ()
                 if not told_lies:
                     first = rng.choice(lies[whose])
