@@ -12,6 +12,8 @@ import lut_manager
 from config import Settings
 from costs.cost_model import Link
 from remote import session as real_mode
+from remote.client import OtherDevice
+from remote.link import MeasuredLink
 from tier import devices
 from wire.frames import Kind, Message
 
@@ -92,3 +94,26 @@ def test_clocks_and_power_mode_are_read_where_the_system_tells(tmp_path, monkeyp
     assert facts['gpu_max_mhz'] is None and facts['threads'] == 3 and facts['torch'] == torch.__version__
     monkeypatch.setattr(devices, 'CPU_CLOCKS', str(tmp_path / 'odd'))
     assert devices.facts_of(torch.device('cpu'), 3)['cpu_max_mhz'] is None
+
+
+def test_a_table_holds_times_of_one_device(measured, monkeypatch, capsys):
+    """The client is lost while a table is measured, and another one comes: everything is measured again with that one.
+    Where a third and a fourth come, too, it ends with a line."""
+    comes, asked, client = ['b'], [], FakeClient(threads=3)
+
+    def time_client(self, facts):
+        asked.append((facts['name'], facts['threads']))
+        if comes:
+            client.changed['name'] = comes.pop(0)
+            raise OtherDevice('another client came')
+
+    monkeypatch.setattr(real_mode.Session, 'time_client', time_client)
+    monkeypatch.setattr(real_mode, 'measure_link', lambda client: MeasuredLink(7.0, 7.0, 3.0))
+    monkeypatch.setattr(real_mode.Session, 'wire_costs', lambda *rest: None)
+    table = real_mode.Session(client, measured).table(0)
+    assert asked == [('a board', 3), ('b', 3)] and table.tier_info['client']['name'] == 'b'
+    assert 'measuring the one that is here from the beginning' in capsys.readouterr().err
+    comes += ['c', 'd', 'e']
+    client.changed['threads'] = 4
+    with pytest.raises(OtherDevice):
+        real_mode.Session(client, measured).table(0)
