@@ -140,6 +140,13 @@ def add_server(to: argparse.ArgumentParser) -> None:
     to.add_argument('--remeasure', action='store_true', help='measure the client and the link again')
 
 
+class Listening(NamedTuple):
+    """What the flags of `add_listening` say."""
+    bind: Optional[str]
+    port: Optional[int]
+    allow_open: bool
+
+
 class ServerFlags(NamedTuple):
     """What the flags of `add_server` say."""
     bind: Optional[str]

@@ -2,36 +2,50 @@
 
     python serve_split.py                                            # all results of step 3
     python serve_split.py --domains 0,3 --workers 4 --bind 0.0.0.0   # with SPLIT_AUTH_TOKEN set, as on the devices
+    python serve_split.py --plan rack-1                              # this server's clients in plan_fleet.py's plan
     python serve_split.py --web_port 8080 --log_jsonl service.jsonl  # what happens: http://127.0.0.1:8080/
     device$ python client_worker.py --server_ip 192.168.1.10 --source photos/ --entry domain_0
 
-Clients come and go; Ctrl-C ends it. Weights travel to the devices, which keep them.
+Clients come and go; Ctrl-C ends it. Weights travel to the devices, which keep them. When a client's link, its device or
+the server becomes faster or slower, its split and wire format follow.
 """
 from __future__ import annotations
 
+import cli
+
+PARSER = cli.parser(__doc__)
+cli.add_listening(PARSER)
+PARSER.add_argument('--domains', metavar='0,3,7', help='serve the results of these (default: all)')
+PARSER.add_argument('--plan', metavar='SERVER', nargs='?', const='',
+                    help='serve the clients that results/fleet_plan.json gives to this server (default: its only one)')
+PARSER.add_argument('--workers', type=cli.count, metavar='N', help='processes that run tails (default: one a core)')
+PARSER.add_argument('--fixed', action='store_true', help='never change what a client runs')
+PARSER.add_argument('--log_jsonl', metavar='FILE', help='add the state to this file, a line of JSON a second')
+PARSER.add_argument('--web_port', type=cli.port, metavar='PORT',
+                    help='a live page and /metrics for Prometheus, on loopback (0: any free port)')
+
+if __name__ == '__main__':
+    cli.answer_help(PARSER)  # before the imports below, which load PyTorch
+
 from typing import Optional, Sequence
 
-import cli
 import config
 from config import UserError
+from costs.checks import check_settings
+from service import running
+from service.entries import entries_of_plan, entries_of_results
 
 
 def main(argv: Optional[Sequence[str]]) -> None:
     """The command line."""
-    parser = cli.parser(__doc__)
-    cli.add_listening(parser)
-    parser.add_argument('--domains', metavar='0,3,7', help='serve the results of these (default: all)')
-    parser.add_argument('--workers', type=int, default=config.cores(), metavar='N',
-                        help='processes that run tails (default: one a core)')
-    parser.add_argument('--log_jsonl', metavar='FILE', help='add the state to this file, a line of JSON a second')
-    parser.add_argument('--web_port', type=cli.port, metavar='PORT',
-                        help='a live page and /metrics for Prometheus, on loopback (0: any free port)')
-    args, settings = cli.parse(parser, argv)
-    if not 1 <= args.workers <= 256:
-        raise UserError(f'--workers {args.workers}: must be between 1 and 256')
-    from service import running  # loads PyTorch, which --help does not need
-    running.run(settings, cli.domains(args.domains, settings), args.workers, args.bind, args.port, args.allow_open,
-                running.Watching(args.log_jsonl, args.web_port))
+    args, settings = cli.parse(PARSER, argv)
+    check_settings(settings)
+    if args.plan is not None and args.domains:
+        raise UserError('--plan says what is served: leave --domains out')
+    entries = entries_of_results(cli.domains(args.domains, settings), settings) if args.plan is None else \
+        entries_of_plan(args.plan, settings)
+    running.run(settings, entries, args.workers or config.cores(), cli.Listening(args.bind, args.port, args.allow_open),
+                running.Watching(args.log_jsonl, args.web_port), adapts=not args.fixed)
 
 
 if __name__ == '__main__':

@@ -38,7 +38,7 @@ import config
 from hyper_repvgg import create_hyper_repvgg
 from network.gammas import fused_gamma
 from network_utils import Address, Listener
-from service.entries import Choice, Entry, Network
+from service.entries import Choice, Entry, ServedNetwork
 from service.server import Service
 
 SPLITS = (2, 4, 6, 8)
@@ -62,7 +62,7 @@ def entries() -> List[Entry]:
     model = create_hyper_repvgg(None, config.Settings.MODEL_NAME)
     alpha = model.alpha_array()
     gamma = tuple(fused_gamma((True, True, row[2] == row[2])) for row in alpha)
-    network = Network('built-in', alpha, {'client': gamma, 'server': gamma})
+    network = ServedNetwork('built-in', alpha, {'client': gamma, 'server': gamma})
     return [Entry(f'split_{split}', network, Choice(split, wire, 1.0, TAIL_MS, 0.0)) for split, wire in
             zip(SPLITS, WIRES)]
 

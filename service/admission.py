@@ -1,44 +1,28 @@
-"""Who is let in: pure functions of promises and choices.
+"""Who is let in, and what share of the workers each client has: pure functions, on top of fleet/decisions.py.
 
-A promise is a frame rate. The promises of all clients together take at most `MAX_LOAD` of what the workers can do. A
+A promise is a frame rate. The promises of all clients together take at most MAX_LOAD of what the workers can do. A
 client without a promise gets what is left, an equal share each.
 """
 from __future__ import annotations
 
-from typing import Dict, Hashable, Mapping, NamedTuple, Optional, Sequence
+from typing import Dict, Hashable, Mapping, Optional
 
-from service.entries import Choice
+from config import Settings
+from fleet.decisions import Admission, Conditions, admit
+from service.entries import Entry
 
-MAX_LOAD = 0.95  # of the workers' time that may be promised: what is left takes the unevenness of frames
 LEAST_SHARE = 0.01  # of a worker, for a client without a promise
 
 
-class Admission(NamedTuple):
-    """What a client may do: a choice, or None and why not."""
-    choice: Optional[Choice]
-    reason: str = ''
-
-
-def load_of(fps: Optional[float], server_ms: float) -> float:
-    """Workers that a promised rate keeps busy."""
-    return 0.0 if fps is None else fps * server_ms / 1000
-
-
-def admit(promised_load: float, workers: int, fps: Optional[float], wanted: Choice, choices: Sequence[Choice],
-          bandwidth_mbps: float) -> Admission:
-    """Let a client in that wants `fps` (None: what is left) when others have been promised `promised_load` workers:
-    with the choice that it wants, else with the one of the choices that costs its own device least among those that
-    fit and that device and link sustain."""
-    left = MAX_LOAD * workers - promised_load
-    if fps is None:
-        return Admission(wanted) if left >= LEAST_SHARE else Admission(
-            None, f'all of the {workers} worker(s) is promised to others')
-    for choice in (wanted, *sorted(choices, key=lambda each: each.T_client_ms)):
-        if load_of(fps, choice.T_server_ms) <= left and (choice is wanted or choice.sustains(fps, bandwidth_mbps)):
-            return Admission(choice)
-    return Admission(None, f'{fps:g} frames a second need {load_of(fps, wanted.T_server_ms):.2f} of a worker, '
-                           f'{max(0, left):.2f} of {workers} is left, and no split that fits is one that device and '
-                           'link sustain')
+def admitted(entry: Entry, fps: Optional[float], promised: float, workers: int, settings: Settings) -> Admission:
+    """Let a client in that wants `fps` (None: what is left) while others have been promised `promised` workers: with
+    its entry's first choice or a deeper split that fits, or not at all."""
+    if fps is not None:
+        link = Conditions(entry.bandwidth_mbps, entry.rtt_ms)
+        return admit(promised, workers, settings.MAX_LOAD, fps, entry.first, entry.choices, link)
+    if settings.MAX_LOAD * workers - promised >= LEAST_SHARE:
+        return Admission(entry.first)
+    return Admission(None, f'all of the {workers} worker(s) is promised to others')
 
 
 def shares(promised: Mapping[Hashable, float], workers: int) -> Dict[Hashable, float]:

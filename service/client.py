@@ -6,12 +6,14 @@ import time
 from dataclasses import dataclass
 from typing import Any, Dict, Optional
 
+from fleet.decisions import Conditions, Switching, shed
+from service.adapting import conditions_of
 from service.arena import Layout
 from service.entries import Choice, Entry
 from service.figures import Answered, ClientFigures
 from service.tails import TailKey
 from wire.connection import Connection
-from wire.frames import ConnectionLost, Kind, Message, ProtocolError
+from wire.frames import ConnectionLost, Kind, Message, ProtocolError, spec_bytes
 
 MAX_UNANSWERED = 16  # frames of a client that the server holds; with more it stops reading, and the client has to wait
 LIVE_WAITING = 4  # frames of a live source that wait for a worker; one more drops the oldest
@@ -28,10 +30,10 @@ class Frame:
     layout: Layout
     link_s: float  # from its first byte to its last
     arrived_s: float
-    first_s: float = 0.0  # since when no older frame of its client waits
-    taken_s: float = 0.0  # by a worker
     head_s: float = 0.0  # as the client says
     earlier_latency_s: float = 0.0  # of the frame whose answer the client had last; 0: none
+    first_s: float = 0.0  # since when no older frame of its client waits
+    taken_s: float = 0.0  # by a worker
     attempts: int = 0  # workers that died while they had it
 
 
@@ -44,6 +46,7 @@ class ServedClient:
         self.choices: Dict[int, Choice] = {0: choice}  # by the number that frames name
         self.number = 0  # of the newest one
         self.figures = ClientFigures()
+        self.switching = Switching()
         self.received = self._next = 0  # numbers of the next frame to come, and to answer
         self.last_taken_s = 0.0
         self._answers: Dict[int, Dict[str, Any]] = {}  # of later frames than the next one
@@ -94,12 +97,28 @@ class ServedClient:
             if 'dropped' not in fields:
                 self.figures.recent.append(Answered(
                     now, 1000 * frame.head_s, 1000 * frame.link_s, 1000 * (frame.taken_s - frame.arrived_s), tail_ms,
-                    1000 * frame.earlier_latency_s or None, batch))
+                    1000 * frame.earlier_latency_s or None, batch, frame.number, sum(map(spec_bytes, frame.layout))))
             while self._next in self._answers:
                 self._send(self._answers.pop(self._next))
                 self._next += 1
                 self.figures.answered += 1
             self._changed.notify_all()
+
+    def now(self, now_s: float) -> Optional[Conditions]:
+        """What it meets now; None while that is not known."""
+        with self._changed:
+            return conditions_of(self.figures.recent, self.choice, self.number, now_s)
+
+    def switch(self, choice: Choice) -> None:
+        """From its next frame on it runs this. The caller sends SWITCH."""
+        with self._changed:
+            self.number += 1
+            self.choices[self.number] = choice
+            self.figures.switches += 1
+
+    def too_many(self, waiting: int) -> int:
+        """How many of its frames that wait are dropped, the oldest first."""
+        return shed(waiting, LIVE_WAITING, self.live)
 
     def snapshot(self, now_s: float) -> Dict[str, Any]:
         """What is known of it, for reports."""

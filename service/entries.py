@@ -1,24 +1,26 @@
-"""What may be served: one entry for each network that a client can ask for, with everything that it may run of it.
+"""What may be served: one entry for everything that a client can ask for by name, with all that it may run of it.
 
-An entry is a domain's result of step 3 ('domain_0'), or a client of a fleet's plan.
+An entry is a domain's result of step 3 ('domain_0'), or a client of a fleet's plan ('gate-7').
 """
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
 import lut_manager
 from config import Settings, UserError
-from costs.checks import split_range
 from costs.cost_model import TIERS, Configuration, HardwareTable
+from fleet import plan_file, points
+from fleet.plan import PlannedPoint
 from gamma_mask_builder import build_gamma_mask
 from network.alpha import surviving_branches
 from pipeline import documents, fingerprints, kinds
-from search import result_file
+from search.result import JointResult
 from throughput_optimizer import fastest_gammas, times_with_fastest
+from wire.formats import is_lossless, plain
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,11 @@ class Choice:
     T_client_ms: float
     T_server_ms: float
     n_bytes: float  # that cross the link, a frame
-
-    def sustains(self, fps: float, bandwidth_mbps: float) -> bool:
-        """Can the device and its link keep this rate?"""
-        return fps * self.T_client_ms <= 1000 and fps * 8 * self.n_bytes <= bandwidth_mbps * 1e6
+    uses_link: bool = True
 
 
 @dataclass(frozen=True)
-class Network:
+class ServedNetwork:
     """A network as it is served. A tier runs its blocks under the γ that they have here, whatever the split, so that a
     changed split needs nothing else. Entries may share one."""
     name: str
@@ -49,57 +48,136 @@ class Network:
 class Entry:
     """What a client can ask for by name."""
     name: str
-    network: Network
+    network: ServedNetwork
     first: Choice  # what a client begins with
-    choices: Tuple[Choice, ...] = ()  # what it may change to
+    choices: Tuple[Choice, ...] = ()  # what it may change to; its accuracy there is known
     promised_fps: Optional[float] = None  # by the plan; None: the client says
     bandwidth_mbps: float = 100.0  # of the client's link, by the table or the plan
+    rtt_ms: float = 0.0
 
 
-def entry_of(name: str, configuration: Configuration, table: HardwareTable, settings: Settings,
-             batchnorm: Optional[np.ndarray] = None) -> Entry:
-    """The entry that begins with this configuration. The blocks of a tier run the configuration's γ; those that come to
-    it with another split, their fastest one."""
-    surviving = surviving_branches(configuration.alpha)
-    valid = build_gamma_mask(surviving)
-    own = {'client': range(configuration.split), 'server': range(configuration.split, table.n_blocks)}
-    gamma = {tier: tuple(int(configuration.gamma[k] if k in own[tier] else fastest)
-                         for k, fastest in enumerate(fastest_gammas(table.T_ms[tier], valid)[0])) for tier in TIERS}
-    splits = sorted({configuration.split, *split_range(table.n_blocks, settings)})
-    wires = [wire for wire in dict.fromkeys((configuration.wire, *settings.WIRE_FORMATS)) if wire in table.block_bytes]
-    choices = {}
-    for wire in wires:
-        times, n_bytes = times_with_fastest(table, surviving, wire, settings), table.cut_bytes(wire)
-        for split in splits:
-            at = times.at(split)
-            choices[split, wire] = Choice(split, wire, at.T_client_ms, at.T_server_ms, float(n_bytes[split]))
-    network = Network(name, configuration.alpha, gamma, batchnorm)
-    return Entry(name, network, choices[configuration.split, configuration.wire], tuple(choices.values()), None,
-                 table.link.bandwidth_mbps)
-
+# --- results of step 3 --------------------------------------------------------------------------------------
 
 def entries_of_results(domains: Sequence[int], settings: Settings) -> Dict[str, Entry]:
     """The results of step 3 that are there, of these domains. Raises `UserError` when there is none, and for a file
     that is damaged or was made under other settings."""
-    if settings.HEAD_TIER != 'client':
-        raise UserError('a service has its cameras at the clients: HEAD_TIER must be client')
-    table = lut_manager.load(kinds.path_of('lut', settings), settings)
+    table = _table(settings)
     found: Dict[str, Entry] = {}
     for domain in domains:
-        if os.path.exists(kinds.path_of('joint', settings, domain)):
-            result = result_file.load(domain, table, settings)
+        result = points.load_result(domain, table, settings)
+        if result is not None:
             name = f'domain_{domain}'
-            found[name] = entry_of(name, result.configuration, table, settings, result.batchnorm)
+            found[name] = entry_of(name, result, table, settings)
     if not found:
         raise UserError(f"{kinds.path_of('joint', settings, domains[0])}: no such file, nor another domain's result; "
                         f"make one with `{kinds.command_for('joint', settings, domains[0])}`")
     return found
 
 
+def entry_of(name: str, result: JointResult, table: HardwareTable, settings: Settings) -> Entry:
+    """The entry of a domain's result, which begins with its configuration and may change to every split and lossless
+    format, or, where its own format is a lossy one, to what its accuracy was measured with."""
+    picked = result.configuration
+    lossy = not is_lossless(picked.wire) and 0 < picked.split < table.n_blocks
+    network = points.Network('result', picked.alpha, result.accuracy.val_final, True,
+                             (picked.split, plain(picked.wire)) if lossy else None)
+    first = choice_of(picked, table, settings)
+    choices = [first, *(choice for choice in _choices(points.points_of(table, [network], settings))
+                        if (choice.split, choice.wire) != (first.split, first.wire))]
+    return Entry(name, _served(name, picked.alpha, table, result.batchnorm), first, tuple(choices), None,
+                 table.link.bandwidth_mbps, table.link.rtt_ms)
+
+
+def choice_of(configuration: Configuration, table: HardwareTable, settings: Settings) -> Choice:
+    """A configuration's split and format with what they cost."""
+    at = times_with_fastest(table, surviving_branches(configuration.alpha), configuration.wire, settings).at(
+        configuration.split)
+    n_bytes = table.cut_bytes(configuration.wire)[configuration.split]
+    return Choice(configuration.split, configuration.wire, at.T_client_ms, at.T_server_ms, float(n_bytes))
+
+
+def _choices(found: points.Points) -> Iterator[Choice]:
+    for k in range(len(found.split)):
+        yield Choice(int(found.split[k]), found.wire[k], float(found.T_client_ms[k]), float(found.T_server_ms[k]),
+                     float(found.n_bytes[k]), bool(found.uses_link[k]))
+
+
+def _served(name: str, alpha: np.ndarray, table: HardwareTable, batchnorm: Optional[np.ndarray]) -> ServedNetwork:
+    """Every block under its fastest γ on each tier, as step 3 chooses them."""
+    valid = build_gamma_mask(surviving_branches(alpha))
+    gamma = {tier: tuple(map(int, fastest_gammas(table.T_ms[tier], valid)[0])) for tier in TIERS}
+    return ServedNetwork(name, alpha, gamma, batchnorm)
+
+
+# --- a fleet's plan -------------------------------------------------------------------------------------------
+
+def entries_of_plan(server: str, settings: Settings) -> Dict[str, Entry]:
+    """The clients that the plan in RESULTS_DIR gives to this server ('': its only one). Raises `UserError`."""
+    table, plan = _table(settings), plan_file.load(settings)
+    names = [entry.name for entry in plan.servers]
+    if server not in names and (server or len(names) > 1):
+        raise UserError(f"--plan {server!r}: the plan's servers are {', '.join(names[:20])}")
+    number = names.index(server) if server else 0
+    networks = _Networks(table, settings)
+    found: Dict[str, Entry] = {}
+    for client in plan.clients:
+        if client.server == number:
+            point, group = plan.points[client.point], plan.groups[client.group]
+            at_server = [plan.points[k] for k in group.points[plan.servers[number].group]]
+            same = [one for one in at_server if (one.domain, one.network) == (point.domain, point.network)]
+            found[client.name] = Entry(client.name, networks.served(point.domain, point.network), _planned(point),
+                                       tuple(map(_planned, same)), client.fps, group.link.bandwidth_mbps,
+                                       group.link.rtt_ms)
+    if not found:
+        raise UserError(f'the plan gives no client to the server {names[number]}')
+    return found
+
+
+def _planned(point: PlannedPoint) -> Choice:
+    return Choice(point.split, point.wire, point.T_client_ms, point.T_server_ms, point.n_bytes, point.uses_link)
+
+
+class _Networks:
+    """The networks that a plan names, read from the domains' results."""
+
+    def __init__(self, table: HardwareTable, settings: Settings) -> None:
+        self._table, self._settings = table, settings
+        self._found: Dict[Tuple[Optional[int], str], ServedNetwork] = {}
+
+    def served(self, domain: Optional[int], network: str) -> ServedNetwork:
+        """One of them; clients that run the same one share it."""
+        if (domain, network) not in self._found:
+            name = network if domain is None else f'domain_{domain}/{network}'
+            self._found[domain, network] = _served(name, *self._read(domain, network))
+        return self._found[domain, network]
+
+    def _read(self, domain: Optional[int], network: str) -> Tuple[np.ndarray, HardwareTable, Optional[np.ndarray]]:
+        """α, the table, and BatchNorm statistics."""
+        table = self._table
+        if network == points.UNPRUNED:
+            return points.unpruned_network(table).alpha, table, None
+        result = points.load_result(domain, table, self._settings)
+        held = [] if result is None else [one for one in points.networks_of(result, table) if one.name == network]
+        if not held:
+            raise UserError(f'the plan has clients of domain {domain} run {network!r}, which its result does not hold; '
+                            'plan again with `python plan_fleet.py`')
+        if result.batchnorm is not None and network != 'result':
+            raise UserError(f'the plan has clients of domain {domain} run {network!r}, and the result holds BatchNorm '
+                            'statistics of its own choice only')
+        return held[0].alpha, table, result.batchnorm
+
+
+# --- what both need -------------------------------------------------------------------------------------------
+
+def _table(settings: Settings) -> HardwareTable:
+    if settings.HEAD_TIER != 'client':
+        raise UserError('a service has its cameras at the clients: HEAD_TIER must be client')
+    return lut_manager.load(kinds.path_of('lut', settings), settings)
+
+
 def class_names(settings: Settings) -> List[str]:
     """What the classes are called, by the partition; [] where that is not known."""
-    try:
-        return [str(name) for name in documents.read(fingerprints.found_at('partition', settings), '').get(
-            'dataset.class_names', list)]
-    except UserError:
+    path = fingerprints.found_at('partition', settings)
+    if not os.path.exists(path):
         return []
+    return [str(name) for name in documents.read(path, '').get('dataset.class_names', list)]

@@ -52,6 +52,10 @@ class FairQueue:
         """Forget a client; its frames that nobody took."""
         return list(self._lanes.pop(client).frames)
 
+    def knows(self, client: Hashable) -> bool:
+        """Has it been added and not removed?"""
+        return client in self._lanes
+
     def waiting(self, client: Hashable) -> int:
         """Frames of this client in the queue."""
         return len(self._lanes[client].frames)

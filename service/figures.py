@@ -22,6 +22,8 @@ class Answered(NamedTuple):
     tail_ms: float  # of its batch on the worker
     latency_ms: Optional[float]  # of an earlier frame, as the client saw it
     batch: int  # frames in the batch
+    number: int = 0  # of the configuration
+    n_bytes: int = 0  # of the feature map, as it was sent
 
 
 @dataclass

@@ -4,14 +4,16 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from typing import List, NamedTuple, Optional, Sequence
+from typing import List, Mapping, NamedTuple, Optional
 
+import cli
 from config import Settings
 from network_utils import Address, Listener, token_from_environment
-from service.entries import class_names, entries_of_results
+from service.entries import Entry, class_names
 from service.server import Service
 from service.watching import LogFile, Page, Terminal
 
+NAMES_SHOWN = 10
 SHOWN_S = 1.0  # between two looks at the state
 
 
@@ -21,15 +23,15 @@ class Watching(NamedTuple):
     web_port: Optional[int] = None  # of the live page; 0: any free one
 
 
-def run(settings: Settings, domains: Sequence[int], workers: int, bind: Optional[str], port: Optional[int],
-        allow_open: bool, watching: Watching) -> None:
-    """Serve the results of these domains. Raises `UserError` when there is none, or when it cannot listen."""
-    entries = entries_of_results(domains, settings)
+def run(settings: Settings, entries: Mapping[str, Entry], workers: int, listening: cli.Listening, watching: Watching,
+        adapts: bool) -> None:
+    """Serve these entries. Raises `UserError` when it cannot listen."""
     terminal, stopped = Terminal(sys.stderr), threading.Event()
     shown = [terminal, *([LogFile(watching.log_jsonl)] if watching.log_jsonl else [])]
-    address = Address(bind or settings.SERVER_IP, settings.PORT_MAIN if port is None else port)
-    listener = Listener(address, token_from_environment(), 'service', ('camera',), terminal.say, allow_open)
-    service = Service(settings, entries, workers, class_names(settings), terminal.say)
+    port = settings.PORT_MAIN if listening.port is None else listening.port
+    listener = Listener(Address(listening.bind or settings.SERVER_IP, port), token_from_environment(), 'service',
+                        ('camera',), terminal.say, listening.allow_open)
+    service = Service(settings, entries, workers, class_names(settings), terminal.say, adapts)
     page = None
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
@@ -37,7 +39,8 @@ def run(settings: Settings, domains: Sequence[int], workers: int, bind: Optional
         if watching.web_port is not None:
             page = Page(watching.web_port, service.snapshot)
             terminal.say(f'live page: http://127.0.0.1:{page.port}/')
-        terminal.say(f"serving {', '.join(entries)} on {listener.address} with {workers} worker(s)")
+        names = [*list(entries)[:NAMES_SHOWN], *(['...'] if len(entries) > NAMES_SHOWN else [])]
+        terminal.say(f"serving {', '.join(names)} on {listener.address} with {workers} worker(s)")
         threading.Thread(target=_show, args=(service, shown, stopped), name='show', daemon=True).start()
         service.serve(listener)
     finally:

@@ -23,10 +23,10 @@ from hyper_repvgg import HyperRepVGG, create_hyper_repvgg
 from pipeline import kinds
 from remote.client import folded_specs
 from service.arena import Arena, Layout
-from service.entries import Network
+from service.entries import ServedNetwork
 from service.figures import BusyTime
 from tier.devices import device_of
-from tier.part import NetworkPart, cut_shape, part_of, tail_units
+from tier.part import NetworkPart, cut_shape, head_units, part_of
 from wire import codec, formats
 
 GRACE_S = 5.0  # a worker that is told to end is killed after this
@@ -59,7 +59,7 @@ class Answer(NamedTuple):
 
 # --- in the worker -----------------------------------------------------------------------------------------
 
-def work(connection: Connection, arena: Arena, settings: Settings, networks: Mapping[str, Network], threads: int,
+def work(connection: Connection, arena: Arena, settings: Settings, networks: Mapping[str, ServedNetwork], threads: int,
          ) -> None:
     """A worker process: batches come in, answers go out, until None comes or the front is gone."""
     cli.keep_freed_memory()
@@ -73,18 +73,17 @@ def work(connection: Connection, arena: Arena, settings: Settings, networks: Map
 
 
 class Tails:
-    """Networks and their folded tails, made as they are asked for."""
+    """Networks, folded when they are first asked for."""
 
-    def __init__(self, settings: Settings, networks: Mapping[str, Network]) -> None:
+    def __init__(self, settings: Settings, networks: Mapping[str, ServedNetwork]) -> None:
         self._settings, self._networks = settings, networks
         self._device = device_of(settings.SERVER_DEVICE)
         self._base = base_model(settings)
-        self._models: Dict[str, HyperRepVGG] = {}
-        self._parts: Dict[TailKey, Tuple[NetworkPart, str, Tuple[int, ...]]] = {}
+        self._folded: Dict[str, NetworkPart] = {}
 
     def answer(self, request: Request, arena: Arena) -> Answer:
         """Decode the frames of a batch, run them together, take the best classes."""
-        part, wire, shape = self._part(request.key)
+        network, (first, wire, shape) = self._network(request.key.network), self._input(request.key)
         start = time.perf_counter()
         answers: List[Union[Prediction, str]] = []
         inputs: List[torch.Tensor] = []
@@ -96,23 +95,26 @@ class Tails:
                 answers.append(str(error))
         if inputs:
             with torch.inference_mode():
-                found = iter(predictions(part(torch.cat(inputs) if len(inputs) > 1 else inputs[0])))
+                x = torch.cat(inputs) if len(inputs) > 1 else inputs[0]
+                found = iter(predictions(network(x, first=first)))
             answers = [answer or next(found) for answer in answers]
         return Answer(answers, 1000 * (time.perf_counter() - start))
 
-    def _part(self, key: TailKey) -> Tuple[NetworkPart, str, Tuple[int, ...]]:
-        """The tail, the format of its input, and the shape of one frame of it."""
-        if key not in self._parts:
-            network, settings = self._networks[key.network], self._settings
-            model = self._models.get(key.network)
-            if model is None:
-                model = self._models[key.network] = model_of(self._base, network)
-            n = len(model.blocks)
-            units = tail_units(key.split, n)
-            part = part_of(model, folded_specs(network.alpha, network.gamma['server'], units, settings), self._device)
-            shape = (1, *cut_shape(settings.MODEL_NAME, settings.NUM_CLASSES, settings.INPUT_SIZE, units[0]))
-            self._parts[key] = part, formats.format_at(key.split, n, key.wire), shape
-        return self._parts[key]
+    def _network(self, name: str) -> NetworkPart:
+        """A whole network under the server's γ: its last units are the tail at every split."""
+        if name not in self._folded:
+            network, model = self._networks[name], model_of(self._base, self._networks[name])
+            units = 0, len(model.blocks) + 2
+            spec = folded_specs(network.alpha, network.gamma['server'], units, self._settings)
+            self._folded[name] = part_of(model, spec, self._device)
+        return self._folded[name]
+
+    def _input(self, key: TailKey) -> Tuple[int, str, Tuple[int, ...]]:
+        """The first unit of a tail, the format of its input, and the shape of one frame of it."""
+        settings, n_blocks = self._settings, len(self._base.blocks)
+        first = head_units(key.split, n_blocks)[1]
+        shape = (1, *cut_shape(settings.MODEL_NAME, settings.NUM_CLASSES, settings.INPUT_SIZE, first))
+        return first, formats.format_at(key.split, n_blocks, key.wire), shape
 
 
 def base_model(settings: Settings) -> HyperRepVGG:
@@ -121,7 +123,7 @@ def base_model(settings: Settings) -> HyperRepVGG:
     return create_hyper_repvgg(kinds.weights_file(settings), settings.MODEL_NAME, settings.NUM_CLASSES)
 
 
-def model_of(base: HyperRepVGG, network: Network) -> HyperRepVGG:
+def model_of(base: HyperRepVGG, network: ServedNetwork) -> HyperRepVGG:
     """The base network, or a copy with the BatchNorm statistics that belong to this one."""
     if network.batchnorm is None:
         return base
@@ -145,8 +147,8 @@ class WorkerDied(Exception):
 class TailWorker:
     """A worker process as the front sees it; it is replaced when it dies."""
 
-    def __init__(self, number: int, arena: Arena, settings: Settings, networks: Mapping[str, Network], threads: int,
-                 ) -> None:
+    def __init__(self, number: int, arena: Arena, settings: Settings, networks: Mapping[str, ServedNetwork],
+                 threads: int) -> None:
         """`threads`: PyTorch's, in this worker. The process is started; `wait_until_ready` waits for it."""
         self.number, self.restarts, self.busy = number, 0, BusyTime()
         self._arguments = arena, settings, networks, threads

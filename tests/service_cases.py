@@ -25,7 +25,7 @@ from network.alpha import surviving_branches
 from network.gammas import fused_gamma
 from network.inputs import normalise
 from network_utils import Address, Listener
-from service.entries import Choice, Entry, Network
+from service.entries import Choice, Entry, ServedNetwork
 from service.server import Service
 from wire import codec, formats
 
@@ -62,7 +62,7 @@ def entry_of(name: str, alpha: np.ndarray, split: int, wire: str = 'float32', fp
     gamma = tuple(fused_gamma(tuple(row)) for row in surviving_branches(alpha))
     choices = {each: Choice(each, wire, 1.0 + each, server_ms * (N - each) / (N - split), 1000.0)
                for each in range(N + 1)}
-    return Entry(name, Network(name, alpha, {'client': gamma, 'server': gamma}), choices[split],
+    return Entry(name, ServedNetwork(name, alpha, {'client': gamma, 'server': gamma}), choices[split],
                  tuple(choices.values()), fps)
 
 
@@ -102,11 +102,12 @@ class Running:
 
 
 @contextmanager
-def running(folder, entries: Sequence[Entry], workers: int = 1, port: int = 0) -> Iterator[Running]:
-    """Serve these entries from this process."""
+def running(folder, entries: Sequence[Entry], workers: int = 1, port: int = 0, **changed) -> Iterator[Running]:
+    """Serve these entries from this process, under settings with some changed."""
     said: List[str] = []
     listener = Listener(Address('127.0.0.1', port), b'', 'service', ('camera',), said.append)
-    service = Service(settings_in(folder), {entry.name: entry for entry in entries}, workers, say=said.append)
+    settings = replace(settings_in(folder), **changed)
+    service = Service(settings, {entry.name: entry for entry in entries}, workers, say=said.append)
     thread = threading.Thread(target=service.serve, args=(listener,), daemon=True)
     try:
         service.start()
@@ -153,6 +154,12 @@ class CameraProcess:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+
+
+def feed(client: CameraProcess, images: torch.Tensor) -> None:
+    """Write frames to a client's stdin."""
+    client.process.stdin.write(b''.join(image.permute(1, 2, 0).numpy().tobytes() for image in images))
+    client.process.stdin.flush()
 
 
 def wait_until(condition, timeout_s: float = 60.0) -> None:

@@ -7,19 +7,18 @@ under way when a connection broke is computed here.
 from __future__ import annotations
 
 import json
-import queue
 import sys
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, field
 from typing import Any, Callable, Deque, Dict, List, NamedTuple, Optional
 
 import torch
 
 import cli
 from config import UserError
-from network_utils import Address, connect_with_retries, token_from_environment
+from network_utils import Address, token_from_environment
+from tier.feed import POLL_S, Choice, Connector, Frame, Stream
 from tier.part import NetworkPart
 from tier.sources import Numbered, Reader, open_source
 from tier.tasks import MAX_INPUT_SIZE, Tasks
@@ -28,10 +27,8 @@ from wire import codec
 from wire.connection import Connection
 from wire.formats import AS_COMPUTED, WIRE_FORMATS
 from wire.frames import Kind, Message, NetworkError, PeerError, ProtocolError
-from wire.stream import MAX_WINDOW, Pacer
 
 AWAY_S = 30.0  # a client that was refused after it had been served asks again after this
-POLL_S = 0.2
 CLOCK_S = 0.05  # clocks of two machines may differ by this much over one frame
 MAX_CONFIGURATIONS = 2 ** 31
 
@@ -43,67 +40,6 @@ class Wish(NamedTuple):
     entry: str  # of the server's; '': its only one
     name: str  # of this client, for the server's reports
     fps: float  # that it wants to be sure of; 0: what is left
-
-
-class Choice(NamedTuple):
-    """What the head is, and what its output travels as."""
-    number: int
-    split: int  # λ
-    unit: int  # the head is units [0, unit) of the network
-    wire: str
-    name: str  # of the wire format, as the server calls it
-
-
-@dataclass
-class Frame:
-    """A frame on its way."""
-    numbered: Numbered
-    start_s: float
-    choice: Optional[Choice] = None
-    head_s: float = 0.0
-
-
-@dataclass
-class Stream:
-    """What one connection's frames share; guarded by `changed`."""
-    connection: Connection
-    choice: Choice
-    pacer: Pacer = field(default_factory=Pacer)
-    sent: int = 0
-    back: Deque[float] = field(default_factory=lambda: deque(maxlen=MAX_WINDOW))  # when the last answers came
-    answered: int = 0
-    latency_s: float = 0.0  # of the last answer
-    head_s: float = 0.0
-    lost: Optional[BaseException] = None
-    ended: bool = False
-    changed: threading.Condition = field(default_factory=threading.Condition)
-
-    def fail(self, error: BaseException) -> None:
-        """End it, for the first reason that there is."""
-        with self.changed:
-            self.lost = self.lost or error
-            self.changed.notify_all()
-        self.connection.close()
-
-    def check(self) -> None:
-        """Raise what ended it, if anything did."""
-        if self.lost is not None:
-            raise self.lost
-
-    def wait_for_turn(self) -> bool:
-        """Wait until the next frame may start; False when that takes longer than POLL_S."""
-        with self.changed:
-            self.check()
-            if self.sent - self.answered >= self.pacer.window:
-                self.changed.wait(POLL_S)
-                self.check()
-            late = self.answered - (self.sent - self.pacer.window)  # answers since the one that this frame waits for
-            if late <= 0:
-                return False
-            delay_s = self.back[-late] + self.pacer.delay_s - time.perf_counter() if late <= len(self.back) else 0.0
-        if delay_s > 0:
-            time.sleep(min(delay_s, POLL_S))
-        return True
 
 
 class Camera:
@@ -211,7 +147,7 @@ class Camera:
                 continue
             frame.choice = stream.choice
             with torch.inference_mode():
-                z = self._part(frame.numbered.picture.image[None], frame.choice.unit)
+                z = self._part(frame.numbered.picture.image[None], last=frame.choice.unit)
                 tensors = codec.encode(z, frame.choice.wire)
             frame.head_s = time.perf_counter() - frame.start_s
             fields = {'i': stream.sent, 'c': frame.choice.number, 'head_s': frame.head_s, 'latency_s': stream.latency_s}
@@ -254,6 +190,9 @@ class Camera:
                     self._take_answer(stream, message)
                 elif message.kind == Kind.SWITCH:
                     stream.choice = self._choice_of(message, n_units)
+                    with stream.changed:
+                        stream.pacer.forget()
+                    cli.say(f'switched: λ {stream.choice.split}, {stream.choice.name}')
                 elif message.kind == Kind.END and stream.answered == stream.sent:
                     break
                 else:
@@ -344,41 +283,6 @@ class Camera:
             line.update(latency_ms=round(1000 * latency_s, 3), entry=self._entry, local=choice is None,
                         configuration=None if choice is None else {'lambda': choice.split, 'wire': choice.name})
         self._write(json.dumps(line))
-
-
-class Connector:
-    """Connects in a thread of its own, with growing pauses, whenever it is told to."""
-
-    def __init__(self, address: Address, token: bytes) -> None:
-        self._address, self._token = address, token
-        self._stopping = threading.Event()
-        self._found: 'queue.Queue[Connection]' = queue.Queue()
-        self._orders: 'queue.Queue[float]' = queue.Queue()
-        threading.Thread(target=self._run, name='connect', daemon=True).start()
-
-    def go(self, after_s: float) -> None:
-        """Find a connection, beginning after so many seconds."""
-        self._orders.put(after_s)
-
-    def arrived(self, wait: bool) -> Optional[Connection]:
-        """A connection that was found; with `wait`, as soon as there is one, otherwise None when there is none yet."""
-        while True:
-            try:
-                return self._found.get(timeout=POLL_S) if wait else self._found.get_nowait()
-            except queue.Empty:
-                if not wait:
-                    return None
-
-    def stop(self) -> None:
-        """Give up."""
-        self._stopping.set()
-
-    def _run(self) -> None:
-        while not self._stopping.wait(self._orders.get()):
-            connection = connect_with_retries(self._address, self._token, 'camera', 'service', cli.say,
-                                              self._stopping.wait)
-            if connection is not None:
-                self._found.put(connection)
 
 
 def now() -> float:

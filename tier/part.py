@@ -171,22 +171,22 @@ class NetworkPart:
                 row[:block.n_branches] = block.alpha.grad.cpu()
         return result
 
-    def prepare(self, x: torch.Tensor) -> torch.Tensor:
-        """Input on the device in the part's dtype; uint8 images are normalised on entering the stem."""
-        if not self.units:
-            return x
+    def prepare(self, x: torch.Tensor, first: int) -> torch.Tensor:
+        """Input of unit `first` on the device in the part's dtype; uint8 images are normalised on entering the stem."""
         x = x.to(self.device)
-        if x.dtype == torch.uint8 and self.spec.first == 0:
+        if x.dtype == torch.uint8 and first == 0:
             x = normalise(x.cpu(), self.spec.mean, self.spec.std).to(self.device)
         return x.to(DTYPES[self.spec.dtype])
 
-    def __call__(self, x: torch.Tensor, last: Optional[int] = None) -> torch.Tensor:
-        """[B, ...] into the first unit -> [B, ...] out of the last, or of the one before unit `last`."""
-        if last is not None and last <= self.spec.first:
+    def __call__(self, x: torch.Tensor, first: Optional[int] = None, last: Optional[int] = None) -> torch.Tensor:
+        """[B, ...] into the first unit -> [B, ...] out of the last; with `first` or `last` the units [first, last) of
+        the part alone, which all have their place in the whole network's numbers."""
+        first, last = self.spec.first if first is None else first, self.spec.last if last is None else last
+        units = (self.units if self._plans is None else self._plans)[first - self.spec.first:last - self.spec.first]
+        if not units:
             return x
-        x, count = self.prepare(x), None if last is None else last - self.spec.first
-        for index, unit in enumerate((self.units if self._plans is None else self._plans)[:count],
-                                     start=self.spec.first):
+        x = self.prepare(x, first)
+        for index, unit in enumerate(units, start=first):
             x = unit(x.mean(dim=(2, 3)) if index == self.spec.n_blocks + 1 else x)
         return x
 

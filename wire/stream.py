@@ -60,6 +60,11 @@ class Pacer:
         self.in_flight = 1.0  # w
         self.window, self.delay_s = 1, 0.0
 
+    def forget(self) -> None:
+        """The stages will take other times from now on."""
+        self.recent.clear()
+        self.link_s = 0.0
+
     def add(self, head_s: float, link_s: float, tail_s: float, latency_s: float) -> None:
         """A frame came back."""
         learning = len(self.lockstep) < LOCKSTEP_FRAMES

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.admission import LEAST_SHARE, MAX_LOAD, admit, load_of, shares
+from service.admission import LEAST_SHARE, shares
 from service.batches import LARGEST, TRIALS, BatchTimes
-from service.entries import Choice
 from service.fair_queue import FairQueue, Waiting
 
 ACTIONS = st.lists(st.one_of(
@@ -131,32 +130,7 @@ def test_batches_that_do_not_pay_are_tried_a_few_times_and_one_slow_run_says_not
     assert times.best_size(2, 100.0) == 2
 
 
-# --- admission ------------------------------------------------------------------------------------------------
-
-CHOICES = st.lists(st.builds(Choice, st.integers(0, 11), st.just('float32'), st.floats(0.1, 50), st.floats(0, 50),
-                             st.floats(10, 1e5)), min_size=1, max_size=6)
-
-
-@given(st.lists(st.tuples(st.one_of(st.none(), st.floats(0.1, 100)), CHOICES), max_size=12), st.integers(1, 4))
-def test_promises_are_never_more_than_the_workers_can_keep(wishes, workers):
-    promised = 0.0
-    for fps, choices in wishes:
-        found = admit(promised, workers, fps, choices[0], choices, 100.0)
-        if found.choice is None:
-            assert found.reason and '\n' not in found.reason
-            continue
-        assert found.choice in choices
-        promised += load_of(fps, found.choice.T_server_ms)
-        assert promised <= MAX_LOAD * workers + 1e-9
-        assert found.choice == choices[0] or found.choice.sustains(fps, 100.0)
-
-
-def test_a_deeper_split_is_offered_where_the_wanted_one_does_not_fit():
-    wanted, deeper = Choice(2, 'float32', 1.0, 10.0, 100.0), Choice(8, 'float32', 20.0, 2.0, 100.0)
-    assert admit(0.5, 1, 20.0, wanted, (wanted, deeper), 100.0).choice == wanted
-    assert admit(0.8, 1, 20.0, wanted, (wanted, deeper), 100.0).choice == deeper
-    assert admit(0.8, 1, 60.0, wanted, (wanted, deeper), 100.0).choice is None  # the device cannot
-
+# --- shares ---------------------------------------------------------------------------------------------------
 
 @given(st.lists(st.one_of(st.just(0.0), st.floats(0.01, 1)), min_size=1, max_size=10), st.integers(1, 4))
 def test_who_has_no_promise_gets_what_is_left(loads, workers):

@@ -5,12 +5,12 @@ import os
 import signal
 
 import pytest
-import torch
 from client_process import batch, free_port
 from service_cases import (
     CameraProcess,
     entry_of,
     expected,
+    feed,
     random_alpha,
     running,
     serve_forever,
@@ -24,12 +24,6 @@ def model(tmp_path_factory):
     """(its folder, a random network)."""
     folder = tmp_path_factory.mktemp('weights')
     return folder, weights_in(folder, 4)
-
-
-def feed(client: CameraProcess, images: torch.Tensor) -> None:
-    """Write frames to a client's stdin."""
-    client.process.stdin.write(b''.join(image.permute(1, 2, 0).numpy().tobytes() for image in images))
-    client.process.stdin.flush()
 
 
 def assert_all_answered(client: CameraProcess, classes) -> None:
@@ -51,23 +45,19 @@ def test_a_killed_worker_loses_no_frame_and_a_killed_client_frees_its_share(mode
         for client in (first, second):
             feed(client, images[:20])
         wait_until(lambda: all(len(client.lines()) >= 5 for client in (first, second)))
-        third, greedy = (CameraProcess(served.port, tmp_path / name, '-', 'one', '--fps', fps)
-                         for name, fps in (('third', '10'), ('greedy', '300')))
-        feed(third, images[:3])
-        os.kill(served.service.workers[0].process.pid, signal.SIGKILL)
+        third = CameraProcess(served.port, tmp_path / 'third', '-', 'one', '--fps', '300')
+        os.kill(served.service.dispatcher.workers[0].process.pid, signal.SIGKILL)
         for client in (first, second):
             feed(client, images[20:40])
         wait_until(lambda: all(len(client.lines()) == 40 for client in (first, second)))
-        assert served.service.workers[0].restarts == 1
-        assert_all_answered(third, classes[:3])
-        assert third.lines()[0]['configuration']['lambda'] > 4  # a split at which it fits
-        assert greedy.finish() == (2, []) and 'the server refuses: 300 frames a second need' in greedy.said()
+        assert served.service.dispatcher.workers[0].restarts == 1
+        assert third.finish() == (2, []) and 'the server refuses: 300 frames a second need' in third.said()
         second.kill()
         feed(first, images[40:])
         wait_until(lambda: len(served.service.clients) == 1)
         assert_all_answered(first, classes)
         wait_until(lambda: not served.service.clients)
-        assert served.service.free_slots == served.service.n_slots
+        assert served.service.snapshot()['server']['under_way'] == 0
     assert any('was killed by signal 9' in line for line in served.said)
 
 

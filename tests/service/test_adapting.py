@@ -1,0 +1,129 @@
+"""What a client meets follows from its frames, and what it should run from that."""
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+from client_process import batch
+from hypothesis import given
+from hypothesis import strategies as st
+from relay import Relay
+from service_cases import (
+    SETTINGS,
+    CameraProcess,
+    entry_of,
+    expected,
+    feed,
+    random_alpha,
+    running,
+    wait_until,
+    weights_in,
+)
+
+from fleet.decisions import Conditions, Switching, switch
+from service.adapting import FRAMES, LEAST_FRAMES, OLDEST_S, conditions_of, costs_of
+from service.entries import Choice
+from service.figures import Answered
+
+MS = st.floats(0.1, 50)
+
+
+def answered(choice: Choice, link: Conditions, at_s: float, number: int = 0, batch: int = 1, wait_ms: float = 0.0):
+    """A frame under these conditions."""
+    head, tail = choice.T_client_ms * link.client_slowdown, choice.T_server_ms * link.server_slowdown * batch
+    return Answered(at_s, head, link.com_ms(choice), wait_ms, tail,
+                    head + link.com_ms(choice) + wait_ms + tail + link.rtt_ms, batch, number, int(choice.n_bytes))
+
+
+@given(MS, MS, st.integers(1000, 100_000), st.floats(1, 1000), st.floats(0, 50), st.floats(0.1, 10), st.floats(0.1, 10),
+       st.integers(1, 4))
+def test_conditions_are_those_under_which_the_frames_ran(client_ms, server_ms, n_bytes, mbps, rtt, slow, slower, batch):
+    choice, true = Choice(3, 'float32', client_ms, server_ms, n_bytes), Conditions(mbps, rtt, slow, slower)
+    frames = [answered(choice, true, float(k), 7, batch, wait_ms=5.0) for k in range(LEAST_FRAMES)]
+    found = conditions_of(frames, choice, 7, float(LEAST_FRAMES))
+    assert found.bandwidth_mbps == pytest.approx(mbps, rel=1e-6) and found.rtt_ms == pytest.approx(rtt, abs=1e-6)
+    assert found.client_slowdown == pytest.approx(slow) and found.server_slowdown == pytest.approx(slower)
+
+
+def test_frames_of_another_configuration_and_old_ones_say_nothing():
+    choice, link = Choice(3, 'float32', 1.0, 1.0, 1000.0), Conditions(10.0)
+    frames = [answered(choice, link, float(k), 1) for k in range(FRAMES)]
+    assert conditions_of(frames, choice, 2, FRAMES) is None
+    assert conditions_of(frames, choice, 1, FRAMES + 2 * OLDEST_S) is None
+    slower = [answered(choice, Conditions(1.0), FRAMES + k, 1) for k in range(FRAMES)]
+    assert conditions_of(frames + slower, choice, 1, 2 * FRAMES).bandwidth_mbps == pytest.approx(1.0)
+
+
+CHOICES = st.lists(st.builds(Choice, st.integers(0, 11), st.just('float32'), MS, MS, st.floats(100, 1e5)), min_size=1,
+                   max_size=8)
+
+
+@given(CHOICES, st.floats(0.5, 1000), st.one_of(st.none(), st.floats(0.1, 100)), st.floats(0.05, 1), st.floats(0, 2),
+       st.floats(0, 1))
+def test_what_is_cheapest_is_what_brute_force_finds(choices, mbps, fps, share, free, omega):
+    now = Conditions(mbps, 3.0, 2.0, 0.5)
+    found = costs_of(choices, now, fps, share, free, omega)
+    for number, one in enumerate(choices):
+        client, server, link = 2 * one.T_client_ms, 0.5 * one.T_server_ms, one.n_bytes * 8 / 1000 / mbps
+        cycle = max(client, link, server / share, 0.1 if fps is None else 1000 / fps)
+        if fps is not None and fps * one.T_server_ms / 1000 > free:
+            assert number not in found
+        else:
+            assert found[number] == pytest.approx(
+                omega * (client + link + server + 3.0) + (1 - omega) * cycle, rel=1e-9)
+
+
+def simulated_switches(mbps_at, seconds: int, settings=SETTINGS):
+    """When, and to which choice, a client switches whose link is as fast as `mbps_at(second)`."""
+    choices = [Choice(1, 'float32', 1.0, 4.0, 30_000.0), Choice(8, 'float32', 12.0, 1.0, 4_000.0)]
+    state, current, number, frames, found = Switching(), 0, 0, [], []
+    for tick in range(2 * seconds):
+        at_s = tick / 2
+        frames += [answered(choices[current], Conditions(mbps_at(at_s)), at_s + k / 20, number) for k in range(5)]
+        now = conditions_of(frames, choices[current], number, at_s + 0.25)
+        if now is not None:
+            costs = costs_of(choices, now, None, 1.0, 1.0, 0.5)
+            state, better = switch(state, at_s, current, costs, settings)
+            if better is not None:
+                current, number = better, number + 1
+                found.append((at_s, better))
+    return found
+
+
+def test_a_link_that_becomes_slow_and_fast_again_causes_two_switches_soon_after():
+    found = simulated_switches(lambda s: 100.0 if s < 20 or s >= 120 else 5.0, 180)
+    assert [choice for _, choice in found] == [1, 0]
+    assert all(0 <= at_s - change <= SETTINGS.SWITCH_AFTER_S + 2 for (at_s, _), change in zip(found, (20, 120)))
+
+
+@given(st.floats(0.5, 40))
+def test_an_oscillating_link_causes_at_most_a_switch_a_minute(period_s):
+    found = simulated_switches(lambda s: 100.0 if math.floor(s / period_s) % 2 else 4.0, 240)
+    times = [at_s for at_s, _ in found]
+    assert all(after - before >= SETTINGS.SWITCH_PAUSE_S for before, after in zip(times, times[1:]))
+
+
+def test_a_client_whose_link_becomes_slow_switches_and_no_frame_is_lost_or_computed_by_two_networks(tmp_path):
+    network = weights_in(tmp_path, 4)
+    settings = {'SWITCH_AFTER_S': 0.2, 'SWITCH_PAUSE_S': 0.0}
+    entry = entry_of('one', random_alpha(network, 5), 1)
+    choices = (dataclasses.replace(entry.first, n_bytes=32_768.0),
+               dataclasses.replace(entry.choices[9], n_bytes=4_096.0, T_client_ms=2.0))
+    entry = dataclasses.replace(entry, first=choices[0], choices=choices)
+    images = batch(6, 200)[0]
+    with running(tmp_path, [entry], **settings) as served:
+        relay = Relay(('127.0.0.1', served.port), mbps=1000.0)
+        client = CameraProcess(relay.port, tmp_path / 'client', '-', 'one')
+        feed(client, images[:30])
+        wait_until(lambda: len(client.lines()) == 30)
+        relay.mbps = 2.0
+        feed(client, images[30:])
+        client.process.stdin.close()
+        status, lines = client.finish()
+        relay.close()
+    assert status == 0, client.said()
+    assert [line['frame'] for line in lines] == list(range(200)) and not any(line['local'] for line in lines)
+    assert [line['class'] for line in lines] == expected(network, entry, images)
+    splits = [line['configuration']['lambda'] for line in lines]
+    assert splits[0] == 1 and splits[-1] == 9

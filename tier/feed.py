@@ -1,0 +1,113 @@
+"""What one connection of a camera to its service holds, and how connections are found."""
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Deque, NamedTuple, Optional
+
+import cli
+from network_utils import Address, connect_with_retries
+from tier.sources import Numbered
+from wire.connection import Connection
+from wire.stream import MAX_WINDOW, Pacer
+
+POLL_S = 0.2  # a thread that waits looks about so often
+
+
+class Choice(NamedTuple):
+    """What the head is, and what its output travels as."""
+    number: int
+    split: int  # λ
+    unit: int  # the head is units [0, unit) of the network
+    wire: str
+    name: str  # of the wire format, as the server calls it
+
+
+@dataclass
+class Frame:
+    """A frame on its way."""
+    numbered: Numbered
+    start_s: float
+    choice: Optional[Choice] = None
+    head_s: float = 0.0
+
+
+@dataclass
+class Stream:
+    """What one connection's frames share; guarded by `changed`."""
+    connection: Connection
+    choice: Choice
+    pacer: Pacer = field(default_factory=Pacer)
+    sent: int = 0
+    back: Deque[float] = field(default_factory=lambda: deque(maxlen=MAX_WINDOW))  # when the last answers came
+    answered: int = 0
+    latency_s: float = 0.0  # of the last answer
+    head_s: float = 0.0
+    lost: Optional[BaseException] = None
+    ended: bool = False
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def fail(self, error: BaseException) -> None:
+        """End it, for the first reason that there is."""
+        with self.changed:
+            self.lost = self.lost or error
+            self.changed.notify_all()
+        self.connection.close()
+
+    def check(self) -> None:
+        """Raise what ended it, if anything did."""
+        if self.lost is not None:
+            raise self.lost
+
+    def wait_for_turn(self) -> bool:
+        """Wait until the next frame may start; False when that takes longer than POLL_S."""
+        with self.changed:
+            self.check()
+            if self.sent - self.answered >= self.pacer.window:
+                self.changed.wait(POLL_S)
+                self.check()
+            late = self.answered - (self.sent - self.pacer.window)  # answers since the one that this frame waits for
+            if late <= 0:
+                return False
+            delay_s = self.back[-late] + self.pacer.delay_s - time.perf_counter() if late <= len(self.back) else 0.0
+        if delay_s > 0:
+            time.sleep(min(delay_s, POLL_S))
+        return True
+
+
+class Connector:
+    """Connects in a thread of its own, with growing pauses, whenever it is told to."""
+
+    def __init__(self, address: Address, token: bytes) -> None:
+        self._address, self._token = address, token
+        self._stopping = threading.Event()
+        self._found: 'queue.Queue[Connection]' = queue.Queue()
+        self._orders: 'queue.Queue[float]' = queue.Queue()
+        threading.Thread(target=self._run, name='connect', daemon=True).start()
+
+    def go(self, after_s: float) -> None:
+        """Find a connection, beginning after so many seconds."""
+        self._orders.put(after_s)
+
+    def arrived(self, wait: bool) -> Optional[Connection]:
+        """A connection that was found; with `wait`, as soon as there is one, otherwise None when there is none yet."""
+        while True:
+            try:
+                return self._found.get(timeout=POLL_S) if wait else self._found.get_nowait()
+            except queue.Empty:
+                if not wait:
+                    return None
+
+    def stop(self) -> None:
+        """Give up."""
+        self._stopping.set()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._orders.get()):
+            connection = connect_with_retries(self._address, self._token, 'camera', 'service', cli.say,
+                                              self._stopping.wait)
+            if connection is not None:
+                self._found.put(connection)
