@@ -49,7 +49,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
         sources.check_source(args.source)
         live = args.live or sources.is_live(args.source)
         wish = camera.Wish(args.source, live, args.entry, args.name, args.fps or 0.0)
-        camera.run(wish, worker.make_tasks(settings, args.cache_dir, args.cache_gib),
+        camera.run(wish, worker.make_tasks(settings, args.cache_dir, args.cache_gib), settings,
                    args.server_ip or settings.SERVER_IP, args.port or settings.PORT_MAIN)
         return
     control_port = settings.PORT_CONTROL if args.control_port is None else args.control_port

@@ -16,9 +16,9 @@ from typing import Any, Callable, Deque, Dict, List, NamedTuple, Optional
 import torch
 
 import cli
-from config import UserError
+from config import Settings, UserError
 from network_utils import Address, token_from_environment
-from tier.feed import POLL_S, Choice, Connector, Frame, Stream
+from tier.feed import POLL_S, Choice, Connector, Frame, NoAnswer, Stream
 from tier.part import NetworkPart
 from tier.sources import Numbered, Reader, open_source
 from tier.tasks import MAX_INPUT_SIZE, Tasks
@@ -45,8 +45,9 @@ class Wish(NamedTuple):
 class Camera:
     """A source, and how its frames are answered."""
 
-    def __init__(self, wish: Wish, tasks: Tasks, write: Callable[[str], None]) -> None:
-        self.wish, self._write = wish, write
+    def __init__(self, wish: Wish, tasks: Tasks, settings: Settings, write: Callable[[str], None]) -> None:
+        self.wish, self._settings, self._write = wish, settings, write
+        self._served = 0  # frames that a server has answered
         self._worker, self._tasks = Worker(tasks), tasks
         self._reader: Optional[Reader] = None
         self._part: Optional[NetworkPart] = None  # the whole network
@@ -68,24 +69,30 @@ class Camera:
             if connection is None:
                 self._answer_alone()
                 continue
-            pause_s = 0.0
-            try:
-                self._serve_over(connection)
-            except UserError:  # the source has failed: what came of it before has its answers
-                connection.close()
-                self._finish_alone()
-                raise
-            except PeerError as error:
-                if self._part is None:
-                    raise UserError(f'the server refuses: {error}') from None
-                cli.say(f'the server refuses ({error}); going on alone, asking again in {AWAY_S:g} s')
-                pause_s = AWAY_S
-            except NetworkError as error:
-                cli.say(f'server lost ({error}); going on alone' if self._part else f'server lost ({error})')
+            pause_s = self._while_connected(connection)
             connection.close()
             self._finish_alone()
             connector.go(pause_s)
         connector.stop()
+
+    def _while_connected(self, connection: Connection) -> float:
+        """Be served until all is done or the connection ends; how long to wait before the next one, s."""
+        served = self._served
+        try:
+            self._serve_over(connection)
+        except UserError:  # the source has failed: what came of it before has its answers
+            connection.close()
+            self._finish_alone()
+            raise
+        except PeerError as error:
+            if self._part is None:
+                raise UserError(f'the server refuses: {error}') from None
+            cli.say(f'the server refuses ({error}); going on alone, asking again in {AWAY_S:g} s')
+            return AWAY_S
+        except NetworkError as error:
+            cli.say(f'server lost ({error}); going on alone' if self._part else f'server lost ({error})')
+            return self._settings.RETURN_AFTER_S if isinstance(error, NoAnswer) or served == self._served else 0.0
+        return 0.0
 
     def _serve_over(self, connection: Connection) -> None:
         """Do what the server asks, until all frames are answered. Raises `NetworkError` and `PeerError`."""
@@ -113,7 +120,7 @@ class Camera:
         if (part.spec.first, part.spec.last) != (0, n_units) or part.spec.gamma is None:
             raise ProtocolError('serve: the network that was sent is not a whole one')
         size = message.integer('input_size', 1, MAX_INPUT_SIZE)
-        stream = Stream(connection, self._choice_of(message, n_units))
+        stream = Stream(connection, self._choice_of(message, n_units), self._settings.FALLBACK_AFTER_S)
         self._part, self._names, self._entry = part, message.texts('names'), message.text('entry')
         if self._reader is None:
             self._reader = Reader(open_source(self.wish.source, size), self.wish.live)
@@ -122,11 +129,7 @@ class Camera:
         collector.start()
         try:
             self._send_frames(stream)
-            stream.connection.send(Kind.END)
-            with stream.changed:
-                while not stream.ended and stream.lost is None:
-                    stream.changed.wait()
-            stream.check()
+            stream.end()
         except BaseException as error:
             stream.fail(error)
             collector.join()
@@ -145,26 +148,15 @@ class Camera:
                 return
             if frame.numbered.picture is None:
                 continue
-            frame.choice = stream.choice
+            frame.choice, frame.begun_s = stream.choice, time.perf_counter()
             with torch.inference_mode():
                 z = self._part(frame.numbered.picture.image[None], last=frame.choice.unit)
                 tensors = codec.encode(z, frame.choice.wire)
-            frame.head_s = time.perf_counter() - frame.start_s
+            frame.head_s = time.perf_counter() - frame.begun_s
             fields = {'i': stream.sent, 'c': frame.choice.number, 'head_s': frame.head_s, 'latency_s': stream.latency_s}
             with self._lock:
                 self._under_way.append(frame)
-            with stream.changed:
-                stream.sent += 1
-            rest = stream.connection.begin_send(Kind.FRAME, fields, tensors)
-            if rest is not None:  # the link is full: it goes on while the next head is computed, which then waits
-                threading.Thread(target=self._finish_sending, args=(rest, stream), daemon=True).start()
-
-    @staticmethod
-    def _finish_sending(rest: Callable[[], None], stream: Stream) -> None:
-        try:
-            rest()
-        except NetworkError as error:
-            stream.fail(error)
+            stream.send(fields, tensors)
 
     def _next_frame(self) -> Optional[Frame]:
         """The next frame, None at the end of the source; without a picture where there is none to compute now. Dropped
@@ -223,9 +215,10 @@ class Camera:
             self._print(frame, line, latency_s)
             self._print_dropped()
         with stream.changed:
-            stream.pacer.add(frame.head_s, link_s, tail_s, latency_s)
+            stream.pacer.add(frame.head_s, link_s, tail_s, back_s - frame.begun_s)
             stream.answered += 1
-            stream.latency_s = latency_s
+            self._served += 1
+            stream.latency_s, stream.moved_s = back_s - frame.begun_s, back_s
             stream.back.append(back_s)
             stream.changed.notify_all()
 
@@ -290,9 +283,9 @@ def now() -> float:
     return round(time.time(), 3)
 
 
-def run(wish: Wish, tasks: Tasks, server_ip: str, port: int) -> None:
+def run(wish: Wish, tasks: Tasks, settings: Settings, server_ip: str, port: int) -> None:
     """Stream a source to a service, with lines on stdout, until it ends."""
-    Camera(wish, tasks, write_line).run(Address(server_ip, port), token_from_environment())
+    Camera(wish, tasks, settings, write_line).run(Address(server_ip, port), token_from_environment())
 
 
 def write_line(line: str) -> None:

@@ -6,15 +6,23 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Deque, NamedTuple, Optional
+from typing import Any, Callable, Deque, Dict, Mapping, NamedTuple, Optional
+
+import torch
 
 import cli
 from network_utils import Address, connect_with_retries
 from tier.sources import Numbered
 from wire.connection import Connection
+from wire.frames import Kind, NetworkError
 from wire.stream import MAX_WINDOW, Pacer
 
+PATIENCE = 4  # times as long as the last answer took may the next one take
 POLL_S = 0.2  # a thread that waits looks about so often
+
+
+class NoAnswer(NetworkError):
+    """The server may live, and does not answer."""
 
 
 class Choice(NamedTuple):
@@ -30,7 +38,8 @@ class Choice(NamedTuple):
 class Frame:
     """A frame on its way."""
     numbered: Numbered
-    start_s: float
+    start_s: float  # what its latency counts from
+    begun_s: float = 0.0  # when its head was begun
     choice: Optional[Choice] = None
     head_s: float = 0.0
 
@@ -40,12 +49,14 @@ class Stream:
     """What one connection's frames share; guarded by `changed`."""
     connection: Connection
     choice: Choice
+    patience_s: float  # without an answer before the device goes on alone, at least
     pacer: Pacer = field(default_factory=Pacer)
     sent: int = 0
     back: Deque[float] = field(default_factory=lambda: deque(maxlen=MAX_WINDOW))  # when the last answers came
     answered: int = 0
-    latency_s: float = 0.0  # of the last answer
-    head_s: float = 0.0
+    latency_s: float = 0.0  # of the last answer; 0: none yet
+    moved_s: float = 0.0  # when something was answered last, or sent while nothing was under way
+    sending: Optional[threading.Thread] = None  # what is left of a frame that the system did not take at once
     lost: Optional[BaseException] = None
     ended: bool = False
     changed: threading.Condition = field(default_factory=threading.Condition)
@@ -58,9 +69,13 @@ class Stream:
         self.connection.close()
 
     def check(self) -> None:
-        """Raise what ended it, if anything did."""
+        """Raise what ended it, if anything did; `NoAnswer` when the server takes much longer than it did before. (The
+        first answer may take as long as the connection lives.)"""
         if self.lost is not None:
             raise self.lost
+        waited_s = time.perf_counter() - self.moved_s
+        if self.sent > self.answered > 0 and waited_s > max(self.patience_s, PATIENCE * self.latency_s):
+            raise NoAnswer(f'no answer for {waited_s:.1f} s')
 
     def wait_for_turn(self) -> bool:
         """Wait until the next frame may start; False when that takes longer than POLL_S."""
@@ -76,6 +91,40 @@ class Stream:
         if delay_s > 0:
             time.sleep(min(delay_s, POLL_S))
         return True
+
+    def send(self, fields: Dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+        """Send a frame. What the system does not take at once goes on while the next head is computed; the frame
+        behind it then has to wait."""
+        self._wait_until_sent()
+        with self.changed:
+            if self.sent == self.answered:
+                self.moved_s = time.perf_counter()
+            self.sent += 1
+        rest = self.connection.begin_send(Kind.FRAME, fields, tensors)
+        if rest is not None:
+            self.sending = threading.Thread(target=self._finish, args=(rest,), name='send', daemon=True)
+            self.sending.start()
+
+    def _wait_until_sent(self) -> None:
+        while self.sending is not None and self.sending.is_alive():
+            self.sending.join(POLL_S)
+            self.check()
+
+    def _finish(self, rest: Callable[[], None]) -> None:
+        try:
+            rest()
+        except NetworkError as error:
+            self.fail(error)
+
+    def end(self) -> None:
+        """No more frames will come: return when all are answered."""
+        self._wait_until_sent()
+        self.connection.send(Kind.END)
+        with self.changed:
+            while not self.ended:
+                self.changed.wait(POLL_S)
+                self.check()
+            self.check()
 
 
 class Connector:

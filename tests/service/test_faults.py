@@ -6,6 +6,7 @@ import signal
 
 import pytest
 from client_process import batch, free_port
+from relay import Relay
 from service_cases import (
     CameraProcess,
     entry_of,
@@ -64,9 +65,9 @@ def test_a_killed_worker_loses_no_frame_and_a_killed_client_frees_its_share(mode
 def test_a_client_goes_on_alone_while_the_server_is_away_and_returns_to_it(model, tmp_path):
     folder, network = model
     entry, port = entry_of('one', random_alpha(network, 2), 4), free_port()
-    images = batch(2, 60)[0]
-    server = serve_forever(folder, [entry], port)
-    client = CameraProcess(port, tmp_path / 'client', '-', 'one')
+    images = batch(2, 100)[0]
+    server, relay = serve_forever(folder, [entry], port), Relay(('127.0.0.1', port))
+    client = CameraProcess(relay.port, tmp_path / 'client', '-', 'one')
     feed(client, images[:20])
     wait_until(lambda: len(client.lines()) == 20)
     server.kill()
@@ -77,9 +78,19 @@ def test_a_client_goes_on_alone_while_the_server_is_away_and_returns_to_it(model
     server = serve_forever(folder, [entry], port)
     try:
         wait_until(lambda: client.said().count('served: one') == 2)
-        feed(client, images[40:])
+        feed(client, images[40:60])
+        wait_until(lambda: len(client.lines()) == 60)
+        assert not client.lines()[-1]['local']
+        relay.is_cut = True  # nothing arrives, and nothing says so
+        feed(client, images[60:80])
+        wait_until(lambda: len(client.lines()) == 80)
+        assert client.lines()[-1]['local'] and 'no answer for' in client.said()
+        relay.is_cut = False
+        wait_until(lambda: client.said().count('served: one') == 3)
+        feed(client, images[80:])
         assert_all_answered(client, expected(network, entry, images))
         assert not client.lines()[-1]['local']
     finally:
         server.terminate()
         server.join()
+        relay.close()
