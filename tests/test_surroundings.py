@@ -205,7 +205,8 @@ def test_run_pipeline_refuses_them_before_its_first_step():
 
 
 ARGUMENTS = {'step1_measure_lut.py': ['--mode', 'server'], 'step_3_joint.py': ['--domain_id', '0'],
-             'step3_accuracy_opt.py': ['--domain_id', '0'], 'step4_final_throughput_opt.py': ['--domain_id', '0']}
+             'step3_accuracy_opt.py': ['--domain_id', '0'], 'step4_final_throughput_opt.py': ['--domain_id', '0'],
+             'plan_fleet.py': ['fleet.json']}
 
 
 @pytest.mark.parametrize('script', [name for name in SCRIPTS if not name.startswith('client_')])
