@@ -41,6 +41,7 @@ if __name__ == '__main__':
 from typing import Iterable, Optional, Sequence
 
 from config import UserError
+from costs.checks import check_settings
 from fleet import outcome, plan_file
 from fleet.links import read_trace
 from fleet.simulation import Absence, Scenario, Simulation
@@ -50,6 +51,7 @@ from pipeline import fingerprints, kinds, writing
 def main(argv: Optional[Sequence[str]]) -> None:
     """The command line."""
     args, settings = cli.parse(PARSER, argv)
+    check_settings(settings)
     warm_up_s = args.seconds / 10 if args.warm_up is None else args.warm_up
     if not 0 <= warm_up_s < args.seconds or not 0 <= args.jitter <= 2:
         raise UserError(f'--warm_up {warm_up_s:g} must be 0 or more and less than --seconds {args.seconds:g}, --jitter '
