@@ -30,4 +30,4 @@ def shares(promised: Mapping[Hashable, float], workers: int) -> Dict[Hashable, f
     always have frames waiting are served in this proportion."""
     open_clients = sum(load == 0 for load in promised.values())
     left = max(0.0, workers - sum(promised.values()))
-    return {client: load or max(LEAST_SHARE, left / open_clients) for client, load in promised.items()}
+    return {client: max(LEAST_SHARE, load or left / open_clients) for client, load in promised.items()}

@@ -16,6 +16,7 @@ from wire.connection import Connection
 from wire.frames import ConnectionLost, Kind, Message, ProtocolError, spec_bytes
 
 MAX_UNANSWERED = 16  # frames of a client that the server holds; with more it stops reading, and the client has to wait
+TURN_S = 0.5  # for a heartbeat that is being sent
 LIVE_WAITING = 4  # frames of a live source that wait for a worker; one more drops the oldest
 
 
@@ -132,7 +133,7 @@ class ServedClient:
 
     def _send(self, fields: Dict[str, Any]) -> None:
         try:
-            rest = self.connection.begin_send(Kind.RESULT, fields, {})
+            rest = self.connection.begin_send(Kind.RESULT, fields, {}, TURN_S)
             if rest is not None:
                 self.connection.close()
                 rest()

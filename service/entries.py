@@ -125,7 +125,7 @@ def entries_of_plan(server: str, settings: Settings) -> Dict[str, Entry]:
             point, group = plan.points[client.point], plan.groups[client.group]
             at_server = [plan.points[k] for k in group.points[plan.servers[number].group]]
             same = [one for one in at_server if (one.domain, one.network) == (point.domain, point.network)]
-            found[client.name] = Entry(client.name, networks.served(point.domain, point.network), _planned(point),
+            found[client.name] = Entry(client.name, networks.served(point), _planned(point),
                                        tuple(map(_planned, same)), client.fps, group.link.bandwidth_mbps,
                                        group.link.rtt_ms)
     if not found:
@@ -144,27 +144,36 @@ class _Networks:
         self._table, self._settings = table, settings
         self._found: Dict[Tuple[Optional[int], str], ServedNetwork] = {}
 
-    def served(self, domain: Optional[int], network: str) -> ServedNetwork:
-        """One of them; clients that run the same one share it."""
-        if (domain, network) not in self._found:
-            name = network if domain is None else f'domain_{domain}/{network}'
-            self._found[domain, network] = _served(name, *self._read(domain, network))
-        return self._found[domain, network]
+    def served(self, point: PlannedPoint) -> ServedNetwork:
+        """The network of a point; points of the same one share it."""
+        key = point.domain, point.network
+        if key not in self._found:
+            name = point.network if point.domain is None else f'domain_{point.domain}/{point.network}'
+            self._found[key] = _served(name, *self._read(*key))
+        found = self._found[key]
+        valid = build_gamma_mask(surviving_branches(found.alpha))
+        if not all(valid[k, gamma] for k, gamma in enumerate(point.gamma)):  # another search has come after the plan
+            raise self._other(*key)
+        return found
 
     def _read(self, domain: Optional[int], network: str) -> Tuple[np.ndarray, HardwareTable, Optional[np.ndarray]]:
         """α, the table, and BatchNorm statistics."""
         table = self._table
         if network == points.UNPRUNED:
             return points.unpruned_network(table).alpha, table, None
-        result = points.load_result(domain, table, self._settings)
+        result = None if domain is None else points.load_result(domain, table, self._settings)
         held = [] if result is None else [one for one in points.networks_of(result, table) if one.name == network]
         if not held:
-            raise UserError(f'the plan has clients of domain {domain} run {network!r}, which its result does not hold; '
-                            'plan again with `python plan_fleet.py`')
+            raise self._other(domain, network)
         if result.batchnorm is not None and network != 'result':
             raise UserError(f'the plan has clients of domain {domain} run {network!r}, and the result holds BatchNorm '
                             'statistics of its own choice only')
         return held[0].alpha, table, result.batchnorm
+
+    @staticmethod
+    def _other(domain: Optional[int], network: str) -> UserError:
+        return UserError(f'the plan has clients of domain {domain} run {network!r}, which is not what the result holds '
+                         'now; plan again with `python plan_fleet.py`')
 
 
 # --- what both need -------------------------------------------------------------------------------------------

@@ -90,11 +90,13 @@ class Connection:
             self._send_all(views)
 
     def begin_send(self, kind: Kind, fields: Mapping[str, Any], tensors: Mapping[str, torch.Tensor],
-                   ) -> Optional[Callable[[], None]]:
+                   turn_s: float = -1) -> Optional[Callable[[], None]]:
         """Send what the system takes of a message without waiting. Returns what sends the rest, which must be called
-        (from any thread; other messages wait for it), or None when nothing is left. Raises `ConnectionLost`."""
+        (from any thread; other messages wait for it), or None when nothing is left. Raises `ConnectionLost`, also when
+        another message has been on its way for `turn_s` (-1: that may take as long as the peer lives)."""
         views = _views(kind, fields, tensors)
-        self._send_lock.acquire()
+        if not self._send_lock.acquire(timeout=turn_s):
+            raise self._lost(TimeoutError('takes data too slowly'), 'takes no data')
         try:
             views = self._send_once(views, socket.MSG_DONTWAIT)
         except BlockingIOError:

@@ -1,0 +1,90 @@
+"""What may be served follows from result files and plans, and is refused in one line where they do not fit."""
+from __future__ import annotations
+
+import dataclasses
+import numpy as np
+import pytest
+from fleets import client, made_settings, plan_of, server, table_of
+
+from config import UserError
+from costs.cost_model import scenario_of, times
+from fleet import plan_file
+from network.alpha import surviving_branches
+from search import result_file
+from service.entries import class_names, entries_of_plan, entries_of_results
+from wire.formats import is_lossless
+
+
+def test_an_entry_begins_with_its_domains_result_and_may_change_to_lossless_formats_only(tmp_path):
+    settings = made_settings(tmp_path, 0, 3)
+    table = table_of(settings)
+    entries = entries_of_results(range(10), settings)
+    assert list(entries) == ['domain_0', 'domain_3']
+    for domain, entry in zip((0, 3), entries.values()):
+        chosen = result_file.load(domain, table, settings).configuration
+        np.testing.assert_array_equal(entry.network.alpha, chosen.alpha)
+        assert (entry.first.split, entry.first.wire) == (chosen.split, chosen.wire)
+        assert entry.first in entry.choices
+        assert all(is_lossless(choice.wire) or choice == entry.first for choice in entry.choices)
+        assert all(settings.LAMBDA_MIN <= choice.split for choice in entry.choices)
+        for choice in entry.choices:
+            gamma = entry.network.gamma['client'][:choice.split] + entry.network.gamma['server'][choice.split:]
+            predicted = times(table, dataclasses.replace(chosen, gamma=gamma, split=choice.split, wire=choice.wire),
+                              scenario_of(settings, table))
+            assert choice.T_client_ms == pytest.approx(predicted.T_client_ms)
+            assert choice.T_server_ms == pytest.approx(predicted.T_server_ms)
+
+
+def test_a_plans_clients_are_entries_of_their_server(tmp_path):
+    settings = made_settings(tmp_path, 0)
+    plan = plan_of([client('gate', 3, domain=0), client('hall', 2, mbps=20.0)], [server('rack', 2)], settings)
+    plan_file.save(plan, settings, {})
+    found = {}
+    for number, name in enumerate(('rack-1', 'rack-2')):
+        for entry in entries_of_plan(name, settings).values():
+            planned = next(one for one in plan.clients if one.name == entry.name)
+            point = plan.points[planned.point]
+            assert planned.server == number and entry.promised_fps == pytest.approx(planned.fps)
+            assert (entry.first.split, entry.first.wire) == (point.split, point.wire)
+            assert entry.first.T_server_ms == pytest.approx(point.T_server_ms)
+            assert surviving_branches(entry.network.alpha).all(axis=1).any() or point.network != 'unpruned'
+            found[entry.name] = entry
+    alone = [one.name for one in plan.clients if one.server is None]
+    assert sorted([*found, *alone]) == ['gate-1', 'gate-2', 'gate-3', 'hall-1', 'hall-2']
+
+
+def test_clients_of_a_plan_that_run_the_same_network_share_it(tmp_path):
+    settings = made_settings(tmp_path, 0)
+    plan_file.save(plan_of([client('gate', 4, domain=0)], [server()], settings), settings, {})
+    entries = entries_of_plan('', settings)
+    assert len({id(entry.network) for entry in entries.values()}) == len({
+        entry.network.name for entry in entries.values()})
+
+
+def test_what_cannot_be_served_is_one_line(tmp_path):
+    settings = made_settings(tmp_path)
+    with pytest.raises(UserError, match='domain_2_joint.json: no such file'):
+        entries_of_results([2, 5], settings)
+    with pytest.raises(UserError, match='HEAD_TIER must be client'):
+        entries_of_results([2], dataclasses.replace(settings, HEAD_TIER='server'))
+    with pytest.raises(UserError, match='fleet_plan.json: no such file'):
+        entries_of_plan('rack', settings)
+    settings = made_settings(tmp_path, 0)
+    plan_file.save(plan_of([client('gate', 2, domain=0)], [server('rack', 2)], settings), settings, {})
+    with pytest.raises(UserError, match="--plan 'desk': the plan's servers are rack-1, rack-2"):
+        entries_of_plan('desk', settings)
+
+
+def test_a_plan_that_its_results_do_not_fit_any_more_is_refused(tmp_path):
+    settings = made_settings(tmp_path, 0)
+    plan = plan_of([client('gate', 2, domain=0)], [server('rack')], settings)
+    for changed in ({'network': 'frontier.T_eff[99]'}, {'domain': 5, 'network': 'result'}, {'network': 'result'}):
+        points = tuple(dataclasses.replace(point, **{**changed, 'gamma': (3,) * table_of(settings).n_blocks})
+                       for point in plan.points)
+        plan_file.save(dataclasses.replace(plan, points=points), settings, {})
+        with pytest.raises(UserError, match='plan again with'):
+            entries_of_plan('rack', settings)
+
+
+def test_classes_are_called_as_the_partition_says(tmp_path):
+    assert class_names(made_settings(tmp_path)) == [str(digit) for digit in range(10)]
