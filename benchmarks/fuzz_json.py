@@ -26,6 +26,7 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from typing import Callable, Dict, Sequence, Tuple
@@ -41,9 +42,12 @@ from config import Settings, UserError
 from costs.device_profiles import load_profile
 from domains import partition, trained_images
 from domains.image_sources import open_source
+from fleet import plan_file
+from fleet.fleet_file import read_fleet
 from pipeline import fingerprints, kinds, measured, provenance, writing
 from report import cost_figures, pictures, summary
 from search import domain_inputs, result_file, result_warnings, state_file
+from service import entries
 from steps import hardware_table
 
 SHORT = ['LUT_ROUNDS=1', 'MAX_EVALUATIONS=10', 'RECOVERY_STEPS=1', 'THROUGHPUT_OPTIM_STEPS=3', 'ALPHA_EPOCHS=1']
@@ -51,6 +55,8 @@ ODD = (None, True, -1, 0, 3, 10 ** 400, 10 ** 30, 10 ** 28, 1e308, -0.5, 'x', ''
        {'0': [1]}, '\ud800', [None], '../../x', '\0', '\x1b[2J\n')
 TEXTS = ('[' * 100_000, '{"a":' * 100_000, '{"a":' * 3000 + '1' + '}' * 3000, '[' * 3000 + ']' * 3000, '[1, 2]', 'null',
          '"x"', '3', '', '\ufeff{}', '[]', '{}', '{"schema_version": 1, "metadata": []}', '9' * 5000)
+FLEET = {'clients': [{'name': 'gate', 'count': 3, 'bandwidth_mbps': 40, 'domain': 0}, {'name': 'yard', 'fps': 5}],
+         'servers': [{'name': 'rack', 'workers': 2}]}
 Readers = Dict[str, Tuple[str, Sequence[Callable[[], object]]]]
 
 
@@ -86,8 +92,8 @@ def replace_somewhere(node: object, rng: random.Random) -> None:
         parent[key] = copy.deepcopy(rng.choice(ODD))
 
 
-def readers_of(settings: Settings, profile: str) -> Readers:
-    """{kind: (path, everything that reads it)}; `profile` is the path of a device profile."""
+def readers_of(settings: Settings, profile: str, fleet: str) -> Readers:
+    """{kind: (path, everything that reads it)}; `profile` and `fleet` are the paths of a device profile and a fleet."""
     source, names = open_source(settings), lut_manager.blocks_of(settings)[0]
     unknown = dataclasses.replace(settings, DATASET='imagefolder')
     table = lut_manager.read(kinds.path_of('lut', settings), settings)
@@ -137,6 +143,9 @@ def readers_of(settings: Settings, profile: str) -> Readers:
         'joint': (path('joint'), result('joint')), 'sequential': (path('sequential'), result('sequential')),
         'joint_state': (path('joint_state'), (
             lambda: state_file.load('joint_state', 0, table, settings, ''),)),
+        'fleet': (fleet, (lambda: read_fleet(fleet, settings),)),
+        'fleet_plan': (path('fleet_plan'), (
+            lambda: plan_file.load(settings), lambda: entries.entries_of_plan('rack', settings))),
         'profile': (profile, (lambda: load_profile(profile),
                               lambda: fingerprints.inputs_of('lut_client', simulated))),
     }
@@ -178,6 +187,11 @@ def prepared(folder: str) -> Readers:
                    stdout=subprocess.DEVNULL)
     profile = os.path.join(folder, 'profile.json')
     writing.write(profile, {'kind': 'measured', 'name': 'a phone', 'slowdown': 2.5, 'threads': 2}, {})
+    fleet = os.path.join(folder, 'fleet.json')
+    with open(fleet, 'w', encoding='utf-8') as stream:
+        json.dump(FLEET, stream)
+    subprocess.run([sys.executable, os.path.join(config.ROOT, 'plan_fleet.py'), fleet, '--set', *overrides], check=True,
+                   stdout=subprocess.DEVNULL)
     settings = config.load(overrides, {})
     weights = os.path.join(folder, 'weights.pt')
     for source, target in (  # what ships is not to be damaged
@@ -187,7 +201,7 @@ def prepared(folder: str) -> Readers:
         if source != target:
             os.makedirs(os.path.dirname(target), exist_ok=True)
             shutil.copyfile(source, target)
-    return readers_of(dataclasses.replace(settings, WEIGHT_PATH_SERVER=weights), profile)
+    return readers_of(dataclasses.replace(settings, WEIGHT_PATH_SERVER=weights), profile, fleet)
 
 
 def main() -> None:

@@ -16,6 +16,8 @@ import lut_manager
 from benchmarks import fuzz_json
 from config import Settings, UserError
 from costs.device_profiles import load_profile
+from fleet import plan_file, planning
+from fleet.fleet_file import read_fleet
 from pipeline import documents, fingerprints, kinds, provenance, writing
 from network.alpha import mask_of, unpruned_alpha
 from search import result_file, state_file
@@ -60,11 +62,17 @@ def readers(tmp_path_factory):
     state_file.save('joint_state', SearchState(
         network, [CurvePoint(0, 0.9, 3.0, 100.0)], list(Phase)[0], 2, {mask: Measurement(network.alpha, np.zeros(
             9, np.float16))}, {mask: network}, {(3, (True, False, True))}, Work(5, 6)), 0, table, settings, 'x', 1.5)
-    return fuzz_json.readers_of(settings, profile)
+    fleet = os.path.join(str(folder), 'fleet.json')
+    with open(fleet, 'w', encoding='utf-8') as stream:
+        json.dump(fuzz_json.FLEET, stream)
+    planned = planning.make_plan(planning.model_of(read_fleet(fleet, settings), settings), settings.FLEET_OBJECTIVE)
+    plan_file.save(planned, settings, {})
+    return fuzz_json.readers_of(settings, profile, fleet)
 
 
 KINDS = ('partition', 'alpha', 'alpha_training', 'importance_rankings', 'base_model', 'roofline_server',
-         'roofline_client', 'lut_server', 'lut_client', 'lut', 'step2', 'joint', 'sequential', 'joint_state', 'profile')
+         'roofline_client', 'lut_server', 'lut_client', 'lut', 'step2', 'joint', 'sequential', 'joint_state', 'fleet',
+         'fleet_plan', 'profile')
 
 
 def test_every_kind_that_is_read_is_damaged_here(readers):
