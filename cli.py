@@ -203,7 +203,7 @@ def run(main: Callable[[Optional[Sequence[str]]], Optional[int]]) -> None:
         _print_no_more()
         print(f'{name}: error: {error.strerror}; the same command goes on from what is saved', file=sys.stderr)
         sys.exit(EXIT_FAILED)
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, ImportError) as error:
         if not is_out_of_memory(error):
             raise
         print(f'{name}: error: not enough memory; lower BATCH_SIZE or --jobs, or raise the limit (ulimit -v)',
@@ -221,9 +221,9 @@ def _print_no_more() -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Did Python or PyTorch get no memory?"""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and ('allocate memory' in str(error) or 'out of memory' in str(error)))
+    """Did Python, PyTorch or the system's loader of libraries get no memory?"""
+    return isinstance(error, MemoryError) or any(
+        words in str(error) for words in ('allocate memory', 'out of memory', 'failed to map segment'))
 
 
 def print_anything() -> None:

@@ -62,7 +62,9 @@ def test_output_to_a_full_disk_is_one_line(script):
     assert done.returncode == 1 and 'No space left on device' in only_line(done.stderr)
 
 
-@pytest.mark.parametrize('raised', ["MemoryError()", "RuntimeError('DefaultCPUAllocator: can\\'t allocate memory')"])
+@pytest.mark.parametrize('raised', [
+    "MemoryError()", "ImportError('libtorch_cpu.so: failed to map segment')",
+    "RuntimeError('DefaultCPUAllocator: can\\'t allocate memory')"])
 def test_no_memory_is_one_line_that_blames_no_file(raised):
     status, _, err = run_python('-c', 'import cli\ndef main(argv):\n'
                                 f'    raise {raised}\ncli.run(main)')
