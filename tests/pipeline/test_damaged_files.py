@@ -24,7 +24,7 @@ from search import result_file, state_file
 from search.state import CurvePoint, EvaluatedNetwork, Measurement, Phase, SearchState, Work
 from steps import unpruned
 
-MUTATIONS = 40  # of each kind
+MUTATIONS = 20  # of each kind
 
 
 @pytest.fixture(scope='module')
