@@ -27,10 +27,12 @@ class OneTier:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A split beside the best ways without one, by T_eff."""
+    """A split beside the best ways without one, by T_eff; frames a second of one client beside that."""
     T_eff_ms: float  # of the split
     counted: OneTier  # the best that counts
     not_counted: Optional[OneTier]  # the best that would send the image though it must stay; None: all count
+    T_cyc_ms: float  # of the split
+    least_T_cyc_ms: float  # of everything that counts
 
     @property
     def pays(self) -> bool:
@@ -56,15 +58,15 @@ def words_of(name: str) -> str:
     return f"the {tier} alone, {'same pruning' if 'pruned' in more else 'unpruned'}{image}"
 
 
-def verdict_of(T_eff_ms: float, ways: Sequence[OneTier], images_stay: bool) -> Verdict:
-    """The verdict on a split of this T_eff. `images_stay`: must raw images stay on the tier that has them?"""
+def verdict_of(times: Times, ways: Sequence[OneTier], images_stay: bool) -> Verdict:
+    """The verdict on a split with these times. `images_stay`: must raw images stay on the tier that has them?"""
     def best(of: List[OneTier]) -> Optional[OneTier]:
         return min(of, key=lambda way: way.times.rank()) if of else None
 
     sending, staying = [way for way in ways if way.sends_image], [way for way in ways if not way.sends_image]
-    if images_stay:
-        return Verdict(T_eff_ms, best(staying), best(sending))
-    return Verdict(T_eff_ms, best(sending + staying), None)
+    counting = staying if images_stay else staying + sending
+    return Verdict(times.T_eff_ms, best(counting), best(sending) if images_stay else None, times.T_cyc_ms,
+                   min(way.times.T_cyc_ms for way in counting))
 
 
 def sentences(found: Sequence[Verdict]) -> List[str]:
@@ -75,7 +77,9 @@ def sentences(found: Sequence[Verdict]) -> List[str]:
               'splitting does not pay': [v for v in found if not v.pays and not v.is_no_split],
               'splitting does not pay, the best choice is no split': [v for v in found if v.is_no_split]}
     lines = [f'{what}{_how_many(some, found)}: T_eff {_mean([v.T_eff_ms for v in some])} against '
-             f'{_named([v.counted for v in some])}' for what, some in groups.items() if some]
+             f'{_named([v.counted for v in some])}; {_fps([v.T_cyc_ms for v in some])} frames/s for each client, '
+             f'without a split at most {_fps([v.least_T_cyc_ms for v in some])}'
+             for what, some in groups.items() if some]
     sent = [v for v in found if v.not_counted is not None and not v.pays_anyway]
     if sent:
         lines.append(f'not counted, because it sends the image: T_eff of {_named([v.not_counted for v in sent])}'
@@ -85,6 +89,11 @@ def sentences(found: Sequence[Verdict]) -> List[str]:
 
 def _how_many(some: Sequence[Verdict], found: Sequence[Verdict]) -> str:
     return '' if len(found) == 1 else f' in {len(some)} of {len(found)} domains'
+
+
+def _fps(cycles_ms: Sequence[float]) -> str:
+    """Their mean rate."""
+    return f'{sum(1000 / ms for ms in cycles_ms) / len(cycles_ms):.1f}'
 
 
 def _mean(ms: Sequence[float]) -> str:

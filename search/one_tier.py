@@ -96,4 +96,4 @@ def verdict_on(result: JointResult, settings: Settings) -> Verdict:
     """Does the result's split pay?"""
     ways = [OneTier(name, baseline.times, baseline.sends_image) for name, baseline in result.baselines.items()
             if name.startswith('all_')]
-    return verdict_of(result.times.T_eff_ms, ways, settings.LAMBDA_MIN > 0)
+    return verdict_of(result.times, ways, settings.LAMBDA_MIN > 0)

@@ -144,7 +144,10 @@ def limits_used(limited: Dict[str, Any]) -> str:
 
 def whether_splitting_pays(result: Dict[str, Any]) -> str:
     """Plainly: the best split against everything on one tier, both unpruned."""
-    ways = [OneTier(name, Times(**{field: entry[field] for field in Times.__dataclass_fields__}), entry['lambda'] == 0)
+    def times(entry: Dict[str, Any]) -> Times:
+        return Times(**{field: entry[field] for field in Times.__dataclass_fields__})
+
+    ways = [OneTier(name, times(entry), entry['lambda'] == 0)
             for name, entry in result['baselines'].items() if name.startswith('all_')]
-    verdict = verdict_of(result['exact']['T_eff_ms'], ways, images_stay=result['lambda_range'][0] > 0)
+    verdict = verdict_of(times(result['exact']), ways, images_stay=result['lambda_range'][0] > 0)
     return '\n'.join(sentences([verdict]))

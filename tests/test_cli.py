@@ -235,6 +235,7 @@ def test_an_override_without_a_value_says_how_to_write_it():
 
 def test_the_command_line_wins_over_the_environment_and_that_over_the_profile():
     assert config.load((), {'PROFILE': 'imagenet'}).MODEL_NAME == 'RepVGG-B3'
+    assert (config.load((), {}).CLIENTS, config.load((), {'PROFILE': 'imagenet'}).CLIENTS) == (8, 1)
     assert config.load((), {'PROFILE': 'imagenet', 'MODEL_NAME': 'RepVGG-A0'}).MODEL_NAME == 'RepVGG-A0'
     settings = config.load(('MODEL_NAME=RepVGG-A1',), {'PROFILE': 'imagenet', 'MODEL_NAME': 'RepVGG-A0'})
     assert (settings.MODEL_NAME, settings.NUM_CLASSES) == ('RepVGG-A1', 1000)

@@ -336,7 +336,7 @@ def test_step_2_reports_the_certificate_every_split_and_the_baselines(head_tier)
         assert all(g in oracles.valid_gammas(row) for g, row in zip(gamma, surviving))
     assert [line.split('  ')[0] for line in unpruned.summary(result).splitlines()[1:6]] == [
         'exact', 'gradient', 'all client', 'all server', 'unfused']
-    assert 'splitting' in unpruned.summary(result).splitlines()[7]
+    assert 'splitting' in unpruned.summary(result).splitlines()[8]
 
 
 @pytest.mark.parametrize('fleet', [dict(CLIENTS=8), dict(CLIENTS=8, SERVER_WORKERS=3, HEAD_TIER='server'),
