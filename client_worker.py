@@ -14,6 +14,7 @@ gives up: when the server is not there or goes away, it tries again with growing
 status|cancel|shutdown` talks to it through PORT_CONTROL while it works. Set SPLIT_AUTH_TOKEN to the same secret on both
 ends where strangers could connect.
 """
+import contextlib
 import sys
 from typing import Optional, Sequence
 
@@ -44,7 +45,8 @@ def main(argv: Optional[Sequence[str]]) -> None:
     group.add_argument('--name', default='', help="of this client, in the server's reports")
     args, settings = cli.parse(parser, argv)
 
-    from tier import camera, sources, worker  # load PyTorch, which --help does not need
+    with contextlib.redirect_stdout(sys.stderr):  # PyTorch 1.10 may print a line; stdout is for predictions
+        from tier import camera, sources, worker  # load PyTorch, which --help does not need
     if args.source is not None:
         sources.check_source(args.source)
         live = args.live or sources.is_live(args.source)

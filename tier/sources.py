@@ -48,10 +48,14 @@ def is_live(source: str) -> bool:
 
 
 def check_source(source: str) -> None:
-    """Raise `UserError` unless there is something of this name. (The size of its frames is known later.)"""
-    if source == '-' or is_live(source) or os.path.exists(source):
-        return
-    raise UserError(f'--source {source}: no such file or folder; a camera is {CAMERA}0, raw frames on stdin are -')
+    """Raise `UserError` unless there is something of this name, and what reads it. (The size of its frames is known
+    later.)"""
+    if source != '-' and not is_live(source) and not os.path.exists(source):
+        raise UserError(f'--source {source}: no such file or folder; a camera is {CAMERA}0, raw frames on stdin are -')
+    if os.path.isdir(source) or source.lower().endswith(IMAGES):
+        _optional('PIL.Image', 'Pillow', 'images')
+    elif source != '-' and not source.endswith('.py'):
+        _optional('cv2', 'opencv-python-headless', 'videos and cameras')
 
 
 def open_source(source: str, size: int) -> Iterator[Picture]:
