@@ -177,7 +177,7 @@ def test_the_command_reads_a_plan_and_writes_what_came_of_it(tmp_path, capsys):
     trace.write_text('seconds,mbps,rtt_ms\n0,50,2\n1,30,9\n')
     group = dataclasses.replace(client(count=3, mbps=30), trace_path=str(trace))
     plan_file.save(plan_of([group, client('hall')], [server(count=2)], made), made, {})
-    where = ['--set', f'RESULTS_DIR={made.RESULTS_DIR}']
+    where = ['--set', f'RESULTS_DIR={made.RESULTS_DIR}', 'CLIENTS=1']
     simulate_fleet.main(['--seconds', '2', '--fail', 'rack-1:0.5-1', '--away', 'gate-2:0.2-1.5', *where])
     assert 'fps: plan' in capsys.readouterr().out
     with open(kinds.path_of('fleet_simulation', made), encoding='utf-8') as stream:
