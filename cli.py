@@ -92,10 +92,15 @@ FLEET_FLAGS = ('fleet_objective', 'link_trace')  # settings' names, upper case
 
 
 def add_fleet(to: argparse.ArgumentParser) -> None:
-    """What plans and simulations of fleets share: `--link_trace FILE` is `--set LINK_TRACE=FILE`."""
-    group = to.add_argument_group('fleets (docs/fleet_planning.md); also settings')
-    for name, metavar in zip(FLEET_FLAGS, ('max_min|max_total|fewest_servers|max_accuracy', 'FILE')):
-        group.add_argument(f'--{name}', metavar=metavar)
+    """The flags of plans of fleets: `--link_trace FILE` is `--set LINK_TRACE=FILE`."""
+    to.add_argument('--fleet_objective', metavar='max_min|max_total|fewest_servers|max_accuracy',
+                    help='a setting, too (docs/fleet_planning.md)')
+    add_link_trace(to)
+
+
+def add_link_trace(to: argparse.ArgumentParser) -> None:
+    """The flag of links that change."""
+    to.add_argument('--link_trace', metavar='FILE', help='the links of clients that name none; a setting, too')
 
 
 def port(text: str) -> int:

@@ -3,6 +3,7 @@
     python simulate_fleet.py                                            # results/fleet_plan.json for a minute
     python simulate_fleet.py --seconds 120 --fail rack-1:40-80          # that server is down for 40 s
     python simulate_fleet.py --away gate-7:20-50 --away gate-8:30-60    # these clients leave and come back
+    python simulate_fleet.py --link_trace examples/trace_4g_walk.csv    # links that the plan took for constant
 
 Reads the plan of plan_fleet.py (and the link traces that it names); writes results/fleet_simulation.json and prints
 rates, latency percentiles and dropped frames beside what the plan predicts. The service's own decision functions decide
@@ -32,18 +33,21 @@ def absence(text: str) -> tuple:
     return found[1], float(found[2]), float(found[3])
 
 
+cli.add_link_trace(PARSER)
 PARSER.add_argument('--fail', type=absence, action='append', default=[], metavar='SERVER:FROM-TO')
 PARSER.add_argument('--away', type=absence, action='append', default=[], metavar='CLIENT:FROM-TO')
 
 if __name__ == '__main__':
     cli.answer_help(PARSER)  # before the imports below, which load NumPy
 
+from dataclasses import replace
 from typing import Iterable, Optional, Sequence
 
 from config import UserError
 from costs.checks import check_settings
 from fleet import outcome, plan_file
 from fleet.links import read_trace
+from fleet.plan import Plan
 from fleet.simulation import Absence, Scenario, Simulation
 from pipeline import fingerprints, kinds, writing
 
@@ -61,6 +65,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
     plan = plan_file.load(settings)
     check_known([name for name, _, _ in args.fail], [server.name for server in plan.servers], 'server')
     check_known([name for name, _, _ in args.away], [client.name for client in plan.clients], 'client')
+    plan = with_traces(plan, settings.LINK_TRACE)
     traces = {group.link_trace: read_trace(group.link_trace) for group in plan.groups if group.link_trace}
     scenario = Scenario(args.seconds, warm_up_s, args.jitter, tuple(Absence(*item) for item in args.fail),
                         tuple(Absence(*item) for item in args.away), not args.files)
@@ -74,6 +79,12 @@ def main(argv: Optional[Sequence[str]]) -> None:
                                         fingerprints.inputs_of('fleet_simulation', settings)))
     print(outcome.text_of(found))
     print(f'-> {path}')
+
+
+def with_traces(plan: Plan, link_trace: str) -> Plan:
+    """The plan with this trace ('': none) for groups whose links it took for constant."""
+    return replace(plan, groups=tuple(replace(group, link_trace=group.link_trace or link_trace)
+                                      for group in plan.groups))
 
 
 def check_known(names: Iterable[str], known: Sequence[str], what: str) -> None:

@@ -13,7 +13,7 @@ import math
 import random
 from array import array
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Callable, Deque, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from config import Settings
@@ -62,6 +62,8 @@ class ClientRun:
     waiting: Deque[float] = field(default_factory=deque)  # when the frames before its device were taken
     link_free_s: float = 0.0
     at_server: int = 0  # frames in the server's queue
+    recent_mbps: Deque[Tuple[float, float]] = field(default_factory=deque)  # (second, rate), rates rising: the lowest
+    #                                               of the last SWITCH_PAUSE_S stands first
     switching: Switching = field(default_factory=Switching)
     reach: Reach = field(default_factory=Reach)
     frames: int = 0  # that its source delivered after the warm-up, likewise the rest
@@ -112,7 +114,8 @@ class Simulation:
             group = plan.groups[planned.group]
             trace = traces.get(group.link_trace)
             link = Conditions(*(trace.at(0) if trace else (group.link.bandwidth_mbps, group.link.rtt_ms)))
-            self.clients.append(ClientRun(number, planned, link, trace, planned.server, planned.point))
+            self.clients.append(ClientRun(number, planned, link, trace, planned.server, planned.point,
+                                          recent_mbps=deque([(0.0, group.link.bandwidth_mbps)])))
             self._promise(self.clients[-1], +1)
 
     def run(self) -> None:
@@ -299,7 +302,7 @@ class Simulation:
         homeless: List[ClientRun] = []
         for client in self.clients:
             if client.trace:
-                client.link = Conditions(*client.trace.at(self.now_s))
+                self._measure_link(client)
             if not client.present:
                 continue
             if client.planned.server is not None:
@@ -358,8 +361,18 @@ class Simulation:
     def _number(self, client: ClientRun, server: int, point: PlannedPoint) -> int:
         return next(number for number in self._points_at(client, server) if self.plan.points[number] is point)
 
+    def _measure_link(self, client: ClientRun) -> None:
+        client.link = Conditions(*client.trace.at(self.now_s))
+        while client.recent_mbps and client.recent_mbps[-1][1] >= client.link.bandwidth_mbps:
+            client.recent_mbps.pop()
+        client.recent_mbps.append((self.now_s, client.link.bandwidth_mbps))
+        while client.recent_mbps[0][0] < self.now_s - self.settings.SWITCH_PAUSE_S:
+            client.recent_mbps.popleft()
+
     def _reconsider(self, client: ClientRun) -> None:
-        """Is another point better on the link as it is now?"""
+        """Is another point better on the link as it is now? Only one counts that sustains the rate on the link at its
+        lowest of late, since a switch lasts; where there is none, on the link as it is now. The plan's link counts as
+        having been there."""
         fps, options = client.planned.fps, self._points_at(client, client.server)
         left = math.inf
         if client.server is not None:
@@ -368,8 +381,11 @@ class Simulation:
                 fps, self.plan.points[client.point])
         fitting = [number for number in options if decisions.load_of(fps, self.plan.points[number]) <= left + 1e-9
                    and (client.server is not None or not self.plan.points[number].uses_link)]
-        able = [number for number in fitting
-                if client.link.sustained_fps(self.plan.points[number]) >= fps * (1 - 1e-9)]
+        lowest = replace(client.link, bandwidth_mbps=client.recent_mbps[0][1])
+        able: List[int] = []
+        for link in (lowest, client.link):
+            able = able or [number for number in fitting
+                            if link.sustained_fps(self.plan.points[number]) >= fps * (1 - 1e-9)]
         costs = {number: decisions.cost_ms(self.plan.points[number], client.link, fps, self.settings.OMEGA)
                  for number in {*(able or fitting), client.point}}
         client.switching, chosen = decisions.switch(client.switching, self.now_s, client.point, costs, self.settings)

@@ -62,7 +62,8 @@ KINDS: Dict[str, FileKind] = {
     'sequential': _SEQUENTIAL._replace(made_by='python step4_final_throughput_opt.py --domain_id {domain}',
                                        inputs=(*_SEARCH.inputs, 'sequential_accuracy')),
     'fleet_plan': FileKind('{results}/fleet_plan.json', 'python plan_fleet.py FLEET_FILE',
-                           ('model', 'link', 'objective', 'accuracy', 'fleet')),  # and the files that it names
+                           ('model', 'link', 'objective', 'accuracy', 'fleet'),  # and the files that it names
+                           applied=('fleet',)),  # it says itself what it was planned for
     'fleet_simulation': FileKind('{results}/fleet_simulation.json', 'python simulate_fleet.py',
                                  ('fleet',), ('fleet_plan',)),
     'summary': FileKind('{results}/visualization/summary.json', 'python step5_visualize_results.py',

@@ -168,8 +168,10 @@ def test_a_plan_is_read_back_as_it_was_written(settings, objective):
     plan = plan_of(clients, [server(count=2, mbps=400.0), server('desk')], settings, objective)
     path = plan_file.save(plan, settings, {'fleet.json': 'abc'})
     assert path == kinds.path_of('fleet_plan', settings) and plan_file.load(settings) == plan
+    other = dataclasses.replace(settings, MAX_LOAD=0.5, FLEET_OBJECTIVE='max_total', LINK_TRACE='x')
+    assert plan_file.load(other) == plan  # it says itself what it was planned for
     with pytest.raises(UserError, match='was made with .*make it again'):
-        plan_file.load(dataclasses.replace(settings, MAX_LOAD=0.5))
+        plan_file.load(dataclasses.replace(settings, EPSILON=0.5))
 
 
 def test_points_and_rates_do_not_depend_on_the_order_of_groups(settings):

@@ -184,6 +184,8 @@ def test_the_command_reads_a_plan_and_writes_what_came_of_it(tmp_path, capsys):
         content = json.load(stream)
     assert [group['name'] for group in content['groups']] == ['gate', 'hall']
     assert content['scenario']['failures'] == [['rack-1', 0.5, 1.0]]
+    with pytest.raises(UserError, match='no_trace.csv'):  # for hall, whose link the plan took for constant
+        simulate_fleet.main(['--link_trace', 'no_trace.csv', *where])
     for flags, what in ((['--fail', 'rack-9:1-2'], "no server 'rack-9'"), (['--away', 'x:1-2'], "no client 'x'"),
                         (['--warm_up', '99'], '--warm_up 99'), (['--jitter', 'nan'], '--jitter nan')):
         with pytest.raises(UserError, match=what):
