@@ -194,7 +194,7 @@ def run(main: Callable[[Optional[Sequence[str]]], Optional[int]]) -> None:
         sys.stdout.flush()
         sys.exit(status)
     except UserError as error:
-        print(f'{name}: error:', printable(str(error)).replace('\n', '\\n'), file=sys.stderr)
+        print(f'{name}: error: {one_line(str(error))}', file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
     except KeyboardInterrupt as error:
         print(f'{name}: interrupted; the same command goes on from what is saved', file=sys.stderr)
@@ -247,6 +247,11 @@ def printable(message: str) -> str:
     """The message with control characters but line ends written as \\x1b: what a file or a peer says steers no
     terminal."""
     return ''.join(sign if sign.isprintable() or sign == '\n' else ascii(sign)[1:-1] for sign in message)
+
+
+def one_line(message: str) -> str:
+    """The message with line ends written as \\n, too: nothing that it quotes makes a line of its own."""
+    return printable(message).replace('\n', '\\n')
 
 
 @contextmanager

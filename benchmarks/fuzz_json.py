@@ -19,8 +19,10 @@ PARSER.add_argument('--seed', type=int, default=0)
 if __name__ == '__main__':
     cli.answer_help(PARSER)  # before the imports below, which load PyTorch
 
+import contextlib
 import copy
 import dataclasses
+import io
 import json
 import os
 import random
@@ -159,7 +161,8 @@ def fuzz(kind: str, path: str, read: Sequence[Callable[[], object]], mutations: 
         text = stream.read()
     try:
         with mock.patch.object(provenance, 'require', lambda *args, **options: None), \
-                mock.patch.object(fingerprints, 'is_current', lambda paths, inputs: True):
+                mock.patch.object(fingerprints, 'is_current', lambda paths, inputs: True), \
+                contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             for number in range(mutations):
                 damaged = mutated(text, rng)
                 with open(path, 'wb') as stream:

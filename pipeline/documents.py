@@ -7,6 +7,7 @@ import os
 import stat
 from typing import Any, Dict, List, Sequence, Union
 
+import cli
 from config import Settings, UserError
 
 SCHEMA_VERSION = 1
@@ -28,7 +29,8 @@ class Document:
 
     def refuse(self, what: str) -> UserError:
         """The error to raise when the content is not usable."""
-        return UserError(f'{self.path}: {what}' + (f'; make it again with `{self.made_by}`' if self.made_by else ''))
+        again = f'; make it again with `{self.made_by}`' if self.made_by else ''
+        return UserError(f'{self.path}: {cli.one_line(what)}{again}')
 
     def find(self, field: Field) -> Any:
         """The value of a field such as 'metadata.model' or ('T_server', 'stage1.0'); `UserError` if it is missing."""
