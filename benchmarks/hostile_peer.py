@@ -93,10 +93,8 @@ def told(lies: Tuple[Lie, ...], number: int, message: Message) -> Message:
             kind = lie.value
         elif lie.what.startswith('tensor '):
             name = lie.what[len('tensor '):]
-            changed = lie.value(tensors[name]) if name in tensors else None
-            tensors.update({name: changed} if changed is not None else {})
-            if changed is None:
-                tensors.pop(name, None)
+            changed = lie.value(tensors.pop(name)) if name in tensors else None
+            tensors.update({} if changed is None else {name: changed})
         else:
             fields[lie.what] = lie.value
             if lie.value is None:
