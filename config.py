@@ -261,7 +261,7 @@ PROFILES: Dict[str, Dict[str, Any]] = {
     ),
     'photos': dict(  # ten classes of photographs (imagenette); DATA_PATH: where train/ and val/ of them lie
         MODEL_NAME='RepVGG-A0', INPUT_SIZE=128, WEIGHT_PATH_SERVER='data/weights/repvgg_a0_imagenette.pt',
-        DATASET='imagefolder', DATA_PATH='data/imagenette', RESULTS_DIR='results_photos', IMAGES_PER_SUBSET=300,
+        DATASET='imagefolder', DATA_PATH='data/imagenette', RESULTS_DIR='results_photos', IMAGES_PER_SUBSET=600,
         NORM_MEAN=(0.485, 0.456, 0.406), NORM_STD=(0.229, 0.224, 0.225), CLIENTS=8, LUT_ROUNDS=11,
         WIRE_FORMATS=('float32', 'uint8'), ALPHA_EPOCHS=1, ALPHA_LR=0.01,
     ),
