@@ -18,7 +18,8 @@ cli.add_listening(PARSER)
 PARSER.add_argument('--domains', metavar='0,3,7', help='serve the results of these (default: all)')
 PARSER.add_argument('--plan', metavar='SERVER', nargs='?', const='',
                     help='serve the clients that results/fleet_plan.json gives to this server (default: its only one)')
-PARSER.add_argument('--workers', type=cli.count, metavar='N', help='processes that run tails (default: one a core)')
+PARSER.add_argument('--workers', type=cli.count, metavar='N',
+                    help='processes that run tails (default: one a core; one with a GPU)')
 PARSER.add_argument('--fixed', action='store_true', help='never change what a client runs')
 PARSER.add_argument('--log_jsonl', metavar='FILE', help='add the state to this file, a line of JSON a second')
 PARSER.add_argument('--web_port', type=cli.port, metavar='PORT',
@@ -29,11 +30,11 @@ if __name__ == '__main__':
 
 from typing import Optional, Sequence
 
-import config
 from config import UserError
 from costs.checks import check_settings
 from service import running
 from service.entries import entries_of_plan, entries_of_results
+from service.tails import workers_of
 
 
 def main(argv: Optional[Sequence[str]]) -> None:
@@ -44,7 +45,8 @@ def main(argv: Optional[Sequence[str]]) -> None:
         raise UserError('--plan says what is served: leave --domains out')
     entries = entries_of_results(cli.domains(args.domains, settings), settings) if args.plan is None else \
         entries_of_plan(args.plan, settings)
-    running.run(settings, entries, args.workers or config.cores(), cli.Listening(args.bind, args.port, args.allow_open),
+    listening = cli.Listening(args.bind, args.port, args.allow_open)
+    running.run(settings, entries, args.workers or workers_of(settings), listening,
                 running.Watching(args.log_jsonl, args.web_port), adapts=not args.fixed)
 
 

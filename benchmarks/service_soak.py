@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from typing import Any, Dict, List, NamedTuple
+from typing import Any, Dict, List, NamedTuple, Tuple
 
 import cli
 
@@ -97,6 +97,22 @@ def memory_mb(pid: int) -> float:
     return total_kb / 1024
 
 
+def samples_while(clients: List[subprocess.Popen], server: int, outputs: List[str], every_s: float,
+                  ) -> List[Tuple[float, float]]:
+    """(time in s, MB) of the server while all clients are served; returns when all have ended."""
+    found: List[Tuple[float, float]] = []
+    start_s = time.monotonic()
+    while any(client.poll() is None for client in clients):
+        time.sleep(every_s)
+        used_mb = memory_mb(server)
+        served = all(map(os.path.getsize, outputs)) and all(client.poll() is None for client in clients)
+        if served:
+            found.append((time.monotonic(), used_mb))
+        remark = '' if served else ' (not all clients are served)'
+        print(f'{time.monotonic() - start_s:6.0f} s: {used_mb:.1f} MB{remark}', flush=True)
+    return found
+
+
 def start_client(number: int, port: int, folder: str, fps: float, count: int) -> subprocess.Popen:
     """A client process with a paced source; its lines go to `folder`."""
     source = os.path.join(folder, f'{number}.py')
@@ -142,17 +158,14 @@ def main() -> None:
         server.start()
         port = here.recv()
         clients = [start_client(number, port, folder, args.fps, count) for number in range(args.clients)]
-        start, memory = time.monotonic(), []
-        while any(client.poll() is None for client in clients):
-            time.sleep(min(10.0, seconds / 20))
-            memory.append((time.monotonic() - start, memory_mb(server.pid)))
-            print(f'{memory[-1][0]:6.0f} s: {memory[-1][1]:.1f} MB', flush=True)
+        memory = samples_while(clients, server.pid, [os.path.join(folder, f'{number}.out') for number in
+                                                     range(args.clients)], min(10.0, seconds / 20))
         server.terminate()
         server.join()
         found = [check(os.path.join(folder, f'{number}.out')) for number in range(args.clients)]
-    first = next((mb for at_s, mb in memory if at_s >= min(60.0, seconds / 4)), memory[0][1])
-    in_service = [mb for at_s, mb in memory if at_s <= seconds]  # clients leave at the end
-    growth = in_service[-1] / first - 1
+    start_s = memory[0][0] + min(60.0, seconds / 4)
+    counted = [mb for at_s, mb in memory if at_s >= start_s]
+    first, growth = counted[0], counted[-1] / counted[0] - 1
     n_lines, wrong, disorder, alone = (sum(one[k] for one in found) for k in range(4))
     latencies, rates = sorted(ms for one in found for ms in one.latencies_ms), [one.fps / args.fps for one in found]
     missing = args.clients * count - n_lines

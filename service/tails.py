@@ -1,8 +1,8 @@
 """Worker processes that run tails.
 
 A worker gets batches through a pipe as slot numbers of the shared memory, and answers with classes and probabilities.
-It holds the network once, and the folded tail of every key that it was asked for. A worker that dies is replaced, and
-its batch is asked again: an answer exists only once it came through the pipe.
+It holds every network that it was asked for, folded. A worker that dies is replaced, and its batch is asked again: an
+answer exists only once it came through the pipe.
 """
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from typing import Dict, List, Mapping, NamedTuple, Tuple, Union
 import torch
 
 import cli
+import config
 from config import Settings
 from hyper_repvgg import HyperRepVGG, create_hyper_repvgg
 from pipeline import kinds
@@ -115,6 +116,11 @@ class Tails:
         first = head_units(key.split, n_blocks)[1]
         shape = (1, *cut_shape(settings.MODEL_NAME, settings.NUM_CLASSES, settings.INPUT_SIZE, first))
         return first, formats.format_at(key.split, n_blocks, key.wire), shape
+
+
+def workers_of(settings: Settings) -> int:
+    """How many workers pay: one a core, or one for a GPU, which runs one batch after the other anyway."""
+    return 1 if device_of(settings.SERVER_DEVICE).type == 'cuda' else config.cores()
 
 
 def base_model(settings: Settings) -> HyperRepVGG:
