@@ -6,7 +6,7 @@ CLAIM
 
 Each client is a process with one PyTorch thread and a paced source (`--fps` frames a second, promised by the service)
 of the built-in network at one of four splits. Every client's lines are checked: each frame once, in order, with a
-class. Memory is that of the server's processes, shared pages counted once (PSS), at the end against that after the
+class. Memory is what the server's processes hold of their own, at the end against that after the
 first minute (or the first quarter of a shorter run). Exit status 1 when a frame is lost, doubled or out of order,
 memory grew by more than 5 %, or a client's rate is more than 10 % from what it was promised.
 """
@@ -89,12 +89,15 @@ def family_of(pid: int) -> List[int]:
 
 
 def memory_mb(pid: int) -> float:
-    """Memory of a process and those that it started, MB of 2^20 bytes."""
-    total_kb = 0
+    """Memory of a process and those that it started, MB of 2^20 bytes: what is their own, and what they share with each
+    other once. (Code is left out: other programs map it, too, and it does not grow.)"""
+    own_kb, shared_kb = 0, 0
     for member in family_of(pid):
-        with open(f'/proc/{member}/smaps_rollup', encoding='ascii') as stream:
-            total_kb += next(int(line.split()[1]) for line in stream if line.startswith('Pss:'))
-    return total_kb / 1024
+        with open(f'/proc/{member}/status', encoding='ascii') as stream:
+            found = {line.split(':')[0]: line.split()[1] for line in stream if line.startswith('Rss')}
+        own_kb += int(found['RssAnon'])
+        shared_kb = max(shared_kb, int(found['RssShmem']))
+    return (own_kb + shared_kb) / 1024
 
 
 def samples_while(clients: List[subprocess.Popen], server: int, outputs: List[str], every_s: float,
@@ -162,7 +165,13 @@ def main() -> None:
                                                      range(args.clients)], min(10.0, seconds / 20))
         server.terminate()
         server.join()
+        for number, client in enumerate(clients):
+            if client.returncode:
+                with open(os.path.join(folder, f'{number}.py.log'), encoding='utf-8') as stream:
+                    cli.say(f'client {number}: {stream.read()[-300:]}')
         found = [check(os.path.join(folder, f'{number}.out')) for number in range(args.clients)]
+    if not memory:
+        sys.exit('not all clients were served at the same time')
     start_s = memory[0][0] + min(60.0, seconds / 4)
     counted = [mb for at_s, mb in memory if at_s >= start_s]
     first, growth = counted[0], counted[-1] / counted[0] - 1

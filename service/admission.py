@@ -19,7 +19,8 @@ def admitted(entry: Entry, fps: Optional[float], promised: float, workers: int, 
     its entry's first choice or a deeper split that fits, or not at all."""
     if fps is not None:
         link = Conditions(entry.bandwidth_mbps, entry.rtt_ms)
-        return admit(promised, workers, settings.MAX_LOAD, fps, entry.first, entry.choices, link)
+        options = (entry.first, *entry.choices)
+        return admit(promised, workers, settings.MAX_LOAD, fps, entry.first, options, link)
     if settings.MAX_LOAD * workers - promised >= LEAST_SHARE:
         return Admission(entry.first)
     return Admission(None, f'all of the {workers} worker(s) is promised to others')
