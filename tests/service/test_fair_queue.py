@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.admission import LEAST_SHARE, shares
 from service.batches import LARGEST, TRIALS, BatchTimes
 from service.fair_queue import FairQueue, Waiting
 
@@ -128,13 +127,3 @@ def test_batches_that_do_not_pay_are_tried_a_few_times_and_one_slow_run_says_not
         size = times.best_size(2, 100.0)
         times.add(size, 50.0 if k in (0, TRIALS) else 1.0 + 0.1 * size)
     assert times.best_size(2, 100.0) == 2
-
-
-# --- shares ---------------------------------------------------------------------------------------------------
-
-@given(st.lists(st.one_of(st.just(0.0), st.floats(1e-300, 1)), min_size=1, max_size=10), st.integers(1, 4))
-def test_who_has_no_promise_gets_what_is_left(loads, workers):
-    found = shares(dict(enumerate(loads)), workers)
-    assert all(found[i] == max(load, LEAST_SHARE) for i, load in enumerate(loads) if load)
-    rest = [found[i] for i, load in enumerate(loads) if not load]
-    assert len(set(rest)) <= 1 and all(share >= LEAST_SHARE for share in rest)
