@@ -32,6 +32,7 @@ PARSER.add_argument('--clients', type=int, default=32)
 PARSER.add_argument('--minutes', type=cli.above_0, default=10.0)
 PARSER.add_argument('--fps', type=cli.above_0, default=4.0, help='frames a second of each client')
 PARSER.add_argument('--workers', type=int, default=1, help='of the service')
+PARSER.add_argument('--kill_workers', action='store_true', help='SIGKILL a worker every few seconds')
 if __name__ == '__main__':
     cli.answer_help(PARSER)  # before the imports below, which load PyTorch
 import config
@@ -88,27 +89,37 @@ def family_of(pid: int) -> List[int]:
     return [pid, *(found for child in children for found in family_of(child))]
 
 
-def memory_mb(pid: int) -> float:
-    """Memory of a process and those that it started, MB of 2^20 bytes: what is their own, and what they share with each
-    other once. (Code is left out: other programs map it, too, and it does not grow.)"""
+def memory_mb(pids: List[int]) -> Tuple[float, float]:
+    """Memory of processes in MB of 2^20 bytes: what is their own, in all, and the most that one of them shares. (Code
+    is left out: other programs map it, too, and it does not grow.)"""
     own_kb, shared_kb = 0, 0
-    for member in family_of(pid):
+    for member in pids:
         with open(f'/proc/{member}/status', encoding='ascii') as stream:
             found = {line.split(':')[0]: line.split()[1] for line in stream if line.startswith('Rss')}
         own_kb += int(found['RssAnon'])
         shared_kb = max(shared_kb, int(found['RssShmem']))
-    return (own_kb + shared_kb) / 1024
+    return own_kb / 1024, shared_kb / 1024
 
 
-def samples_while(clients: List[subprocess.Popen], server: int, outputs: List[str], every_s: float,
+def kill_a_worker(server: int) -> None:
+    """SIGKILL a worker of the service: that of its processes with most memory (another one only keeps names)."""
+    workers = family_of(server)[1:]
+    if workers:
+        os.kill(max(workers, key=lambda pid: memory_mb([pid])[0]), signal.SIGKILL)
+
+
+def samples_while(clients: List[subprocess.Popen], server: int, outputs: List[str], every_s: float, kills: bool,
                   ) -> List[Tuple[float, float]]:
-    """(time in s, MB) of the server while all clients are served; returns when all have ended."""
+    """(time in s, MB) of the server while all clients are served; returns when all have ended. With `kills` a worker is
+    ended after each sample."""
     found: List[Tuple[float, float]] = []
     start_s = time.monotonic()
     while any(client.poll() is None for client in clients):
         time.sleep(every_s)
-        used_mb = memory_mb(server)
+        used_mb = sum(memory_mb(family_of(server)))
         served = all(map(os.path.getsize, outputs)) and all(client.poll() is None for client in clients)
+        if served and kills:
+            kill_a_worker(server)
         if served:
             found.append((time.monotonic(), used_mb))
         remark = '' if served else ' (not all clients are served)'
@@ -161,15 +172,15 @@ def main() -> None:
         server.start()
         port = here.recv()
         clients = [start_client(number, port, folder, args.fps, count) for number in range(args.clients)]
-        memory = samples_while(clients, server.pid, [os.path.join(folder, f'{number}.out') for number in
-                                                     range(args.clients)], min(10.0, seconds / 20))
+        outputs = [os.path.join(folder, f'{number}.out') for number in range(args.clients)]
+        memory = samples_while(clients, server.pid, outputs, min(10.0, seconds / 20), args.kill_workers)
         server.terminate()
         server.join()
         for number, client in enumerate(clients):
             if client.returncode:
                 with open(os.path.join(folder, f'{number}.py.log'), encoding='utf-8') as stream:
                     cli.say(f'client {number}: {stream.read()[-300:]}')
-        found = [check(os.path.join(folder, f'{number}.out')) for number in range(args.clients)]
+        found = list(map(check, outputs))
     if not memory:
         sys.exit('not all clients were served at the same time')
     start_s = memory[0][0] + min(60.0, seconds / 4)

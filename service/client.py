@@ -96,7 +96,7 @@ class ServedClient:
                                       'tail_s': now - (frame.first_s or frame.arrived_s), **fields}
             self.figures.dropped += 'dropped' in fields
             if 'dropped' not in fields:
-                self.figures.recent.append(Answered(
+                self.figures.add(Answered(
                     now, 1000 * frame.head_s, 1000 * frame.link_s, 1000 * (frame.taken_s - frame.arrived_s), tail_ms,
                     1000 * frame.earlier_latency_s or None, batch, frame.number, sum(map(spec_bytes, frame.layout))))
             while self._next in self._answers:

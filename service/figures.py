@@ -35,10 +35,18 @@ class ClientFigures:
     dropped: int = 0
     switches: int = 0
 
-    def snapshot(self, now_s: float) -> Dict[str, Any]:
-        """Rates, medians and counts; None where nothing was answered lately."""
+    def add(self, answer: Answered) -> None:
+        """One more answer."""
+        self.recent.append(answer)
+        self._forget(answer.at_s)
+
+    def _forget(self, now_s: float) -> None:
         while self.recent and now_s - self.recent[0].at_s > WINDOW_S:
             self.recent.popleft()
+
+    def snapshot(self, now_s: float) -> Dict[str, Any]:
+        """Rates, medians and counts; None where nothing was answered lately."""
+        self._forget(now_s)
         recent = list(self.recent)
         span_s = min(WINDOW_S, max(now_s - self.joined_s, 1e-3))
         if len(self.recent) == MOST:

@@ -38,7 +38,7 @@ def test_rates_and_latencies_are_those_of_the_last_seconds(gaps):
     for gap_s, latency_ms in gaps:
         at_s += gap_s
         times.append((at_s, latency_ms))
-        figures.recent.append(Answered(at_s, 1.0, 1.0, 0.0, 1.0, latency_ms, 1))
+        figures.add(Answered(at_s, 1.0, 1.0, 0.0, 1.0, latency_ms, 1))
     found = figures.snapshot(at_s)
     recent = [latency for when, latency in times if at_s - when <= WINDOW_S]
     span_s = min(WINDOW_S, max(at_s, 1e-3))
