@@ -2,13 +2,16 @@
 
     python -m benchmarks.service_soak --clients 32 --minutes 10
 
-CLAIM
-
 Each client is a process with one PyTorch thread and a paced source (`--fps` frames a second, promised by the service)
-of the built-in network at one of four splits. Every client's lines are checked: each frame once, in order, with a
-class. Memory is what the server's processes hold of their own, at the end against that after the
-first minute (or the first quarter of a shorter run). Exit status 1 when a frame is lost, doubled or out of order,
-memory grew by more than 5 %, or a client's rate is more than 10 % from what it was promised.
+of the built-in network at one of four splits. Every client's lines are checked: each frame once, in order. Memory is
+what the server's processes hold of their own, at the end against that after the first minute (or the first quarter of a
+shorter run). Exit status 1 when a frame is lost, doubled or out of order, memory grew by more than 5 %, or a client's
+rate is more than 10 % from what it was promised.
+
+Claim (2-core Intel Xeon VM, PyTorch 2.14, other programs on both cores; --clients 32 --minutes 2 --fps 1.5): 5,760
+frames, none lost, doubled or out of order; rates 0.989 to 1.007 of what was promised; memory 0.2 % lower at the end;
+latency 4.8 ms (median), 507 ms (99 %). 26 frames were computed on the devices, because an answer took more than
+FALLBACK_AFTER_S (1 s) on that busy machine.
 """
 from __future__ import annotations
 
