@@ -2,6 +2,9 @@
 
     python -m benchmarks.fuzz_protocol --frames 1000000
 
+On a 2-core virtual machine that other work kept busy (Python 3.11, PyTorch 2): 1,000,000 frames in 329 s, the slowest
+89 ms of the processor, memory +5.8 MB when warm; 10,000 real connections, the slowest 42 ms, memory +0.5 MB.
+
 Three quarters go into `Connection.receive`, as a stranger (before the handshake) and as a trusted peer: random bytes,
 valid frames with flipped, cut, repeated or inserted bytes, and frames whose headers are rewritten with correct
 checksums. One quarter are well-formed requests with wrong contents, given to the client's handlers (all but `roofline`

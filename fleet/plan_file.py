@@ -54,6 +54,9 @@ def load(settings: Settings) -> Plan:
     for name, found in (('points', points), ('servers', servers), ('groups', groups), ('clients', clients)):
         if not found:
             raise document.refuse(f"field '{name}' is empty")
+    for client in clients:
+        if client.server is not None and servers[client.server].group not in groups[client.group].points:
+            raise document.refuse(f'client {client.name[:60]!r} has no points at its server')
     return Plan(document.get('objective', str), document.number('value', 0), document.number('bound', 0),
                 document.get('proven', bool), document.number('max_load', 1e-9), points, groups, clients, servers)
 

@@ -90,7 +90,7 @@ def test_a_damaged_file_is_read_or_refused_in_one_line(kind, readers):
     ('alpha', ('domains', '0', 'alpha', 'stage1.0', 'dense'), 10 ** 400),
     ('alpha_training', ('domains', '0', 'accuracy'), [1]), ('alpha_training', ('domains',), {'a': {}}),
     ('importance_rankings', ('domains', '0', 'ranking'), [[1]]), ('joint', ('limited',), [1]),
-    ('lut', ('metadata', 'made_from'), [1])])
+    ('lut', ('metadata', 'made_from'), [1]), ('fleet_plan', ('groups', 0, 'point_sets'), {'another': 0})])
 def test_values_that_were_tracebacks(kind, field, value, readers, monkeypatch):
     monkeypatch.setattr(provenance, 'require', lambda *args, **options: None)
     monkeypatch.setattr(fingerprints, 'is_current', lambda paths, inputs: True)
