@@ -15,6 +15,7 @@ FALLBACK_AFTER_S (1 s) on that busy machine.
 """
 from __future__ import annotations
 
+import glob
 import json
 import math
 import multiprocessing
@@ -35,7 +36,7 @@ PARSER.add_argument('--clients', type=int, default=32)
 PARSER.add_argument('--minutes', type=cli.above_0, default=10.0)
 PARSER.add_argument('--fps', type=cli.above_0, default=4.0, help='frames a second of each client')
 PARSER.add_argument('--workers', type=int, default=1, help='of the service')
-PARSER.add_argument('--kill_workers', action='store_true', help='SIGKILL a worker every few seconds')
+PARSER.add_argument('--kill_workers', action='store_true', help='SIGKILL a worker every 15 s')
 if __name__ == '__main__':
     cli.answer_help(PARSER)  # before the imports below, which load PyTorch
 import config
@@ -49,6 +50,7 @@ SPLITS = (2, 4, 6, 8)
 WIRES = ('float32', 'uint8', 'float16', 'uint8+zlib')
 TAIL_MS = 2.0  # of a whole network on a worker, about: what promises are counted by
 GROWTH, RATE_ERROR = 0.05, 0.10
+KILL_S = 15.0  # between two workers that are killed: one needs seconds to start
 SOURCE = '''
 import time
 import numpy as np
@@ -86,9 +88,11 @@ def serve(settings: config.Settings, workers: int, ready: Any) -> None:
 
 
 def family_of(pid: int) -> List[int]:
-    """A process and those that it started."""
-    with open(f'/proc/{pid}/task/{pid}/children', encoding='ascii') as stream:
-        children = [int(text) for text in stream.read().split()]
+    """A process and those that it started, whichever of its threads did."""
+    children: List[int] = []
+    for path in glob.glob(f'/proc/{pid}/task/*/children'):
+        with open(path, encoding='ascii') as stream:
+            children += [int(text) for text in stream.read().split()]
     return [pid, *(found for child in children for found in family_of(child))]
 
 
@@ -114,15 +118,16 @@ def kill_a_worker(server: int) -> None:
 def samples_while(clients: List[subprocess.Popen], server: int, outputs: List[str], every_s: float, kills: bool,
                   ) -> List[Tuple[float, float]]:
     """(time in s, MB) of the server while all clients are served; returns when all have ended. With `kills` a worker is
-    ended after each sample."""
+    ended every KILL_S."""
     found: List[Tuple[float, float]] = []
-    start_s = time.monotonic()
+    start_s = next_kill_s = time.monotonic()
     while any(client.poll() is None for client in clients):
         time.sleep(every_s)
         used_mb = sum(memory_mb(family_of(server)))
         served = all(map(os.path.getsize, outputs)) and all(client.poll() is None for client in clients)
-        if served and kills:
+        if served and kills and time.monotonic() >= next_kill_s:
             kill_a_worker(server)
+            next_kill_s = time.monotonic() + KILL_S
         if served:
             found.append((time.monotonic(), used_mb))
         remark = '' if served else ' (not all clients are served)'
