@@ -137,8 +137,10 @@ def test_a_signal_to_run_pipeline_ends_the_step_and_what_it_started(sent, status
     fake.write_text(f'#!/bin/sh\ncase $1 in -|-m) ;; *) exec {sys.executable} {step} ;; esac\n', encoding='utf-8')
     fake.chmod(0o755)
     step.write_text(STEP, encoding='utf-8')
-    pipeline = subprocess.Popen(
-        ['bash', os.path.join(config.ROOT, 'run_pipeline.sh')], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    pipeline = subprocess.Popen(  # bash cannot catch what it was started to ignore, as below nohup
+        [sys.executable, '-c', 'import os, signal, sys; [signal.signal(s, signal.SIG_DFL) for s in (1, 2, 15)]; '
+         'os.execvp("bash", ["bash", sys.argv[1]])', os.path.join(config.ROOT, 'run_pipeline.sh')],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         universal_newlines=True, env={**os.environ, 'PATH': f"{fake.parent}:{os.environ['PATH']}",
                                       'VIRTUAL_ENV': 'fake', 'PYTHONPATH': config.ROOT})
     other = int(pipeline.stdout.readline())
