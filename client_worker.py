@@ -3,7 +3,7 @@
     python client_worker.py --server_ip 192.168.1.10 --port 6006
     python client_worker.py --set CLIENT_THREADS=4              # through an SSH tunnel to 127.0.0.1:6006
 
-    ssh -CNg -L 6006:127.0.0.1:6006 -R 6008:127.0.0.1:6008 user@server      # the tunnel, on this device
+    ssh -CN -L 6006:127.0.0.1:6006 -R 6008:127.0.0.1:6008 user@server      # the tunnel, on this device
 
     python client_worker.py --source photos/ --entry domain_0            # stream to serve_split.py (docs/service.md)
     python client_worker.py --source camera:0 --fps 15

@@ -1,4 +1,4 @@
-"""Divide the dataset among the domains: who holds which image, for training, validation and test.
+"""Divide the dataset among the domains: who holds which image, for training, validation, calibration and test.
 
     python create_noniid_partition.py                          # the built-in digits
     python create_noniid_partition.py --set PROFILE=imagenet DATA_PATH=/path/to/imagenet/val
