@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shlex
-from typing import Dict, List, NamedTuple
+from typing import Dict, List, NamedTuple, Set
 
 import numpy as np
 import pytest
@@ -115,6 +115,42 @@ def test_the_commands_are_found_and_a_wrong_one_is_noticed(monkeypatch):
         check(['bash', 'run_pipeline.sh', '--set', 'BANDWIDTH=3'], monkeypatch)
     with pytest.raises(SystemExit):
         check(['python', 'step_3_joint.py', '--domain', '3', '--mod', 'x'], monkeypatch)
+
+
+# --- links ---------------------------------------------------------------------------------------------------------
+
+def links_of(text: str) -> List[str]:
+    """What a document links to in this repository: 'path#heading'."""
+    found = re.findall(r'\]\(([^)\s]+)\)', re.sub(r'\]\s+\(', '](', text))
+    return [link for link in found if not re.match(r'\w+:', link)]
+
+
+def anchors_of(text: str) -> Set[str]:
+    """The names of a document's headings in links."""
+    return {re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-')
+            for heading in re.findall(r'^#+ (.*)$', text, re.MULTILINE)}
+
+
+def read(path: str) -> str:
+    with open(path, encoding='utf-8') as stream:
+        return stream.read()
+
+
+@pytest.mark.parametrize('path', DOCUMENTS, ids=os.path.basename)
+def test_links_lead_to_files_and_headings_that_exist(path):
+    wrong = []
+    for link in links_of(read(path)):
+        file, _, heading = link.partition('#')
+        target = os.path.normpath(os.path.join(os.path.dirname(path), file)) if file else path
+        if not os.path.exists(target) or heading and heading not in anchors_of(read(target)):
+            wrong.append(link)
+    assert wrong == []
+
+
+def test_every_document_is_in_the_list_of_documents():
+    listed = links_of(read(os.path.join(config.ROOT, 'docs', 'README.md')))
+    assert {os.path.basename(path) for path in DOCUMENTS if os.path.dirname(path).endswith('docs')} - {'README.md'} <= \
+        set(listed)
 
 
 # --- what documents quote ------------------------------------------------------------------------------------------
