@@ -169,7 +169,7 @@ class Settings:
     MU: float = setting(1.0, 'joint', at_least_0)  # reward of accuracy
     MAX_PRUNING_ROUNDS: int = setting(30, 'joint', at_least_0)  # accepted changes at most
     MIN_SAVING: float = setting(0.01, 'joint', fraction)  # of the unpruned T_eff; less is within the table's noise
-    MAX_EVALUATIONS: int = setting(0, 'joint', at_least_0)  # networks measured without recovery at most; 0: 4 a block
+    MAX_EVALUATIONS: int = setting(0, 'joint', at_least_0)  # networks measured before the end, at most; 0: 4 a block
     ACTIVATION_CACHE_MB: int = setting(512, 'none', at_least_0)  # memory of a search for what blocks put out, MiB
     PRUNING_THRESHOLD: float = setting(0.02, 'joint', at_least_0)  # a branch whose |α| is below is offered for pruning
     #                                             for accuracy's sake even when it saves no time

@@ -6,6 +6,7 @@ anew; its accuracy costs forward passes. So the search is Bayesian optimisation 
     start       measure masks that change one block, in turn by the time that they save and by importance
     explore     fit a surrogate to all measurements, measure the mask that is expected to lower J most once recovered,
                 then recover (train the α of) the measured mask that promises most, if that is worth it
+    at the end  measure what lies between the best network and the unpruned one, for the test that confirms the answer
 
 A mask is measured with the α of the best network so far, so that what recoveries have won serves all later ones. It
 becomes the best network if it lowers J within the constraint on all validation images, otherwise it is undone.
@@ -17,7 +18,7 @@ from typing import Callable, List, Optional, Tuple, Type
 
 import numpy as np
 
-from network.alpha import PruningMask, pruned
+from network.alpha import PruningMask, mask_of, pruned
 from search import alpha_training
 from search.acquisition import Acquisition
 from search.candidates import Candidates
@@ -71,7 +72,22 @@ class ProgressivePruning:
         to_recover = self.most_recoverable(state, exploring=to_measure is not None)
         if to_recover is not None:
             self.recover(state, to_recover)
-        return Phase.DONE if to_measure is None and to_recover is None else Phase.EXPLORE
+        if to_measure is not None or to_recover is not None:
+            return Phase.EXPLORE
+        self.measure_way_back(state)
+        return Phase.DONE
+
+    def measure_way_back(self, state: SearchState) -> None:
+        """Measure networks between the best one and the unpruned one: block after block comes back whole, each time the
+        one of which most accuracy is expected. They lose less, and so can be confirmed where the best one cannot."""
+        mask = mask_of(state.best.alpha)
+        while mask != self.candidates.unpruned:
+            fuller = [(*mask[:k], whole, *mask[k + 1:]) for k, whole in enumerate(self.candidates.unpruned)
+                      if mask[k] != whole]
+            expected, _ = self.fitted(state).predict(self.candidates.dropped(fuller))
+            mask = fuller[int(np.argmax(expected))]
+            if mask not in state.measured:
+                self.measure(state, [mask])
 
     # --- measuring ---
 
@@ -98,11 +114,14 @@ class ProgressivePruning:
         pool = [mask for mask in self.candidates.pool(self.lowest_J_first(state)) if mask not in state.measured]
         if not pool:
             return None
-        surrogate = self.surrogate(self.candidates.dropped(list(state.measured)),
-                                   np.stack([found.margins for found in state.measured.values()]),
-                                   self.problem.goal.accuracy_scale)
-        mask, improvement = self.best_of(state, pool, *surrogate.predict(self.candidates.dropped(pool)))
+        mask, improvement = self.best_of(state, pool, *self.fitted(state).predict(self.candidates.dropped(pool)))
         return mask if self.stopping.worth_evaluating(len(state.measured), improvement) else None
+
+    def fitted(self, state: SearchState) -> Surrogate:
+        """A surrogate of all measurements."""
+        return self.surrogate(self.candidates.dropped(list(state.measured)),
+                              np.stack([found.margins for found in state.measured.values()]),
+                              self.problem.goal.accuracy_scale)
 
     def lowest_J_first(self, state: SearchState) -> List[PruningMask]:
         """The measured masks, by their J."""

@@ -275,6 +275,17 @@ def test_what_a_search_ends_with_meets_the_constraint_and_is_no_worse_than_its_s
     assert values == sorted(values, reverse=True)
 
 
+def test_networks_between_the_best_one_and_the_unpruned_one_are_measured():
+    problem = problem_of()
+    state, _ = run(search_of(problem))
+    mask, unpruned, path = mask_of(state.best.alpha), mask_of(problem.unpruned), 0
+    assert sum(a != b for a, b in zip(mask, unpruned)) > 1
+    while mask != unpruned:
+        fuller = [(*mask[:k], whole, *mask[k + 1:]) for k, whole in enumerate(unpruned) if mask[k] != whole]
+        mask, path = next(one for one in fuller if one in state.measured), path + 1
+    assert path > 1
+
+
 def test_a_search_ends_where_no_pruning_saves_time():
     table = slow_client_table()
     table = dataclasses.replace(table, T_ms={tier: np.where(np.isnan(ms), np.nan, 1.0)
