@@ -1,6 +1,7 @@
 """What a client answers is checked for meaning: shapes that were asked for, numbers that physics allows, one device."""
 from __future__ import annotations
 
+import time
 import zlib
 
 import numpy as np
@@ -70,8 +71,11 @@ def test_figures_of_a_stream_are_those_that_are_accepted():
 
 def remote(*answers, said=None):
     """A server's view of scripted clients, the first of which is connected while the others wait."""
-    server = listener()
-    clients = [ScriptedClient(server.address, answer) for answer in answers]
+    server, clients = listener(), []
+    for answer in answers:
+        clients.append(ScriptedClient(server.address, answer))
+        while server._ready.qsize() < len(clients):  # two handshakes at a time may end in either order
+            time.sleep(0.001)
     return RemoteClient(server, (said if said is not None else []).append, return_s=5), clients
 
 
