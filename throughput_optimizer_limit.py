@@ -21,12 +21,13 @@ from typing import List, Optional, Tuple
 
 import numpy as np
 
-from config import Settings, UserError
+from config import Settings
 from costs.cost_model import (
     TIERS,
     HardwareTable,
     Solution,
     Times,
+    client_power,
     combine,
     gathered,
     round_trip_ms,
@@ -79,7 +80,8 @@ class LimitedProblem:
                                   for wire in settings.WIRE_FORMATS} for ms in (block_ms, without))
         self.least_bytes = self._least_memory()
         self.proven = True
-        require_watts(table, limits)
+        if limits.client_mj is not None:
+            client_power(table, 'MAX_CLIENT_MJ')
 
     def _least_memory(self) -> np.ndarray:
         """Bytes that the client needs at least at every split [N+1], if the lightest γ were also those with the
@@ -267,13 +269,6 @@ class LimitedProblem:
         """The fastest configuration of a split whose worst factor is at most this (within rounding of times)."""
         found, _ = self.fastest_at(stage, self.budget(factor), self.longest_client_ms(stage, factor, math.inf))
         return found if found is not None and found.worst <= factor else None
-
-
-def require_watts(table: HardwareTable, limits: Limits) -> None:
-    """Raise `UserError` where energy is limited and the table does not know the client's watts."""
-    if limits.client_mj is not None and 'client' not in table.power:
-        raise UserError('MAX_CLIENT_MJ: the table has no watts of the client; state them in a device profile '
-                        '(docs/device_profiles.md), or measure a device that has a power sensor')
 
 
 # --- for scripts ----------------------------------------------------------------------------------------

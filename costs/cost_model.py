@@ -40,12 +40,17 @@ class Scenario:
 
 def scenario_of(settings: Settings, table: HardwareTable) -> Scenario:
     """The settings' scenario on this table. Raises `UserError` where the table lacks the watts that they ask for."""
-    saves_energy = settings.OBJECTIVE == 'energy'
-    if saves_energy and 'client' not in table.power:
-        raise UserError("OBJECTIVE=energy: the table has no watts of the client; state them in a device profile "
-                        '(docs/device_profiles.md), or measure a device that has a power sensor')
     return Scenario(settings.HEAD_TIER, settings.OMEGA, settings.RESULT_AT, settings.CLIENTS, settings.SERVER_WORKERS,
-                    settings.LINK_SHARED, table.power['client'] if saves_energy else None)
+                    settings.LINK_SHARED,
+                    client_power(table, 'OBJECTIVE=energy') if settings.OBJECTIVE == 'energy' else None)
+
+
+def client_power(table: HardwareTable, asked_by: str) -> Power:
+    """The client's watts, which a setting asks for. Raises `UserError` where the table does not know them."""
+    if 'client' not in table.power:
+        raise UserError(f'{asked_by}: the table has no watts of the client; state them in a device profile '
+                        '(docs/device_profiles.md), or measure a device that has a power sensor')
+    return table.power['client']
 
 
 @dataclass(frozen=True)

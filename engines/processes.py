@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Callable, Deque, List, Optional, Sequence
 
 import cli
@@ -66,6 +67,20 @@ def _end_with_driver() -> None:
     os._exit(1)
 
 
+def how_it_ended(process: BaseProcess) -> str:
+    """What a process that is gone died of, as the end of a sentence."""
+    code = process.exitcode
+    return f'was killed by signal {-code}' if code is not None and code < 0 else f'ended with status {code}'
+
+
+def join_or_kill(process: BaseProcess) -> None:
+    """Wait until a process that was told to end has ended; it is killed when that takes too long."""
+    process.join(GRACE_S)
+    if process.is_alive():
+        process.kill()
+        process.join()
+
+
 class Worker:
     """A worker process, the device that it trains on, and the job that it has."""
 
@@ -90,9 +105,7 @@ class Worker:
             message = self.connection.recv()
         except (EOFError, OSError):
             self.process.join()
-            code = self.process.exitcode
-            ended = f'was killed by signal {-code}' if code < 0 else f'ended with status {code}'
-            message = Outcome(self.job.domain, error=f'its worker process {ended}')
+            message = Outcome(self.job.domain, error=f'its worker process {how_it_ended(self.process)}')
         if isinstance(message, Outcome):
             self.job = None
             return message
@@ -109,10 +122,7 @@ class Worker:
 
     def join(self) -> None:
         """Wait until it has ended; it is killed when that takes too long."""
-        self.process.join(GRACE_S)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
+        join_or_kill(self.process)
 
 
 def run_in_processes(jobs: Sequence[Job], at_once: int, report: Report, devices: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ import torch
 import cli
 import config
 from config import Settings
+from engines.processes import GRACE_S, how_it_ended, join_or_kill
 from hyper_repvgg import HyperRepVGG, create_hyper_repvgg
 from pipeline import kinds
 from remote.client import folded_specs
@@ -29,8 +30,6 @@ from service.figures import BusyTime
 from tier.devices import device_of
 from tier.part import NetworkPart, cut_shape, head_units, part_of
 from wire import codec, formats
-
-GRACE_S = 5.0  # a worker that is told to end is killed after this
 
 
 class TailKey(NamedTuple):
@@ -192,8 +191,7 @@ class TailWorker:
 
     def _how_it_ended(self) -> str:
         self.process.join(GRACE_S)
-        code = self.process.exitcode
-        return f'was killed by signal {-code}' if code is not None and code < 0 else f'ended with status {code}'
+        return how_it_ended(self.process)
 
     def end(self) -> None:
         """Ask it to end, from any thread."""
@@ -203,7 +201,4 @@ class TailWorker:
 
     def join(self) -> None:
         """Wait until it has ended; it is killed when that takes too long."""
-        self.process.join(GRACE_S)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
+        join_or_kill(self.process)

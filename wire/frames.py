@@ -163,7 +163,7 @@ class Message:
 
 def printable(text: str) -> str:
     """The text with control characters replaced: it may go to a terminal or a log."""
-    return ''.join(c if c.isprintable() else '?' for c in text)
+    return text if text.isprintable() else ''.join(c if c.isprintable() else '?' for c in text)
 
 
 # --- headers --------------------------------------------------------------------------------------
