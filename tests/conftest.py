@@ -10,7 +10,7 @@ settings.load_profile('repository')
 
 @pytest.fixture(scope='module')
 def served(tmp_path_factory):
-    """(RemoteClient, Client process, what the server said). The client has the files that a device needs, no others."""
+    """(RemoteClient, Client process, what the server said). The client runs from an unpacked bundle."""
     import device_files
     from client_process import SETTINGS, Client, free_port
 
@@ -18,7 +18,7 @@ def served(tmp_path_factory):
     torch.set_num_threads(1)
     port, said = free_port(), []
     process = Client(port, tmp_path_factory.mktemp('client'),
-                     top=device_files.copied_to(tmp_path_factory.mktemp('device')))
+                     top=device_files.unpacked_in(tmp_path_factory.mktemp('device')))
     client = wait_for_client(SETTINGS, '127.0.0.1', port, say=said.append, return_s=60)
     yield client, process, said
     client.close('done')
