@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import errno
+import importlib
 import math
 import os
 import re
@@ -29,6 +30,7 @@ import signal
 import sys
 import time
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Callable, Iterator, List, NamedTuple, NoReturn, Optional, Sequence, Tuple, TypeVar
 
 import config
@@ -277,6 +279,14 @@ def domains(text: Optional[str], settings: config.Settings) -> List[int]:
         if not 0 <= domain < settings.NUM_DOMAINS:
             raise UserError(f'domain {domain}: there are domains 0 to {settings.NUM_DOMAINS - 1}')
     return sorted(found)
+
+
+def optional(module: str, package: str, needed_for: str) -> ModuleType:
+    """A module of a package that not every machine has; raises `UserError` where it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise UserError(f'{needed_for} need {package} here: pip install {package}') from None
 
 
 def keep_freed_memory() -> bool:

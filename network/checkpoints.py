@@ -1,4 +1,7 @@
-"""Base weights from a file: the RepVGG authors' layout or timm's, never executing what the file holds."""
+"""Base weights from a file: the RepVGG authors' layout or timm's, never executing what the file holds.
+
+A file is what torch.save wrote, or of the safetensors format (name.safetensors), which holds tensors and nothing else.
+"""
 from __future__ import annotations
 
 import functools
@@ -7,12 +10,12 @@ import re
 import struct
 import warnings
 import zipfile
-from typing import Any, Dict, List, Sequence
+from typing import Dict, List, Sequence
 
 import torch
 import torch.nn as nn
 
-from cli import say
+import cli
 from config import UserError
 
 _WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')  # averaged weights first, as timm does
@@ -32,6 +35,7 @@ _TIMM = [(re.compile(pattern), replacement) for pattern, replacement in (
 )]
 _WEIGHTS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _COUNTS = (*_WEIGHTS, torch.int64, torch.int32)
+SAFETENSORS = '.safetensors'
 _SHOWN = 4  # differing names of a sort shown in an error
 
 
@@ -68,29 +72,47 @@ def read_checkpoint(path: str) -> Dict[str, torch.Tensor]:
     """The state dict in a file, as saved, on the CPU; raises `UserError`."""
     if not os.path.isfile(path):
         raise UserError(f'{path}: no such weights file')
-    if not _can_load_safely():
-        raise UserError(f'{path}: PyTorch {torch.__version__} cannot load a file without executing code from it; use '
-                        'PyTorch 1.13 or newer here, or leave WEIGHT_PATH_CLIENT empty: the server sends the weights')
-    _refuse_packed(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # torch comments on what it then refuses
-            content: Any = torch.load(path, map_location='cpu', weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # whatever a damaged or hostile file provokes in the unpickler
-        raise UserError(f'{path}: {_why_unreadable(error)}; save it again as a plain state dict') from None
+    content = _saved_as_safetensors(path) if path.endswith(SAFETENSORS) else _saved_by_torch(path)
     content = _unwrapped(content, path)
     if not isinstance(content, dict) or not all(isinstance(name, str) and isinstance(value, torch.Tensor)
                                                 for name, value in content.items()):
         raise UserError(f'{path}: holds no state dict (names to tensors)')
     odd = [name for name, value in content.items() if value.layout != torch.strided or value.is_quantized or
-           value.is_nested or value.device.type != 'cpu' or value.dtype not in (_COUNTS if name.endswith(
-               'num_batches_tracked') else _WEIGHTS)]
+           getattr(value, 'is_nested', False) or value.device.type != 'cpu' or value.dtype not in (
+               _COUNTS if name.endswith('num_batches_tracked') else _WEIGHTS)]
     if odd:
         raise UserError(f'{path}: {odd[0]} is sparse, nested, quantised, without data or of type '
                         f'{content[odd[0]].dtype}; save ordinary tensors of 16 bits or more')
     return content
+
+
+def _saved_by_torch(path: str) -> object:
+    """What torch.save wrote to a file; raises `UserError`."""
+    if not _can_load_safely():
+        raise UserError(f'{path}: PyTorch {torch.__version__} cannot load a file without executing code from it; use '
+                        'PyTorch 1.13 or newer here, a .safetensors file, or leave WEIGHT_PATH_CLIENT empty: the '
+                        'server sends the weights')
+    _refuse_packed(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # torch comments on what it then refuses
+            return torch.load(path, map_location='cpu', weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a damaged or hostile file provokes in the unpickler
+        raise UserError(f'{path}: {_why_unreadable(error)}; save it again as a plain state dict') from None
+
+
+def _saved_as_safetensors(path: str) -> object:
+    """The tensors of a safetensors file by name; raises `UserError`. The library checks that they fill the file
+    exactly: nothing is compressed, and no header makes it read beyond the file."""
+    library = cli.optional('safetensors.torch', 'safetensors', f'{path}: weights of this format')
+    try:
+        return library.load_file(path)
+    except MemoryError:
+        raise
+    except Exception as error:  # the library's own errors, and torch's for a type that it does not know
+        raise UserError(f'{path}: {_why_unreadable(error)}; save it again with safetensors') from None
 
 
 def _refuse_packed(path: str) -> None:
@@ -121,7 +143,7 @@ def _unwrapped(content: object, path: str) -> object:
 
 @functools.lru_cache(maxsize=None)
 def _say_once(message: str) -> None:
-    say(message)
+    cli.say(message)
 
 
 def _why_unreadable(error: Exception) -> str:

@@ -8,13 +8,11 @@ a frame that nobody took is dropped for a newer one, and counted.
 """
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import sys
 import threading
 import time
-from types import ModuleType
 from typing import Any, BinaryIO, Iterable, Iterator, List, NamedTuple, Optional
 
 import numpy as np
@@ -53,9 +51,9 @@ def check_source(source: str) -> None:
     if source != '-' and not is_live(source) and not os.path.exists(source):
         raise UserError(f'--source {source}: no such file or folder; a camera is {CAMERA}0, raw frames on stdin are -')
     if os.path.isdir(source) or source.lower().endswith(IMAGES):
-        _optional('PIL.Image', 'Pillow', 'images')
+        cli.optional('PIL.Image', 'Pillow', 'images')
     elif source != '-' and not source.endswith('.py'):
-        _optional('cv2', 'opencv-python-headless', 'videos and cameras')
+        cli.optional('cv2', 'opencv-python-headless', 'videos and cameras')
 
 
 def open_source(source: str, size: int) -> Iterator[Picture]:
@@ -93,7 +91,7 @@ def folder(path: str, size: int) -> Iterator[Picture]:
 
 def image_files(files: List[str], size: int) -> Iterator[Picture]:
     """These images; one that cannot be read is named and left out."""
-    pillow, ops = _optional('PIL.Image', 'Pillow', 'images'), _optional('PIL.ImageOps', 'Pillow', 'images')
+    pillow, ops = cli.optional('PIL.Image', 'Pillow', 'images'), cli.optional('PIL.ImageOps', 'Pillow', 'images')
     for path in files:
         try:
             if not os.path.isfile(path):  # opening a pipe would wait for ever
@@ -108,7 +106,7 @@ def image_files(files: List[str], size: int) -> Iterator[Picture]:
 
 def video(source: str, size: int) -> Iterator[Picture]:
     """A video file, an address that OpenCV can open, or a camera of this device."""
-    cv2 = _optional('cv2', 'opencv-python-headless', 'videos and cameras')
+    cv2 = cli.optional('cv2', 'opencv-python-headless', 'videos and cameras')
     number = source[len(CAMERA):]
     if source.startswith(CAMERA) and not number.isdigit():
         raise UserError(f'--source {source}: write the number of the camera behind {CAMERA}')
@@ -148,7 +146,7 @@ def fit(array: np.ndarray, size: int) -> torch.Tensor:
     """uint8 [height, width, 3] -> uint8 [3, size, size]; only other sizes need Pillow."""
     if array.shape[:2] == (size, size):
         return _as_tensor(array)
-    pillow = _optional('PIL.Image', 'Pillow', f'frames of another size than {size}x{size}')
+    pillow = cli.optional('PIL.Image', 'Pillow', f'frames of another size than {size}x{size}')
     return _fitted(pillow.fromarray(array), size)
 
 
@@ -164,14 +162,6 @@ def _fitted(image: Any, size: int) -> torch.Tensor:
 
 def _as_tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
-
-
-def _optional(module: str, package: str, needed_for: str) -> ModuleType:
-    """A module of a package that not every device has."""
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise UserError(f'{needed_for} need {package} on this device: pip install {package}') from None
 
 
 class Reader:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from service_cases import images_in
 
+import cli
 import config
 from config import UserError
 from domains import torchvision_sources
@@ -70,7 +71,7 @@ def test_what_is_missing_is_said_in_one_line(tmp_path):
     with pytest.raises(UserError, match='no images'):
         sources.open_source(str(tmp_path), 32)
     with pytest.raises(UserError, match='pip install'):
-        sources._optional('no_such_module', 'no-such-package', 'videos')
+        cli.optional('no_such_module', 'no-such-package', 'videos')
 
 
 def taken(reader: Reader):
