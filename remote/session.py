@@ -33,7 +33,7 @@ from remote.link import measure_link
 from tier import devices, tasks
 from tier.block_timing import Gammas, NetworkTiming, PartTiming, Round, thread_count, time_network
 from wire import codec as wire_codec
-from wire.formats import WIRE_FORMATS, formats_of
+from wire.formats import WIRE_FORMATS, check_compressions, formats_of
 
 WIRE_SAMPLES = 4  # images whose feature maps are encoded to measure a format's size
 MAX_DEVICES = 3  # clients of different kinds that may come, one after the other, while a table is measured
@@ -45,7 +45,14 @@ def open_session(settings: Settings, bind: Optional[str] = None, port: Optional[
     formats_of(settings.WIRE_FORMATS)
     if settings.DEVICE_PROFILE:
         raise ValueError('real mode simulates nothing: replace DEVICE_PROFILE by an empty text')
-    return Session(wait_for_client(settings, bind, port, allow_open), settings)
+    client = wait_for_client(settings, bind, port, allow_open)
+    try:
+        there = str(client.facts().get('compressions') or 'zlib').split()
+        check_compressions(settings.WIRE_FORMATS, there, 'the client')
+    except UserError as error:
+        client.close(str(error))
+        raise
+    return Session(client, settings)
 
 
 class Session:

@@ -5,8 +5,8 @@ An entry is a domain's result of step 3 ('domain_0'), or a client of a fleet's p
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
-from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from dataclasses import dataclass, field, replace
+from typing import Collection, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from network.alpha import surviving_branches
 from pipeline import documents, fingerprints, kinds
 from search.result import JointResult
 from throughput_optimizer import fastest_gammas, times_with_fastest
-from wire.formats import is_lossless, plain
+from wire.formats import check_compressions, compression_of, is_lossless, plain
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,12 @@ class Entry:
     promised_fps: Optional[float] = None  # by the plan; None: the client says
     bandwidth_mbps: float = 100.0  # of the client's link, by the table or the plan
     rtt_ms: float = 0.0
+
+    def for_compressions(self, there: Collection[str]) -> Entry:
+        """The entry for a client with these compressions. Raises `UserError` where the first choice needs another."""
+        check_compressions([self.first.wire], there, 'the device')
+        return replace(self, choices=tuple(choice for choice in self.choices
+                                           if compression_of(choice.wire) in ('', *there)))
 
 
 # --- results of step 3 --------------------------------------------------------------------------------------

@@ -137,6 +137,7 @@ class Service:
         if entry is None:
             raise PeerError('refused', f"there is no entry {wanted!r}: {', '.join(list(self.entries)[:20])}")
         fps, live = message.number('fps', 0) or entry.promised_fps, message.flag('live')
+        entry = entry.for_compressions(str(message.fields.get('compressions') or 'zlib').split())
         with self._lock:
             promised, workers = sum(self._loads().values()), len(self.dispatcher.workers)
             found = admitted(entry, fps, promised, workers, self.settings)

@@ -24,6 +24,7 @@ from tier.sources import Numbered, Reader, open_source
 from tier.tasks import MAX_INPUT_SIZE, Tasks
 from tier.worker import Worker
 from wire import codec
+from wire.compression import available
 from wire.connection import Connection
 from wire.formats import AS_COMPUTED, WIRE_FORMATS
 from wire.frames import Kind, Message, NetworkError, PeerError, ProtocolError
@@ -97,7 +98,8 @@ class Camera:
     def _serve_over(self, connection: Connection) -> None:
         """Do what the server asks, until all frames are answered. Raises `NetworkError` and `PeerError`."""
         wish = self.wish
-        connection.send(Kind.JOIN, {'entry': wish.entry, 'name': wish.name, 'fps': wish.fps, 'live': wish.live})
+        connection.send(Kind.JOIN, {'entry': wish.entry, 'name': wish.name, 'fps': wish.fps, 'live': wish.live,
+                                    'compressions': ' '.join(available())})
         self._tasks.connection = connection
         while True:
             message = connection.receive()

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 
 from config import UserError
+from wire.compression import available
 
 CPU_CLOCKS = '/sys/devices/system/cpu/cpu*/cpufreq/scaling_max_freq'  # kHz
 GPU_CLOCKS = '/sys/class/devfreq/*gpu*/max_freq'  # Hz; as a Jetson has it, whose GPUs are called 17000000.gp10b, too
 JETSON_GPU_CLOCKS = '/sys/devices/gpu.0/devfreq/*/max_freq'
 GOVERNORS = '/sys/devices/system/cpu/cpu*/cpufreq/scaling_governor'
 POWER_MODE = '/var/lib/nvpmodel/status'  # of a Jetson: 'pmode:0002'
-CHANGING = ('temperature_c', 'host')  # facts that times do not depend on, or that change all the time
+CHANGING = ('temperature_c', 'host', 'compressions')  # facts that times do not depend on, or that change all the time
 
 
 def device_of(name: str) -> torch.device:
@@ -50,7 +51,7 @@ def facts_of(device: torch.device, threads: int) -> Dict[str, Any]:
     """What the times of this machine depend on, as far as it can be read: a table of times holds for just these."""
     return {**machine_facts(), 'name': device_name(device), 'device': device.type, 'threads': threads,
             'python': platform.python_version(), 'torch': torch.__version__, 'numpy': np.__version__,
-            'power_mode': ' '.join(_texts(POWER_MODE)) or None,
+            'compressions': ' '.join(available()), 'power_mode': ' '.join(_texts(POWER_MODE)) or None,
             'cpu_governor': ' '.join(sorted(set(_texts(GOVERNORS)))) or None,
             'cpu_max_mhz': _largest(CPU_CLOCKS, 1e3), 'gpu_max_mhz': _gpu_max_mhz(device),
             'temperature_c': _largest('/sys/class/thermal/thermal_zone*/temp', 1e3)}

@@ -11,6 +11,7 @@ from client_process import SETTINGS, N, batch, random_model
 from random_cases import tier_costs
 
 import split_trainer
+from config import UserError
 from costs.cost_model import Configuration, Link, Times
 from domain_dataset import load_domain
 from domains.image_sets import ImageSet
@@ -18,6 +19,7 @@ from lut_manager import same_work
 from remote import session as real_mode
 from steps import real_mode as real_mode_step
 from tier import block_timing, devices, tasks
+from wire import formats
 from wire.frames import Kind, Message, ProtocolError
 
 
@@ -118,3 +120,22 @@ def test_a_stream_runs_where_the_table_was_measured_whatever_the_search_runs_on(
     alpha = model.alpha_array()
     split_trainer.measure(session, model, Configuration(alpha, (4,) * N, 3, 'float32'), None, ImageSet(*batch(1)), 16)
     assert moved == ['cuda:1', 'predicts', 'streams', 'cpu']
+
+
+def test_a_client_that_lacks_a_compression_is_told_before_anything_is_measured(monkeypatch):
+    said = []
+
+    class Client:
+        def facts(self):
+            return {'compressions': 'zlib'}
+
+        def close(self, text):
+            said.append(text)
+
+    monkeypatch.setattr(real_mode, 'wait_for_client', lambda *rest: Client())
+    monkeypatch.setattr(formats, 'available', lambda: ('zlib', 'zstd', 'lz4'))
+    settings = dataclasses.replace(SETTINGS, DEVICE_PROFILE='', WIRE_FORMATS=('uint8+zlib', 'uint4+lz4'))
+    with pytest.raises(UserError, match=r'uint4\+lz4 needs the package lz4 on the client'):
+        real_mode.open_session(settings)
+    assert len(said) == 1 and 'lz4' in said[0]
+    real_mode.open_session(dataclasses.replace(settings, WIRE_FORMATS=('uint4', 'uint8+zlib')))

@@ -11,7 +11,7 @@ from costs.cost_model import scenario_of, times
 from fleet import plan_file
 from network.alpha import surviving_branches
 from search import result_file
-from service.entries import class_names, entries_of_plan, entries_of_results
+from service.entries import Choice, Entry, ServedNetwork, class_names, entries_of_plan, entries_of_results
 from wire.formats import is_lossless
 
 
@@ -88,3 +88,13 @@ def test_a_plan_that_its_results_do_not_fit_any_more_is_refused(tmp_path):
 
 def test_classes_are_called_as_the_partition_says(tmp_path):
     assert class_names(made_settings(tmp_path)) == [str(digit) for digit in range(10)]
+
+
+def test_a_client_gets_only_choices_whose_compression_it_has():
+    choices = [Choice(1, wire, 1.0, 1.0, 1.0) for wire in ('uint8', 'uint8+zlib', 'uint8+zstd')]
+    network = ServedNetwork('one', np.ones((3, 3)), {})
+    entry = Entry('one', network, choices[0], tuple(choices))
+    assert entry.for_compressions(['zlib', 'zstd']) == entry
+    assert entry.for_compressions(['zlib']).choices == tuple(choices[:2])
+    with pytest.raises(UserError, match='needs the package zstandard on the device'):
+        dataclasses.replace(entry, first=choices[2]).for_compressions(['zlib'])
