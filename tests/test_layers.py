@@ -18,9 +18,9 @@ import pytest
 from config import ROOT
 
 COMMANDS = ('client_control', 'client_worker', 'code1_train_and_record_weights', 'code2_calculate_flops_importance',
-            'create_noniid_partition', 'plan_fleet', 'serve_split', 'server_main_throughput', 'simulate_fleet',
-            'step1_measure_lut', 'step2_initial_throughput_opt', 'step3_accuracy_opt', 'step4_final_throughput_opt',
-            'step5_visualize_results', 'step_3_joint', 'train_base_model')
+            'create_noniid_partition', 'export_split', 'plan_fleet', 'serve_split', 'server_main_throughput',
+            'simulate_fleet', 'step1_measure_lut', 'step2_initial_throughput_opt', 'step3_accuracy_opt',
+            'step4_final_throughput_opt', 'step5_visualize_results', 'step_3_joint', 'train_base_model')
 LEVELS = (  # folders and top-level modules; a file imports what stands above its own row here, and its own folder
     ('config', 'se_block'),
     ('cli', 'domain_transforms'),
@@ -35,6 +35,7 @@ LEVELS = (  # folders and top-level modules; a file imports what stands above it
     ('fleet',),
     ('progressive_pruning', 'split_trainer', 'report', 'training'),
     ('steps', 'service'),
+    ('export',),
     COMMANDS,
     ('server_main', 'benchmarks', 'data', 'examples'),  # server_main runs other commands
 )

@@ -13,14 +13,18 @@ import numpy as np
 import torch
 import torch.nn as nn
 
+from config import UserError
 from gamma_configurator import build_plan
 from hyper_repvgg import HyperRepVGG, HyperRepVGGBlock
 from network.gammas import fused_gamma
 from network.inputs import normalise
-from network.shapes import architecture, block_shapes
+from network.shapes import architecture, block_names, block_shapes
 from repvgg import RepVGGBlock
+from tier.onnx_graph import onnx_package, part_graph
+from tier.onnx_session import Session, onnxruntime_package
 
 DTYPES = {'float32': torch.float32, 'float64': torch.float64}
+TORCH, ONNXRUNTIME = ENGINES = ('torch', 'onnxruntime')
 
 
 def head_units(split: int, n_blocks: int) -> Tuple[int, int]:
@@ -118,6 +122,12 @@ class PartSpec:
     std: Tuple[float, ...]
     gamma: Optional[Tuple[int, ...]] = None  # of the part's blocks
     alpha: Optional[Tuple[Tuple[float, ...], ...]] = None
+    engine: str = TORCH  # of ENGINES; a part for training runs in PyTorch
+
+    @property
+    def unit_names(self) -> List[str]:
+        """Of the part's units: 'stem', 'stage1.0', ..., 'classifier'."""
+        return ['stem', *block_names(architecture(self.model_name)), 'classifier'][self.first:self.last]
 
     @property
     def n_blocks(self) -> int:
@@ -140,6 +150,9 @@ class NetworkPart:
         for block in self.blocks:
             block._folded = None  # weights, dtype or device may have changed
         self._plans = None if spec.gamma is None else self._folded()
+        self._sessions: Dict[Tuple[object, ...], Session] = {}  # of onnxruntime, by units and input; made on first use
+        if spec.engine == ONNXRUNTIME:
+            check_engine(device, spec.dtype)
 
     def _folded(self) -> List[nn.Module]:
         plans: List[nn.Module] = []
@@ -156,6 +169,10 @@ class NetworkPart:
             else:
                 plans.append(unit)
         return plans
+
+    def folded_units(self) -> List[Tuple[str, nn.Module]]:
+        """The units of a folded part as they run, with their names; the classifier (nn.Linear) takes means of maps."""
+        return list(zip(self.spec.unit_names, self._plans or []))
 
     def set_alpha(self, alpha: torch.Tensor) -> None:
         """Set α of the part's blocks from [k, 3]; entries of branches that a block has not are ignored."""
@@ -185,10 +202,30 @@ class NetworkPart:
         units = (self.units if self._plans is None else self._plans)[first - self.spec.first:last - self.spec.first]
         if not units:
             return x
+        if self.spec.engine == ONNXRUNTIME and self._plans is not None:
+            return self._session(first, last, x)(x)
         x = self.prepare(x, first)
         for index, unit in enumerate(units, start=first):
             x = unit(x.mean(dim=(2, 3)) if index == self.spec.n_blocks + 1 else x)
         return x
+
+
+    def _session(self, first: int, last: int, x: torch.Tensor) -> Session:
+        """What runs the units [first, last) on inputs like this one in onnxruntime: all of them in one graph."""
+        key = first, last, x.dtype, tuple(x.shape[1:])
+        if key not in self._sessions:
+            units = self.folded_units()[first - self.spec.first:last - self.spec.first]
+            normalised = None if x.dtype != torch.uint8 else (self.spec.mean, self.spec.std)
+            self._sessions[key] = Session(part_graph(units, x.dtype, x.shape[1:], normalised))
+        return self._sessions[key]
+
+
+def check_engine(device: torch.device, dtype: str = 'float32') -> None:
+    """Raise `UserError` where onnxruntime cannot run a part: elsewhere than on the CPU, or where it is missing."""
+    if device.type != 'cpu' or dtype != 'float32':
+        raise UserError(f'the engine onnxruntime computes float32 on the CPU here, not {dtype} on {device}: set the '
+                        "tier's device to cpu, or its engine to torch")
+    onnx_package(), onnxruntime_package()
 
 
 def part_of(model: HyperRepVGG, spec: PartSpec, device: torch.device) -> NetworkPart:

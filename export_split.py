@@ -1,0 +1,37 @@
+"""Export a domain's result: head and tail as files that run without this project (docs/deployment.md).
+
+    python export_split.py --domain_id 3 --out deployed                        # ONNX: onnxruntime, TensorRT, ...
+    python export_split.py --domain_id 3 --out deployed --format torchscript   # PyTorch from 1.10 on, C++ or Python
+    python export_split.py --domain_id 3 --out deployed --point 'frontier.T_eff[2]'
+
+Both files are held against PyTorch on real images before they are written.
+"""
+from __future__ import annotations
+
+import cli
+
+PARSER = cli.parser(__doc__)
+PARSER.add_argument('--domain_id', type=int, required=True)
+PARSER.add_argument('--out', metavar='DIR', required=True, help='a new folder, or one of an earlier export')
+PARSER.add_argument('--format', choices=('onnx', 'torchscript'), default='onnx')
+PARSER.add_argument('--point', default='result', metavar='NAME',
+                    help="'result' (default), or a point of a frontier in it: 'frontier.T_eff[2]'")
+
+if __name__ == '__main__':
+    cli.answer_help(PARSER)  # before the imports below, which load PyTorch
+
+from typing import Optional, Sequence
+
+from costs.checks import check_settings
+from export import run
+
+
+def main(argv: Optional[Sequence[str]]) -> None:
+    """The command line."""
+    args, settings = cli.parse(PARSER, argv)
+    check_settings(settings)
+    run.export(cli.domains(str(args.domain_id), settings)[0], args.point, args.format, args.out, settings)
+
+
+if __name__ == '__main__':
+    cli.run(main)
