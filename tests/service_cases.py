@@ -102,10 +102,11 @@ class Running:
 
 
 @contextmanager
-def running(folder, entries: Sequence[Entry], workers: int = 1, port: int = 0, **changed) -> Iterator[Running]:
+def running(folder, entries: Sequence[Entry], workers: int = 1, port: int = 0, token: bytes = b'',
+            **changed) -> Iterator[Running]:
     """Serve these entries from this process, under settings with some changed."""
     said: List[str] = []
-    listener = Listener(Address('127.0.0.1', port), b'', 'service', ('camera',), said.append)
+    listener = Listener(Address('127.0.0.1', port), token, 'service', ('camera',), said.append)
     settings = replace(settings_in(folder), **changed)
     service = Service(settings, {entry.name: entry for entry in entries}, workers, say=said.append)
     thread = threading.Thread(target=service.serve, args=(listener,), daemon=True)

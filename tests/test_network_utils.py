@@ -17,6 +17,7 @@ from network_utils import Address, Listener, connect
 from wire import connection
 from wire.connection import Connection
 from wire.frames import ConnectionLost, Kind, NetworkError, PeerError
+from wire.handshake import Nonces, proof
 
 quiet = lambda text: None  # noqa: E731
 
@@ -69,7 +70,7 @@ def test_the_secret_never_travels_and_a_proof_cannot_be_replayed():
     client.handshake('worker', ('server',), b'swordfish', True)
     greeting.join()
     assert b'swordfish' not in seen and b'hmac' in seen
-    proofs = [connection.proof(b'swordfish', *roles, *nonces)
+    proofs = [proof(b'swordfish', *roles, Nonces(*nonces))
               for nonces in itertools.permutations(('0' * 64, '1' * 64, '2' * 64), 2)
               for roles in (('worker', 'server'), ('server', 'worker'), ('control', 'worker'), ('worker', 'control'))]
     assert len(set(proofs)) == len(proofs)
@@ -246,10 +247,23 @@ def test_whoever_opens_many_connections_closes_only_his_own(monkeypatch):
     listener.close()
 
 
-def test_a_peer_of_another_version_is_named():
-    frame = bytearray(raw_frame(Kind.HELLO, {'role': 'worker'}))
-    frame[4] = 9
-    assert 'version 9' in str(outcome(bytes(frame)))
+@pytest.mark.parametrize('version', [1, 3, 255])
+@pytest.mark.parametrize('token', [b'', b'secret'])
+def test_a_peer_of_another_version_is_told_so_and_named(version, token):
+    said = []
+    listener = Listener(Address('127.0.0.1', 0), token, 'server', ('worker',), said.append)
+    greeting = bytearray(raw_frame(Kind.HELLO, {'role': 'worker', 'nonce': '0' * 64, 'secret': bool(token)}))
+    greeting[4] = version
+    with socket.create_connection(listener.address, timeout=5) as peer:
+        peer.sendall(greeting)
+        answer = outcome(b''.join(iter(lambda: peer.recv(4096), b'')))
+    with pytest.raises(PeerError, match=f'version {version}, this end 2: use the same release') as refused:
+        answer.raise_error()
+    assert refused.value.code == 'version' and listener.get(timeout_s=0) is None
+    while not said:
+        time.sleep(0.01)
+    assert f'version {version}' in said[0]
+    listener.close()
 
 
 def test_open_addresses_need_a_secret():

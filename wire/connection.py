@@ -9,11 +9,8 @@ into their own memory, which is claimed only after a frame's headers have been c
 """
 from __future__ import annotations
 
-import hashlib
 import hmac
 import math
-import re
-import secrets
 import socket
 import struct
 import threading
@@ -27,10 +24,6 @@ from wire.frames import (
     DTYPES,
     FIXED_BYTES,
     MAX_PAYLOAD_BYTES,
-    SUM,
-    VERSION,
-    WORD_BYTES,
-    Checksum,
     ConnectionLost,
     Kind,
     Message,
@@ -43,14 +36,15 @@ from wire.frames import (
     parse_typed,
     printable,
 )
+from wire.handshake import NONCE, Nonces, SessionKeys, new_nonce, proof, session_keys
+from wire.integrity import WORD_BYTES, Trailer, Trailers
 
 HEARTBEAT_S = 2.0  # something is sent at least this often
 SILENCE_S = 10.0  # a peer of which nothing is heard, or that takes nothing, for this long is lost
 HANDSHAKE_S = 10.0  # in all
 SLOWEST_BYTES_PER_S = 16 << 10  # a message that takes SILENCE_S longer than it would at this rate is given up
 DRAIN_S = 0.5  # after the last words to a peer
-NONCE_BYTES = 32
-NONCE = re.compile(r'[0-9a-f]{64}\Z')
+AHEAD_BYTES = 1 << 12  # a message's headers, all of a small one, the beginning of the next
 CHUNK_BYTES = 1 << 18  # summed as soon as they are here, while they are in the cache and the rest is on its way
 
 
@@ -66,6 +60,8 @@ class Connection:
         self.max_payload_bytes = 0  # until the peer is trusted
         self.bytes_sent = self.bytes_received = 0
         self._sock, self._send_lock = sock, threading.Lock()
+        self._outgoing, self._incoming = Trailers(), Trailers()
+        self._ahead, self._next, self._filled = memoryview(bytearray(AHEAD_BYTES)), 0, 0  # read, and not looked at yet
         self._closed = threading.Event()
         self._deadline: Optional[float] = None  # of the handshake, on the monotonic clock
         self._last_sent_s = time.monotonic()
@@ -85,19 +81,20 @@ class Connection:
     def send(self, kind: Kind, fields: Optional[Mapping[str, Any]] = None,
              tensors: Optional[Mapping[str, torch.Tensor]] = None) -> None:
         """Send one message; blocks while the peer takes nothing, for at most SILENCE_S. Raises `ConnectionLost`."""
-        views = _views(kind, fields or {}, tensors or {})
+        views, trailer = self._prepared(kind, fields or {}, tensors or {})
         with self._send_lock:
-            self._send_all(views)
+            self._send_all(_closed(views, trailer))
 
     def begin_send(self, kind: Kind, fields: Mapping[str, Any], tensors: Mapping[str, torch.Tensor],
                    turn_s: float = -1) -> Optional[Callable[[], None]]:
         """Send what the system takes of a message without waiting. Returns what sends the rest, which must be called
         (from any thread; other messages wait for it), or None when nothing is left. Raises `ConnectionLost`, also when
         another message has been on its way for `turn_s` (-1: that may take as long as the peer lives)."""
-        views = _views(kind, fields, tensors)
+        views, trailer = self._prepared(kind, fields, tensors)
         if not self._send_lock.acquire(timeout=turn_s):
             raise self._lost(TimeoutError('takes data too slowly'), 'takes no data')
         try:
+            views = _closed(views, trailer)
             views = self._send_once(views, socket.MSG_DONTWAIT)
         except BlockingIOError:
             pass
@@ -114,6 +111,18 @@ class Connection:
             finally:
                 self._send_lock.release()
         return finish
+
+    def _prepared(self, kind: Kind, fields: Mapping[str, Any], tensors: Mapping[str, torch.Tensor],
+                  ) -> Tuple[List[memoryview], Optional[Trailer]]:
+        """A message as the pieces of memory to send, the tensors' own among them, and what will follow them."""
+        ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        specs = [(name, DTYPE_NAMES[value.dtype], tuple(value.shape)) for name, value in ready.items()]
+        payload = [bytes_of(value) for value in ready.values() if value.numel()]
+        header = encode_headers(kind, fields, specs)
+        trailer = self._outgoing.begin(header, bool(payload))
+        for view in payload:
+            trailer.update(view)
+        return [memoryview(header), *payload], trailer
 
     def _send_all(self, views: List[memoryview]) -> None:
         end = _latest_end(sum(map(len, views)))
@@ -161,41 +170,57 @@ class Connection:
         start = time.perf_counter()
         kind, header_bytes, payload_bytes, crc = parse_fixed(fixed, self.max_payload_bytes)
         end = self._deadline or _latest_end(header_bytes + payload_bytes)
-        fields, specs = parse_typed(self._read(header_bytes, end), crc, payload_bytes)
+        typed = self._read(header_bytes, end)
+        fields, specs = parse_typed(typed, crc, payload_bytes)
         tensors = {name: torch.empty(shape, dtype=DTYPES[dtype]) for name, dtype, shape in specs}
-        if payload_bytes:
-            checksum, given = Checksum(), bytearray(SUM.size)
+        trailer = self._incoming.begin(fixed + typed, payload_bytes > 0)
+        if trailer is not None:
             for value in tensors.values():
-                self._read_into(bytes_of(value), end, checksum)
-            self._read_into(memoryview(given), end)
-            if given != checksum.packed():
-                raise ProtocolError('damaged frame: checksum of the payload')
+                self._read_into(bytes_of(value), end, trailer)
+            if not hmac.compare_digest(self._read(trailer.n_bytes, end), trailer.packed()):
+                raise ProtocolError(trailer.fault)
         return Message(kind, fields, tensors, time.perf_counter() - start)
 
     def _read(self, count: int, end: Optional[float]) -> bytes:
-        buffer = bytearray(count)
-        self._read_into(memoryview(buffer), end)
-        return bytes(buffer)
+        """So many bytes until the point in time `end`; None: the first of them may take as long as the peer lives."""
+        found = bytearray()
+        while len(found) < count:
+            if self._next == self._filled:
+                self._next, self._filled = 0, self._receive_into(self._ahead, end)
+                end = end or _latest_end(count)
+            found += self._take(count - len(found))
+        return bytes(found)
 
-    def _read_into(self, view: memoryview, end: Optional[float], checksum: Optional[Checksum] = None) -> None:
-        """Fill `view` until the point in time `end`; None: its first bytes may take as long as the peer lives."""
-        done = summed = 0
-        while done < len(view):
-            if self._deadline is not None:
-                self._limit_waits(max(0.001, self._deadline - time.monotonic()))
-            if end is not None and time.monotonic() > end:
-                raise BlockingIOError if self._deadline is not None else TimeoutError('sends too slowly')
-            count = self._sock.recv_into(view[done:])
-            if count == 0:
-                raise ConnectionResetError('closed by the peer')
-            if end is None:
-                end = _latest_end(len(view))
-            done += count
-            self.bytes_received += count
-            if checksum is not None and (done == len(view) or done - summed >= CHUNK_BYTES):
+    def _take(self, count: int) -> memoryview:
+        """At most so many bytes of those that were read ahead."""
+        start, self._next = self._next, min(self._filled, self._next + count)
+        return self._ahead[start:self._next]
+
+    def _read_into(self, view: memoryview, end: float, trailer: Trailer) -> None:
+        """Fill `view`."""
+        ahead = self._take(len(view))
+        done, counted = len(ahead), 0
+        view[:done] = ahead
+        while counted < len(view):
+            if done < len(view):
+                done += self._receive_into(view[done:done + CHUNK_BYTES], end, socket.MSG_WAITALL)
+            if done == len(view) or done - counted >= CHUNK_BYTES:
                 stop = done if done == len(view) else done // WORD_BYTES * WORD_BYTES
-                checksum.update(view[summed:stop])
-                summed = stop
+                trailer.update(view[counted:stop])
+                counted = stop
+
+    def _receive_into(self, view: memoryview, end: Optional[float], flags: int = 0) -> int:
+        """One system call. (With MSG_WAITALL it returns when all is there, or SILENCE_S are over: a thread that woke up
+        for every packet would take time from the one that computes.)"""
+        if self._deadline is not None:
+            self._limit_waits(max(0.001, self._deadline - time.monotonic()))
+        if end is not None and time.monotonic() > end:
+            raise BlockingIOError if self._deadline is not None else TimeoutError('sends too slowly')
+        count = self._sock.recv_into(view, 0, flags)
+        if count == 0:
+            raise ConnectionResetError('closed by the peer')
+        self.bytes_received += count
+        return count
 
     # --- life ---
 
@@ -203,18 +228,23 @@ class Connection:
         """HELLO and, with a secret, PROOF (docs/protocol.md); closed unless it succeeds. Raises `NetworkError`."""
         self._deadline = time.monotonic() + HANDSHAKE_S
         try:
-            self._prove(role, peer_roles, token, starts)
+            keys = self._prove(role, peer_roles, token, starts)
         except NetworkError as error:
             if not self.is_closed:
                 self.fail('protocol', str(error))
             raise
+        self.use_keys(keys)
         self._deadline = None
         self._limit_waits(SILENCE_S)
         self.max_payload_bytes = MAX_PAYLOAD_BYTES
         threading.Thread(target=self._beat, name=f'heartbeat {self.peer}', daemon=True).start()
 
-    def _prove(self, role: str, peer_roles: Tuple[str, ...], token: bytes, starts: bool) -> None:
-        nonce = secrets.token_hex(NONCE_BYTES)
+    def use_keys(self, keys: SessionKeys) -> None:
+        """From now on every frame carries a MAC, unless the keys are empty."""
+        self._outgoing, self._incoming = Trailers(keys.sending), Trailers(keys.receiving)
+
+    def _prove(self, role: str, peer_roles: Tuple[str, ...], token: bytes, starts: bool) -> SessionKeys:
+        nonce = new_nonce()
         hello = {'role': role, 'nonce': nonce, 'secret': bool(token)}
         if starts:
             self.send(Kind.HELLO, hello)
@@ -226,16 +256,18 @@ class Connection:
             self.send(Kind.HELLO, hello)
         if message.flag('secret') != bool(token):
             self._refuse('SPLIT_AUTH_TOKEN is set on one end only: set the same on both')
-        if token:
-            nonces = (nonce, peer_nonce) if starts else (peer_nonce, nonce)  # of who connects, of who listens
-            mine = {'hmac': proof(token, role, peer_role, *nonces)}
-            if starts:
-                self.send(Kind.PROOF, mine)
-            given = self._expect(Kind.PROOF).text('hmac')
-            if not hmac.compare_digest(given.encode(), proof(token, peer_role, role, *nonces).encode()):
-                self._refuse('SPLIT_AUTH_TOKEN differs between the two ends')
-            if not starts:
-                self.send(Kind.PROOF, mine)
+        if not token:
+            return SessionKeys()
+        nonces = Nonces(nonce, peer_nonce) if starts else Nonces(peer_nonce, nonce)
+        mine = {'hmac': proof(token, role, peer_role, nonces)}
+        if starts:
+            self.send(Kind.PROOF, mine)
+        given = self._expect(Kind.PROOF).text('hmac')
+        if not hmac.compare_digest(given.encode(), proof(token, peer_role, role, nonces).encode()):
+            self._refuse('SPLIT_AUTH_TOKEN differs between the two ends')
+        if not starts:
+            self.send(Kind.PROOF, mine)
+        return session_keys(token, (role, peer_role), nonces)
 
     def _expect(self, kind: Kind) -> Message:
         message = self.receive()
@@ -280,7 +312,8 @@ class Connection:
         if self._send_lock.acquire(timeout=1.0):  # else it is in the middle of a message
             try:
                 self._limit_waits(1.0)
-                self._send_all(_views(Kind.ERROR, {'id': 0, 'code': code, 'text': printable(text)[:200]}, {}))
+                self._send_all(_closed(*self._prepared(
+                    Kind.ERROR, {'id': 0, 'code': code, 'text': printable(text)[:200]}, {})))
             except (NetworkError, OSError):
                 pass
             finally:
@@ -310,17 +343,9 @@ class Connection:
         self._sock.close()
 
 
-def _views(kind: Kind, fields: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> List[memoryview]:
-    """A message as the pieces of memory to send, the tensors' own among them."""
-    ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    specs = [(name, DTYPE_NAMES[value.dtype], tuple(value.shape)) for name, value in ready.items()]
-    views = [bytes_of(value) for value in ready.values() if value.numel()]
-    if views:
-        checksum = Checksum()
-        for view in views:
-            checksum.update(view)
-        views.append(memoryview(checksum.packed()))
-    return [memoryview(encode_headers(kind, fields, specs)), *views]
+def _closed(views: List[memoryview], trailer: Optional[Trailer]) -> List[memoryview]:
+    """A whole frame. To be called in the order in which frames are sent: the trailer may number them."""
+    return views if trailer is None else [*views, memoryview(trailer.packed())]
 
 
 def _tune(sock: socket.socket) -> None:
@@ -338,10 +363,3 @@ def _tune(sock: socket.socket) -> None:
 def _latest_end(n_bytes: int) -> float:
     """When a message of this size must have moved that starts now: a point in time, on the monotonic clock."""
     return time.monotonic() + SILENCE_S + n_bytes / SLOWEST_BYTES_PER_S
-
-
-def proof(token: bytes, prover: str, verifier: str, connecting_nonce: str, listening_nonce: str) -> str:
-    """HMAC-SHA256 of who proves to whom, and both nonces: hex digits. It holds for one direction of one connection
-    between these two roles, so for one port; shown to anybody else it proves nothing."""
-    said = f'{VERSION}|{prover}|{verifier}|{connecting_nonce}|{listening_nonce}'
-    return hmac.new(token, said.encode(), hashlib.sha256).hexdigest()

@@ -32,9 +32,6 @@ DTYPES: Dict[str, torch.dtype] = {'float64': torch.float64, 'float32': torch.flo
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 ITEM_BYTES = {'float64': 8, 'float32': 4, 'float16': 2, 'int64': 8, 'uint8': 1}
 
-SUM = struct.Struct('<Q')  # the payload checksum
-WORD_BYTES = 8
-
 
 class NetworkError(Exception):
     """The connection cannot be used any more; the text is one line."""
@@ -289,26 +286,7 @@ def spec_bytes(spec: TensorSpec) -> int:
     return size
 
 
-class Checksum:
-    """The payload checksum: the sum of all 64-bit words (docs/protocol.md). Feed a tensor in pieces of whole words;
-    only its last piece may be shorter."""
-
-    def __init__(self) -> None:
-        self.total = 0
-
-    def update(self, piece: memoryview) -> None:
-        """Add bytes."""
-        whole = len(piece) // WORD_BYTES * WORD_BYTES
-        self.total += int(np.add.reduce(np.frombuffer(piece[:whole], dtype='<u8')))
-        if whole < len(piece):
-            self.total += int.from_bytes(piece[whole:], 'little')
-
-    def packed(self) -> bytes:
-        """The 8 bytes that follow the payload."""
-        return SUM.pack(self.total % 2 ** 64)
-
-
 def bytes_of(tensor: torch.Tensor) -> memoryview:
     """A tensor's own memory (C-contiguous, on the CPU) as bytes."""
     array = tensor.detach().numpy().reshape(-1)
-    return memoryview(array.view(np.uint8)) if array.size else memoryview(b'')
+    return memoryview(array.view(np.uint8)) if array.size else memoryview(bytearray())

@@ -28,13 +28,13 @@ def service(tmp_path_factory):
         yield served, network, entry, folder
 
 
-def connected(served) -> Connection:
-    return connect(Address('127.0.0.1', served.port), b'', 'camera', 'service')
+def connected(served, token: bytes = b'') -> Connection:
+    return connect(Address('127.0.0.1', served.port), token, 'camera', 'service')
 
 
-def joined(served, folder, **changed):
+def joined(served, folder, connection=None, **changed):
     """(a connection that is served, the part that it holds)."""
-    connection, tasks = connected(served), make_tasks(SETTINGS, str(folder / 'cache'), 1.0)
+    connection, tasks = connection or connected(served), make_tasks(SETTINGS, str(folder / 'cache'), 1.0)
     tasks.connection, worker = connection, Worker(tasks)
     connection.send(Kind.JOIN, {'entry': 'one', 'name': 'x', 'fps': 0, 'live': False, **changed})
     while True:
