@@ -1,4 +1,4 @@
-"""Somebody between a camera and its service: nothing that he does reaches a network, and only that camera is cut off."""
+"""Somebody between a camera and its service: nothing he does reaches a network, and only that camera is cut off."""
 from __future__ import annotations
 
 import pytest
