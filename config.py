@@ -204,6 +204,9 @@ class Settings:
     # --- service (docs/service.md) -------------------------------------------------------------
     BATCH_LATENCY_MS: float = setting(20.0, 'none', above_0)  # frames share a batch only while it takes at most this
 
+    HELD_NETWORKS_MB: float = setting(512.0, 'none', above_0)  # memory for networks that a client may be switched to,
+    #                                             on the device and in each worker of a service; 2^20 bytes
+
     # --- files -------------------------------------------------------------------------------
     RESULTS_DIR: str = setting('results', 'none', path)
 

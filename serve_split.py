@@ -21,6 +21,8 @@ PARSER.add_argument('--plan', metavar='SERVER', nargs='?', const='',
 PARSER.add_argument('--workers', type=cli.count, metavar='N',
                     help='processes that run tails (default: one a core; one with a GPU)')
 PARSER.add_argument('--fixed', action='store_true', help='never change what a client runs')
+PARSER.add_argument('--adapt_network', action='store_true',
+                    help='clients may change to other networks of their result, of those whose accuracy is confirmed')
 PARSER.add_argument('--log_jsonl', metavar='FILE', help='add the state to this file, a line of JSON a second')
 PARSER.add_argument('--web_port', type=cli.port, metavar='PORT',
                     help='a live page and /metrics for Prometheus, on loopback (0: any free port)')
@@ -43,8 +45,10 @@ def main(argv: Optional[Sequence[str]]) -> None:
     check_settings(settings)
     if args.plan is not None and args.domains:
         raise UserError('--plan says what is served: leave --domains out')
-    entries = entries_of_results(cli.domains(args.domains, settings), settings) if args.plan is None else \
-        entries_of_plan(args.plan, settings)
+    if args.adapt_network and (args.fixed or args.plan is not None):
+        raise UserError('--adapt_network: not with --fixed, nor with --plan, which has chosen the networks')
+    entries = entries_of_plan(args.plan, settings) if args.plan is not None else entries_of_results(
+        cli.domains(args.domains, settings), settings, args.adapt_network)
     listening = cli.Listening(args.bind, args.port, args.allow_open)
     running.run(settings, entries, args.workers or workers_of(settings), listening,
                 running.Watching(args.log_jsonl, args.web_port), adapts=not args.fixed)

@@ -84,12 +84,12 @@ VALUES = (None, True, -1, 0, 1, 3, 11, 2 ** 62, -2 ** 63, 1.5, 1e308, '', 'a', '
           'x' * 4096, [], [1], [1, 3, 4, 4], [None] * 50, ['a'] * 50, '0' * 64, 'float32', 'RepVGG-Micro', 'head',
           'as_computed')
 NAMES = ('id', 'op', 'hashes', 'hash', 'size', 'offset', 'model', 'classes', 'first', 'last', 'dtype', 'mean', 'std',
-         'folded', 'gamma', 'step', 'keep', 'input_grad', 'wire', 'wire_back', 'shape', 'images', 'n_images',
+         'folded', 'place', 'gamma', 'step', 'keep', 'input_grad', 'wire', 'wire_back', 'shape', 'images', 'n_images',
          'input_size', 'reply_bytes', 'role', 'total', 'formats', 'round', 'rounds')
 OPS = ('facts', 'have', 'put', 'part', 'echo', 'time_wire', 'forward', 'backward', 'stream', 'nothing')
 VALID: Dict[str, Dict[str, Any]] = {
     'part': {'model': 'RepVGG-Micro', 'classes': 10, 'first': 13, 'last': 13, 'dtype': 'float32', 'mean': [0, 0, 0],
-             'std': [1, 1, 1], 'folded': False, 'hashes': []},
+             'std': [1, 1, 1], 'folded': False, 'hashes': [], 'place': 0},
     'forward': {'step': 1, 'keep': True, 'input_grad': True, 'wire': 'uint8', 'wire_back': 'float32',
                 'shape': [1, 3, 4, 4]},
     'backward': {'step': 1}, 'put': {'hash': '0' * 64, 'size': 8, 'offset': 0}, 'have': {'hashes': ['0' * 64]},

@@ -13,7 +13,7 @@ import numpy as np
 
 import lut_manager
 from config import Settings, UserError
-from costs.cost_model import HardwareTable, Roofline, round_trip_ms, scenario_of, sent_bytes
+from costs.cost_model import Configuration, HardwareTable, Roofline, round_trip_ms, scenario_of, sent_bytes
 from costs.device_profiles import KernelProfile, load_profile
 from lut_manager import TierCosts
 from network.alpha import surviving_branches, unpruned_alpha
@@ -103,6 +103,12 @@ def unpruned_network(table: HardwareTable, accuracy: Optional[float] = None) -> 
     return Network(UNPRUNED, unpruned_alpha(table.has_identity), accuracy, True)
 
 
+def lossy_at(choice: Configuration) -> Optional[Tuple[int, str]]:
+    """Where alone the accuracy of a configuration holds: None where its feature map arrives as it left."""
+    lossy = not is_lossless(choice.wire) and 0 < choice.split < len(choice.alpha)
+    return (choice.split, plain(choice.wire)) if lossy else None
+
+
 def networks_of(result: JointResult, table: HardwareTable) -> List[Network]:
     """The unpruned network, the result's own choice, and every network of its frontiers."""
     found = [unpruned_network(table, result.accuracy.val_reference)]
@@ -112,8 +118,7 @@ def networks_of(result: JointResult, table: HardwareTable) -> List[Network]:
                 for objective, points in result.frontier.items() for index, point in enumerate(points)]
     seen = set()
     for name, choice, accuracy in entries:
-        lossy = not is_lossless(choice.wire) and 0 < choice.split < table.n_blocks
-        key = (choice.alpha.tobytes(), (choice.split, plain(choice.wire)) if lossy else None)
+        key = choice.alpha.tobytes(), lossy_at(choice)
         if key not in seen and (choice.alpha == 0).any():
             seen.add(key)
             confirmed = result.pick is not None and bool(result.pick.n_passed) and np.array_equal(

@@ -251,8 +251,9 @@ class ClientPart:
         other.client = client
         return other
 
-    def set_up(self, connection: Connection) -> None:
-        """Send the configuration, and what the client lacks, unless this connection has it."""
+    def set_up(self, connection: Connection, place: int = 0) -> None:
+        """Send the configuration, and what the client lacks, unless this connection has it. `place` k: the client is
+        to hold it behind the parts 0 .. k-1 that it has."""
         if self.client.part_in_use is self:
             return
         spec = self.spec
@@ -260,7 +261,7 @@ class ClientPart:
         self.client.provide(connection, {**blobs, **(self.images.blobs if self.images else {})})
         fields = {'model': spec.model_name, 'classes': spec.num_classes, 'input_size': self._input_size,
                   'first': spec.first, 'last': spec.last, 'dtype': spec.dtype, 'mean': list(spec.mean),
-                  'std': list(spec.std), 'hashes': self._hashes, 'folded': spec.gamma is not None}
+                  'std': list(spec.std), 'hashes': self._hashes, 'folded': spec.gamma is not None, 'place': place}
         tensors = {}
         if spec.gamma is not None:
             fields['gamma'] = list(spec.gamma)

@@ -4,12 +4,12 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, NamedTuple, Optional
 
 from fleet.decisions import Conditions, Switching, shed
 from service.adapting import conditions_of
 from service.arena import Layout
-from service.entries import Choice, Entry
+from service.entries import Choice, Entry, ServedNetwork
 from service.figures import Answered, ClientFigures
 from service.tails import TailKey
 from wire.connection import Connection
@@ -38,13 +38,25 @@ class Frame:
     attempts: int = 0  # workers that died while they had it
 
 
+class Configuration(NamedTuple):
+    """What a client runs."""
+    entry: Entry
+    choice: Choice
+
+    @property
+    def network(self) -> ServedNetwork:
+        """Which of its entry's networks."""
+        return self.entry.networks[self.choice.network]
+
+
 class ServedClient:
     """The state of one client. Methods may be called from several threads."""
 
     def __init__(self, connection: Connection, name: str, entry: Entry, choice: Choice, live: bool,
-                 fps: Optional[float]) -> None:
-        self.connection, self.name, self.entry, self.live, self.fps = connection, name, entry, live, fps
-        self.choices: Dict[int, Choice] = {0: choice}  # by the number that frames name
+                 fps: Optional[float], held: List[ServedNetwork]) -> None:
+        """`held`: the networks that the device holds ready; its own entry's first one is among them."""
+        self.connection, self.name, self.live, self.fps, self.held = connection, name, live, fps, held
+        self.configurations: Dict[int, Configuration] = {0: Configuration(entry, choice)}  # by the number in frames
         self.number = 0  # of the newest one
         self.figures = ClientFigures()
         self.switching = Switching()
@@ -54,16 +66,31 @@ class ServedClient:
         self._changed = threading.Condition()
 
     @property
-    def choice(self) -> Choice:
+    def current(self) -> Configuration:
         """What the client runs, or is about to."""
-        return self.choices[self.number]
+        return self.configurations[self.number]
+
+    @property
+    def entry(self) -> Entry:
+        """Of what it runs."""
+        return self.current.entry
+
+    @property
+    def choice(self) -> Choice:
+        """Of its entry's."""
+        return self.current.choice
+
+    @property
+    def place(self) -> int:
+        """Of what it runs, among the networks that it holds."""
+        return [network.name for network in self.held].index(self.current.network.name)
 
     def expect_frame(self, message: Message) -> int:
         """Check a FRAME's number and configuration; the configuration's number."""
         if message.kind != Kind.FRAME or message.integer('i', self.received, self.received) != self.received:
             raise ProtocolError(f'expected frame {self.received}, got {message.kind.name}')
         number = message.integer('c', 0, self.number)
-        if number not in self.choices:
+        if number not in self.configurations:
             raise message.wrong('c')
         return number
 
@@ -110,11 +137,11 @@ class ServedClient:
         with self._changed:
             return conditions_of(self.figures.recent, self.choice, self.number, now_s)
 
-    def switch(self, choice: Choice) -> None:
+    def switch(self, entry: Entry, choice: Choice) -> None:
         """From its next frame on it runs this. The caller sends SWITCH."""
         with self._changed:
             self.number += 1
-            self.choices[self.number] = choice
+            self.configurations[self.number] = Configuration(entry, choice)
             self.figures.switches += 1
 
     def too_many(self, waiting: int) -> int:
@@ -125,7 +152,8 @@ class ServedClient:
         """What is known of it, for reports."""
         with self._changed:
             choice = self.choice
-            return {'name': self.name, 'peer': self.connection.peer, 'entry': self.entry.name, 'live': self.live,
+            return {'name': self.name, 'peer': self.connection.peer, 'entry': self.entry.name,
+                    'network': self.current.network.name, 'live': self.live,
                     'lambda': choice.split, 'wire': choice.wire, 'promised_fps': self.fps,
                     'predicted_head_ms': choice.T_client_ms, 'predicted_tail_ms': choice.T_server_ms,
                     'bytes_per_frame': choice.n_bytes, 'unanswered': self.received - self._next,

@@ -73,6 +73,17 @@ class Dispatcher:
         return {'workers': len(self.workers), 'busy': round(sum(busy) / len(busy), 4), 'waiting': waiting,
                 'under_way': under_way, 'restarts': sum(worker.restarts for worker in self.workers)}
 
+    def prepare(self, names: Sequence[str]) -> None:
+        """Have every worker fold these networks, between two batches, so that no frame waits for it."""
+        for worker in self.workers:
+            for name in names:
+                if self._closed:
+                    return
+                try:
+                    worker.ask(Request(TailKey(name, 0, ''), []))
+                except WorkerDied as error:
+                    self._say(str(error))
+
     # --- clients ---
 
     def add_client(self, client: ServedClient) -> None:
@@ -94,8 +105,9 @@ class Dispatcher:
 
     def submit(self, client: ServedClient, message: Message, number: int) -> None:
         """Queue a frame, whose head was computed under configuration `number`. Raises `ProtocolError`."""
-        choice, now_s = client.choices[number], time.monotonic()
-        key = TailKey(client.entry.network.name, choice.split, choice.wire)
+        configuration, now_s = client.configurations[number], time.monotonic()
+        choice = configuration.choice
+        key = TailKey(configuration.network.name, choice.split, choice.wire)
         head_s, latency_s = (message.number(name, 0, LONGEST_S) for name in ('head_s', 'latency_s'))
         with self._changed:
             slot = self._slots.take()

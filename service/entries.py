@@ -20,18 +20,19 @@ from network.alpha import surviving_branches
 from pipeline import documents, fingerprints, kinds
 from search.result import JointResult
 from throughput_optimizer import fastest_gammas, times_with_fastest
-from wire.formats import check_compressions, compression_of, is_lossless, plain
+from wire.formats import check_compressions, compression_of
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A split and a wire format, and what they cost by the table."""
+    """A network, a split and a wire format, and what they cost by the table."""
     split: int  # λ
     wire: str
     T_client_ms: float
     T_server_ms: float
     n_bytes: float  # that cross the link, a frame
     uses_link: bool = True
+    network: int = 0  # of its entry's networks
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,23 @@ class ServedNetwork:
 class Entry:
     """What a client can ask for by name."""
     name: str
-    network: ServedNetwork
+    network: ServedNetwork  # what a client begins with
     first: Choice  # what a client begins with
     choices: Tuple[Choice, ...] = ()  # what it may change to; its accuracy there is known
     promised_fps: Optional[float] = None  # by the plan; None: the client says
     bandwidth_mbps: float = 100.0  # of the client's link, by the table or the plan
     rtt_ms: float = 0.0
+    others: Tuple[ServedNetwork, ...] = ()  # networks that it may change to
+
+    @property
+    def networks(self) -> Tuple[ServedNetwork, ...]:
+        """All that a client of this entry may run; a choice names one by its place here."""
+        return (self.network, *self.others)
+
+    def within(self, held: Collection[str]) -> 'Entry':
+        """This entry for a client that holds the networks of these names only, its first one among them."""
+        return replace(self, choices=tuple(choice for choice in self.choices
+                                           if self.networks[choice.network].name in held))
 
     def for_compressions(self, there: Collection[str]) -> Entry:
         """The entry for a client with these compressions. Raises `UserError` where the first choice needs another."""
@@ -64,8 +76,9 @@ class Entry:
 
 # --- results of step 3 --------------------------------------------------------------------------------------
 
-def entries_of_results(domains: Sequence[int], settings: Settings) -> Dict[str, Entry]:
-    """The results of step 3 that are there, of these domains. Raises `UserError` when there is none, and for a file
+def entries_of_results(domains: Sequence[int], settings: Settings, any_network: bool = False) -> Dict[str, Entry]:
+    """The results of step 3 that are there, of these domains; with `any_network` a client may change to every network
+    of its result that `may_be_served`. Raises `UserError` when there is none, and for a file
     that is damaged or was made under other settings."""
     table = _table(settings)
     found: Dict[str, Entry] = {}
@@ -73,25 +86,45 @@ def entries_of_results(domains: Sequence[int], settings: Settings) -> Dict[str, 
         result = points.load_result(domain, table, settings)
         if result is not None:
             name = f'domain_{domain}'
-            found[name] = entry_of(name, result, table, settings)
+            found[name] = entry_of(name, result, table, settings, any_network)
     if not found:
         raise UserError(f"{kinds.path_of('joint', settings, domains[0])}: no such file, nor another domain's result; "
                         f"make one with `{kinds.command_for('joint', settings, domains[0])}`")
     return found
 
 
-def entry_of(name: str, result: JointResult, table: HardwareTable, settings: Settings) -> Entry:
+def entry_of(name: str, result: JointResult, table: HardwareTable, settings: Settings, any_network: bool = False,
+             ) -> Entry:
     """The entry of a domain's result, which begins with its configuration and may change to every split and lossless
     format, or, where its own format is a lossy one, to what its accuracy was measured with."""
     picked = result.configuration
-    lossy = not is_lossless(picked.wire) and 0 < picked.split < table.n_blocks
-    network = points.Network('result', picked.alpha, result.accuracy.val_final, True,
-                             (picked.split, plain(picked.wire)) if lossy else None)
+    networks = [points.Network('result', picked.alpha, result.accuracy.val_final, True, points.lossy_at(picked))]
+    if any_network and result.batchnorm is None:  # a result holds the statistics of its own choice only
+        networks += [network for network in points.networks_of(result, table) if may_be_served(network, result)
+                     and not np.array_equal(network.alpha, picked.alpha, equal_nan=True)]
     first = choice_of(picked, table, settings)
-    choices = [first, *(choice for choice in _choices(points.points_of(table, [network], settings))
-                        if (choice.split, choice.wire) != (first.split, first.wire))]
-    return Entry(name, _served(name, picked.alpha, table, result.batchnorm), first, tuple(choices), None,
-                 table.link.bandwidth_mbps, table.link.rtt_ms)
+    choices = [first, *(choice for choice in _choices(points.points_of(table, networks, settings))
+                        if (choice.network, choice.split, choice.wire) != (0, first.split, first.wire))]
+    used = sorted({choice.network for choice in choices})  # others never pay
+    choices = [replace(choice, network=used.index(choice.network)) for choice in choices]
+    served = [_served(f'{name}/{networks[k].name}' if k else name, networks[k].alpha, table, result.batchnorm)
+              for k in used]
+    return Entry(name, served[0], first, tuple(choices), None, table.link.bandwidth_mbps, table.link.rtt_ms,
+                 tuple(served[1:]))
+
+
+def may_be_served(network: points.Network, result: JointResult) -> bool:
+    """Does a network of a result lose at most ε, as far as the result itself may be trusted? Where that was to be
+    confirmed on calibration images, it must be as accurate as the picked one: the points of the frontier are tested
+    from the most accurate on, so all of them down to the pick have passed. Otherwise validation images decide."""
+    if network.name == points.UNPRUNED or result.pick is None:  # the one saves nothing, the other has no frontier
+        return False
+    if result.pick.confidence is None:
+        return network.accuracy >= result.accuracy.val_reference - result.epsilon
+    passed = [point.configuration for point in result.frontier['T_eff'] if point.accuracy >= result.accuracy.val_final]
+    return bool(result.pick.n_passed) and any(
+        points.lossy_at(one) == network.lossy_at and np.array_equal(one.alpha, network.alpha, equal_nan=True)
+        for one in passed)
 
 
 def choice_of(configuration: Configuration, table: HardwareTable, settings: Settings) -> Choice:
@@ -105,7 +138,7 @@ def choice_of(configuration: Configuration, table: HardwareTable, settings: Sett
 def _choices(found: points.Points) -> Iterator[Choice]:
     for k in range(len(found.split)):
         yield Choice(int(found.split[k]), found.wire[k], float(found.T_client_ms[k]), float(found.T_server_ms[k]),
-                     float(found.n_bytes[k]), bool(found.uses_link[k]))
+                     float(found.n_bytes[k]), bool(found.uses_link[k]), int(found.network[k]))
 
 
 def _served(name: str, alpha: np.ndarray, table: HardwareTable, batchnorm: Optional[np.ndarray]) -> ServedNetwork:

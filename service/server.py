@@ -20,9 +20,10 @@ from network_utils import Listener
 from remote.client import ClientPart, RemoteClient, folded_specs
 from service.adapting import costs_of
 from service.admission import admitted, shares
-from service.client import ServedClient
+from service.client import Configuration, ServedClient
 from service.dispatch import Dispatcher
 from service.entries import Choice, Entry, ServedNetwork
+from service.holding import folded_mb, held
 from service.tails import base_model, model_of
 from tier.part import cut_shape, head_units
 from wire.connection import Connection
@@ -30,6 +31,7 @@ from wire.formats import format_at
 from wire.frames import Kind, NetworkError, PeerError, ProtocolError
 
 MAX_CLIENTS = 64  # at a time
+MAX_HELD = 16  # networks on a device
 JOIN_S = 10.0  # for a client that is connected to say what it wants
 ADAPT_S = 0.5  # between two looks at what clients meet
 SPARE_BYTES = 4096  # of a frame: scales, offsets, and what incompressible data grows by
@@ -50,7 +52,8 @@ class Service:
         self._base = base_model(settings)
         self._parts: Dict[str, ClientPart] = {}  # whole networks, as clients are sent them
         self._threads: List[threading.Thread] = []
-        networks = {entry.network.name: entry.network for entry in self.entries.values()}
+        networks = {network.name: network for entry in self.entries.values() for network in entry.networks}
+        self._size_mb = {name: folded_mb(network, 'client', settings) for name, network in networks.items()}
         self.dispatcher = Dispatcher(settings, networks, frame_bytes(self.entries, settings), MAX_CLIENTS, workers, say)
 
     # --- life ---
@@ -100,10 +103,13 @@ class Service:
         client: Optional[ServedClient] = None
         try:
             client = self._admitted(connection)
-            self._say(f'{client.name} joins from {connection.peer}: {client.entry.name}, λ {client.choice.split}, '
-                      f'{client.choice.wire}')
+            others = f'; it holds {len(client.held)} networks' if len(client.held) > 1 else ''
+            self._say(f'{client.name} joins from {connection.peer}: {described(client.current)}{others}')
             remote = RemoteClient(listener, self._say)
-            self._part_of(client.entry.network, remote).set_up(connection)
+            for place, network in enumerate(client.held):
+                self._part_of(network, remote).set_up(connection, place)
+            if len(client.held) > 1:
+                self._thread(self.dispatcher.prepare, [network.name for network in client.held])
             number = remote.begin(connection, 'serve', self._instructions(client))
             connection.max_payload_bytes = self.dispatcher.slot_bytes
             self._receive_frames(client)
@@ -138,13 +144,15 @@ class Service:
             raise PeerError('refused', f"there is no entry {wanted!r}: {', '.join(list(self.entries)[:20])}")
         fps, live = message.number('fps', 0) or entry.promised_fps, message.flag('live')
         entry = entry.for_compressions(str(message.fields.get('compressions') or 'zlib').split())
+        networks = held(entry, (), self._size_mb, message.number('hold_mb', 0), MAX_HELD)
+        entry = entry.within([network.name for network in networks])
         with self._lock:
             promised, workers = sum(self._loads().values()), len(self.dispatcher.workers)
             found = admitted(entry, fps, promised, workers, self.settings)
             if found.option is None or len(self.clients) >= MAX_CLIENTS or self._closed.is_set():
                 self.refused += 1
                 raise PeerError('refused', found.reason or f'{MAX_CLIENTS} clients are here already')
-            client = ServedClient(connection, name, entry, found.option, live, fps)
+            client = ServedClient(connection, name, entry, found.option, live, fps, networks)
             self.clients.append(client)
             self.dispatcher.add_client(client)
             self._share_out()
@@ -185,7 +193,8 @@ class Service:
     def _choice_fields(self, client: ServedClient) -> Dict[str, Any]:
         n_blocks, choice = len(self._base.blocks), client.choice
         return {'c': client.number, 'split': choice.split, 'wire': format_at(choice.split, n_blocks, choice.wire),
-                'format': choice.wire, 'unit': head_units(choice.split, n_blocks)[1]}
+                'format': choice.wire, 'unit': head_units(choice.split, n_blocks)[1], 'place': client.place,
+                'network': client.current.network.name}
 
     def _receive_frames(self, client: ServedClient) -> None:
         """Queue a client's frames until its END."""
@@ -220,20 +229,25 @@ class Service:
             loads, workers = self._loads(), len(self.dispatcher.workers)
             free = self.settings.MAX_LOAD * workers - sum(loads.values()) + loads[client]
             share = min(1.0, shares(loads, workers)[client]) if client.fps is None else 1.0
-            costs, current = costs_of(choices, now, client.fps, share, free, self.settings.OMEGA), client.choice
-            number = choices.index(current)
+            costs = costs_of(choices, now, client.fps, share, free, self.settings.OMEGA)
+            number = choices.index(client.choice)
             client.switching, found = switch(client.switching, now_s, number, costs, self.settings)
             if found is None:
                 return
-            client.switch(choices[found])
+            before = client.current
+            client.switch(client.entry, choices[found])
             self._share_out()
-        self._say(f'{client.name} switches from λ {current.split}, {current.wire} to λ {client.choice.split}, '
-                  f'{client.choice.wire}: T_eff {costs.get(number, math.inf):.1f} -> {costs[found]:.1f} ms at '
-                  f'{now.bandwidth_mbps:.1f} Mbit/s')
+        self._say(f'{client.name} switches from {described(before)} to {described(client.current)}: T_eff '
+                  f'{costs.get(number, math.inf):.1f} -> {costs[found]:.1f} ms at {now.bandwidth_mbps:.1f} Mbit/s')
         try:
             client.connection.send(Kind.SWITCH, self._choice_fields(client))
         except NetworkError:
             pass  # its own thread finds out
+
+
+def described(configuration: Configuration) -> str:
+    """What a client runs, in words."""
+    return f'{configuration.network.name}, λ {configuration.choice.split}, {configuration.choice.wire}'
 
 
 def frame_bytes(entries: Mapping[str, Entry], settings: Settings) -> int:

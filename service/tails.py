@@ -27,6 +27,7 @@ from remote.client import folded_specs
 from service.arena import Arena, Layout
 from service.entries import ServedNetwork
 from service.figures import BusyTime
+from service.holding import folded_mb
 from tier.devices import device_of
 from tier.part import NetworkPart, cut_shape, head_units, part_of
 from wire import codec, formats
@@ -79,11 +80,15 @@ class Tails:
         self._settings, self._networks = settings, networks
         self._device = device_of(settings.SERVER_DEVICE)
         self._base = base_model(settings)
-        self._folded: Dict[str, NetworkPart] = {}
+        self._folded: Dict[str, NetworkPart] = {}  # those that were used last at its end
 
     def answer(self, request: Request, arena: Arena) -> Answer:
-        """Decode the frames of a batch, run them together, take the best classes."""
-        network, (first, wire, shape) = self._network(request.key.network), self._input(request.key)
+        """Decode the frames of a batch, run them together, take the best classes. Without frames the network is only
+        made ready."""
+        network = self._network(request.key.network)
+        if not request.frames:
+            return Answer([], 0.0)
+        first, wire, shape = self._input(request.key)
         start = time.perf_counter()
         answers: List[Union[Prediction, str]] = []
         inputs: List[torch.Tensor] = []
@@ -101,13 +106,19 @@ class Tails:
         return Answer(answers, 1000 * (time.perf_counter() - start))
 
     def _network(self, name: str) -> NetworkPart:
-        """A whole network under the server's γ: its last units are the tail at every split."""
-        if name not in self._folded:
+        """A whole network under the server's γ: its last units are the tail at every split. Those that were used
+        longest ago make room."""
+        found = self._folded.pop(name, None)
+        if found is None:
             network, model = self._networks[name], model_of(self._base, self._networks[name])
+            sizes_mb = [folded_mb(self._networks[other], 'server', self._settings) for other in (*self._folded, name)]
+            while self._folded and sum(sizes_mb) > self._settings.HELD_NETWORKS_MB:
+                del self._folded[next(iter(self._folded))], sizes_mb[0]
             units = 0, len(model.blocks) + 2
             spec = folded_specs(network.alpha, network.gamma['server'], units, self._settings)
-            self._folded[name] = part_of(model, spec, self._device)
-        return self._folded[name]
+            found = part_of(model, spec, self._device)
+        self._folded[name] = found
+        return found
 
     def _input(self, key: TailKey) -> Tuple[int, str, Tuple[int, ...]]:
         """The first unit of a tail, the format of its input, and the shape of one frame of it."""
@@ -157,7 +168,7 @@ class TailWorker:
         """`threads`: PyTorch's, in this worker. The process is started; `wait_until_ready` waits for it."""
         self.number, self.restarts, self.busy = number, 0, BusyTime()
         self._arguments = arena, settings, networks, threads
-        self._ended = threading.Event()
+        self._ended, self._asking = threading.Event(), threading.Lock()
         self._start()
 
     def _start(self) -> None:
@@ -176,18 +187,19 @@ class TailWorker:
             raise WorkerDied(f'worker {self.number} {self._how_it_ended()}') from None
 
     def ask(self, request: Request) -> Answer:
-        """Run a batch. Raises `WorkerDied` after starting another process."""
-        try:
-            self._pipe.send(request)
-            return self._pipe.recv()
-        except (EOFError, OSError):
-            how = self._how_it_ended()
-            if not self._ended.is_set():
-                self.restarts += 1
-                self._pipe.close()
-                self._start()
-                self.wait_until_ready()
-            raise WorkerDied(f'worker {self.number} {how}') from None
+        """Run a batch; one thread after the other. Raises `WorkerDied` after starting another process."""
+        with self._asking:
+            try:
+                self._pipe.send(request)
+                return self._pipe.recv()
+            except (EOFError, OSError):
+                how = self._how_it_ended()
+                if not self._ended.is_set():
+                    self.restarts += 1
+                    self._pipe.close()
+                    self._start()
+                    self.wait_until_ready()
+                raise WorkerDied(f'worker {self.number} {how}') from None
 
     def _how_it_ended(self) -> str:
         self.process.join(GRACE_S)

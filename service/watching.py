@@ -16,7 +16,7 @@ from config import UserError
 Snapshot = Dict[str, Any]
 PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'live.html')
 COUNTERS = ('answered', 'dropped', 'switches', 'refused', 'left', 'restarts')  # of Prometheus; other numbers are gauges
-LABELS = ('name', 'entry', 'peer', 'wire')
+LABELS = ('name', 'entry', 'network', 'peer', 'wire')
 PLAIN_S = 60.0  # between two blocks of lines where there is no terminal
 
 

@@ -70,7 +70,7 @@ def expected(model: HyperRepVGG, entry: Entry, images: torch.Tensor, choice: Opt
     """The classes of the whole network, with what the wire format loses at the split."""
     choice = entry.first if choice is None else choice
     wire = formats.format_at(choice.split, N, choice.wire)
-    model.set_alpha_array(entry.network.alpha)
+    model.set_alpha_array(entry.networks[choice.network].alpha)
     network = deploy(model)
     with torch.inference_mode():
         found = []

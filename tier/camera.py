@@ -51,7 +51,8 @@ class Camera:
         self._served = 0  # frames that a server has answered
         self._worker, self._tasks = Worker(tasks), tasks
         self._reader: Optional[Reader] = None
-        self._part: Optional[NetworkPart] = None  # the whole network
+        self._parts: List[NetworkPart] = []  # the whole networks that it holds
+        self._part: Optional[NetworkPart] = None  # the one of them that the newest configuration runs
         self._names: List[str] = []
         self._entry = ''
         self._under_way: Deque[Frame] = deque()  # in order; dropped ones, too
@@ -99,7 +100,7 @@ class Camera:
         """Do what the server asks, until all frames are answered. Raises `NetworkError` and `PeerError`."""
         wish = self.wish
         connection.send(Kind.JOIN, {'entry': wish.entry, 'name': wish.name, 'fps': wish.fps, 'live': wish.live,
-                                    'compressions': ' '.join(available())})
+                                    'hold_mb': self._settings.HELD_NETWORKS_MB, 'compressions': ' '.join(available())})
         self._tasks.connection = connection
         while True:
             message = connection.receive()
@@ -117,16 +118,16 @@ class Camera:
 
     def _stream(self, connection: Connection, message: Message) -> None:
         """The request `serve`: send frames until the source ends, and take their answers."""
-        part = self._tasks.current_part()
-        n_units = part.spec.n_blocks + 2
-        if (part.spec.first, part.spec.last) != (0, n_units) or part.spec.gamma is None:
-            raise ProtocolError('serve: the network that was sent is not a whole one')
+        parts, n_units = list(self._tasks.parts), self._tasks.current_part().spec.n_blocks + 2
+        if any((part.spec.first, part.spec.last) != (0, n_units) or part.spec.gamma is None for part in parts):
+            raise ProtocolError('serve: a network that was sent is not a whole one')
         size = message.integer('input_size', 1, MAX_INPUT_SIZE)
-        stream = Stream(connection, self._choice_of(message, n_units), self._settings.FALLBACK_AFTER_S)
-        self._part, self._names, self._entry = part, message.texts('names'), message.text('entry')
+        stream = Stream(connection, self._choice_of(message, n_units, len(parts)), self._settings.FALLBACK_AFTER_S)
+        self._parts, self._names, self._entry = parts, message.texts('names'), message.text('entry')
+        self._part = parts[stream.choice.place]
         if self._reader is None:
             self._reader = Reader(open_source(self.wish.source, size), self.wish.live)
-        cli.say(f'served: {self._entry}, λ {stream.choice.split}, {stream.choice.name}')
+        cli.say(f'served: {self._entry}, {_described(stream.choice)}')
         collector = threading.Thread(target=self._collect, args=(stream, n_units), name='answers', daemon=True)
         collector.start()
         try:
@@ -152,7 +153,7 @@ class Camera:
                 continue
             frame.choice, frame.begun_s = stream.choice, time.perf_counter()
             with torch.inference_mode():
-                z = self._part(frame.numbered.picture.image[None], last=frame.choice.unit)
+                z = self._parts[frame.choice.place](frame.numbered.picture.image[None], last=frame.choice.unit)
                 tensors = codec.encode(z, frame.choice.wire)
             frame.head_s = time.perf_counter() - frame.begun_s
             fields = {'i': stream.sent, 'c': frame.choice.number, 'head_s': frame.head_s, 'latency_s': stream.latency_s}
@@ -183,10 +184,11 @@ class Camera:
                 if message.kind == Kind.RESULT:
                     self._take_answer(stream, message)
                 elif message.kind == Kind.SWITCH:
-                    stream.choice = self._choice_of(message, n_units)
+                    stream.choice = self._choice_of(message, n_units, len(self._parts))
+                    self._part = self._parts[stream.choice.place]
                     with stream.changed:
                         stream.pacer.forget()
-                    cli.say(f'switched: λ {stream.choice.split}, {stream.choice.name}')
+                    cli.say(f'switched: {_described(stream.choice)}')
                 elif message.kind == Kind.END and stream.answered == stream.sent:
                     break
                 else:
@@ -225,10 +227,11 @@ class Camera:
             stream.changed.notify_all()
 
     @staticmethod
-    def _choice_of(message: Message, n_units: int) -> Choice:
+    def _choice_of(message: Message, n_units: int, n_parts: int) -> Choice:
         return Choice(message.integer('c', 0, MAX_CONFIGURATIONS), message.integer('split', 0, n_units - 2),
                       message.integer('unit', 0, n_units), message.text('wire', (AS_COMPUTED, *WIRE_FORMATS)),
-                      message.text('format', WIRE_FORMATS))
+                      message.text('format', WIRE_FORMATS), message.integer('place', 0, n_parts - 1),
+                      message.text('network'))
 
     # --- alone ---
 
@@ -276,8 +279,13 @@ class Camera:
         if 'dropped' not in found:
             choice = frame.choice
             line.update(latency_ms=round(1000 * latency_s, 3), entry=self._entry, local=choice is None,
-                        configuration=None if choice is None else {'lambda': choice.split, 'wire': choice.name})
+                        configuration=None if choice is None else {
+                            'network': choice.network, 'lambda': choice.split, 'wire': choice.name})
         self._write(json.dumps(line))
+
+
+def _described(choice: Choice) -> str:
+    return f'{choice.network}, λ {choice.split}, {choice.name}'
 
 
 def now() -> float:

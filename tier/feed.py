@@ -32,6 +32,8 @@ class Choice(NamedTuple):
     unit: int  # the head is units [0, unit) of the network
     wire: str
     name: str  # of the wire format, as the server calls it
+    place: int  # of the network, among those that the device holds
+    network: str  # as the server calls it
 
 
 @dataclass

@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 import numpy as np
 import torch
+import torch.nn as nn
 
 from config import UserError
 from hyper_repvgg import create_hyper_repvgg
@@ -46,7 +47,8 @@ class Tasks:
         self.cancelled = threading.Event()
         self.progress: Callable[[int, int], None] = lambda done, total: None
         self.connection: Optional[Connection] = None
-        self._part: Optional[NetworkPart] = None
+        self.parts: List[NetworkPart] = []  # the last one is the current one; a service has a device hold several
+        self._units: Dict[Tuple[int, str], nn.Module] = {}  # of these parts, by index and hash: they share them
         self._input_shape: Tuple[int, ...] = ()  # of one image or feature map that enters the part
         self._step: Optional[Tuple[int, torch.Tensor, torch.Tensor]] = None  # number, input, output with its graph
         self._images: Tuple[str, Optional[torch.Tensor]] = ('', None)
@@ -132,10 +134,14 @@ class Tasks:
         hashes = message.texts('hashes')
         if len(hashes) != last - first:
             raise message.wrong('hashes')
-        self._part = self._step = None  # free the memory of the old one first
+        place = message.integer('place', 0, len(self.parts))
+        self._forget_parts(place)  # free the memory of the old ones first
         units, lacking = [], []
         for index, digest in zip(range(first, last), hashes):
             self.check()
+            if (index, digest) in self._units:
+                units.append(self._units[index, digest])
+                continue
             try:
                 data = self.store.read(digest)
             except KeyError:  # go on: all that are damaged are dropped now, and are sent together
@@ -146,15 +152,24 @@ class Tasks:
             units.append(unit)
         if lacking:
             raise KeyError(lacking[0])
-        self._part, self._input_shape = NetworkPart(spec, units, self.device), input_shape
+        self.parts.append(NetworkPart(spec, units, self.device))
+        self._input_shape = input_shape
+        self._units.update(zip(zip(range(first, last), hashes), units))
         self.store.wanted.clear()
         return {}, {}
 
+    def _forget_parts(self, kept: int = 0) -> None:
+        """All but the first so many."""
+        del self.parts[kept:]
+        self._step = None
+        if not self.parts:
+            self._units.clear()
+
     def current_part(self) -> NetworkPart:
         """The part built last; `TaskError` when there is none."""
-        if self._part is None:
+        if not self.parts:
             raise TaskError(UNKNOWN, 'no part has been set up')
-        return self._part
+        return self.parts[-1]
 
     def input_of(self, message: Message) -> torch.Tensor:
         """A forward request's input: rows of an image set, or a tensor that came along, of the part's input shape."""
@@ -247,7 +262,7 @@ class Tasks:
         key = message.text('model'), message.integer('classes', 1, MAX_CLASSES)
         size = message.integer('input_size', 1, MAX_INPUT_SIZE)
         if self._timing_model[0] != key:
-            self._part = self._step = None  # two models may be more than a small device can hold
+            self._forget_parts()  # two models may be more than a small device can hold
             torch.manual_seed(0)  # random weights: times do not depend on their values
             self._timing_model = key, create_hyper_repvgg(None, *key).to(self.device)
         image = torch.rand(1, 3, size, size, device=self.device)

@@ -5,6 +5,7 @@ import dataclasses
 import math
 
 import pytest
+import torch
 from client_process import batch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +23,8 @@ from service_cases import (
 )
 
 from fleet.decisions import Conditions, Switching, switch
+from hyper_repvgg import deploy
+from network.inputs import normalise
 from service.adapting import FRAMES, LEAST_FRAMES, OLDEST_S, conditions_of, costs_of
 from service.entries import Choice
 from service.figures import Answered
@@ -102,6 +105,56 @@ def test_an_oscillating_link_causes_at_most_a_switch_a_minute(period_s):
     found = simulated_switches(lambda s: 100.0 if math.floor(s / period_s) % 2 else 4.0, 240)
     times = [at_s for at_s, _ in found]
     assert all(after - before >= SETTINGS.SWITCH_PAUSE_S for before, after in zip(times, times[1:]))
+
+
+def probabilities(network, entry, images):
+    """[n, classes] of the entry's network."""
+    network.set_alpha_array(entry.network.alpha)
+    with torch.inference_mode():
+        return deploy(network)(normalise(images, SETTINGS.NORM_MEAN, SETTINGS.NORM_STD)).softmax(dim=1)
+
+
+def test_a_client_changes_to_another_network_of_its_entry_and_no_frame_is_computed_by_two(tmp_path):
+    network = weights_in(tmp_path, 4)
+    first, second = (entry_of(name, random_alpha(network, seed), 1) for name, seed in (('one', 5), ('one/other', 8)))
+    choices = (dataclasses.replace(first.first, n_bytes=32_768.0),
+               dataclasses.replace(second.choices[9], n_bytes=4_096.0, T_client_ms=2.0, network=1))
+    entry = dataclasses.replace(first, first=choices[0], choices=choices, others=(second.network,))
+    images = batch(6, 160)[0]
+    answers = {one.name: probabilities(network, one, images) for one in (first, second)}
+    with running(tmp_path, [entry], SWITCH_AFTER_S=0.2, SWITCH_PAUSE_S=0.0) as served:
+        relay = Relay(('127.0.0.1', served.port), mbps=1000.0)
+        client = CameraProcess(relay.port, tmp_path / 'client', '-', 'one')
+        feed(client, images[:30])
+        wait_until(lambda: len(client.lines()) == 30)
+        relay.mbps = 2.0
+        feed(client, images[30:])
+        client.process.stdin.close()
+        status, lines = client.finish()
+        relay.close()
+    assert status == 0, client.said()
+    assert [line['frame'] for line in lines] == list(range(160)) and not any(line['local'] for line in lines)
+    ran = [line['configuration']['network'] for line in lines]
+    assert [line['class'] for line in lines] == [int(answers[name][k].argmax()) for k, name in enumerate(ran)]
+    assert [line['probability'] for line in lines] == pytest.approx(
+        [float(answers[name][k].max()) for k, name in enumerate(ran)], abs=1e-4)
+    assert ran[0] == 'one' and ran[-1] == 'one/other'
+    assert any('it holds 2 networks' in line for line in served.said)
+
+
+def test_a_device_without_room_for_another_network_stays_with_its_own(tmp_path):
+    network = weights_in(tmp_path, 4)
+    first, second = (entry_of(name, random_alpha(network, seed), 1) for name, seed in (('one', 5), ('one/other', 6)))
+    entry = dataclasses.replace(first, choices=(first.first, dataclasses.replace(second.choices[9], network=1)),
+                                others=(second.network,))
+    with running(tmp_path, [entry], SWITCH_AFTER_S=0.2, SWITCH_PAUSE_S=0.0) as served:
+        client = CameraProcess(served.port, tmp_path / 'client', '-', 'one', '--set', 'HELD_NETWORKS_MB=0.001')
+        feed(client, batch(6, 3)[0])
+        wait_until(lambda: len(client.lines()) == 3)
+        held, found = served.service.clients[0].held, served.service.clients[0].entry.choices
+        assert [one.name for one in held] == ['one'] and found == (first.first,)
+        client.process.stdin.close()
+        assert client.finish()[0] == 0
 
 
 def test_a_client_whose_link_becomes_slow_switches_and_no_frame_is_lost_or_computed_by_two_networks(tmp_path):

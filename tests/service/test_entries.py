@@ -2,16 +2,23 @@
 from __future__ import annotations
 
 import dataclasses
+
+import hypothesis
 import numpy as np
 import pytest
 from fleets import client, made_settings, plan_of, server, table_of
+from hypothesis import given
+from hypothesis import strategies as st
+from made_results import make_result, make_table
 
+import config
 from config import UserError
-from costs.cost_model import scenario_of, times
+from costs.cost_model import Configuration, scenario_of, times
 from fleet import plan_file
 from network.alpha import surviving_branches
 from search import result_file
-from service.entries import Choice, Entry, ServedNetwork, class_names, entries_of_plan, entries_of_results
+from search.pick import PickRule
+from service.entries import Choice, Entry, ServedNetwork, class_names, entries_of_plan, entries_of_results, entry_of
 from wire.formats import is_lossless
 
 
@@ -33,6 +40,40 @@ def test_an_entry_begins_with_its_domains_result_and_may_change_to_lossless_form
                               scenario_of(settings, table))
             assert choice.T_client_ms == pytest.approx(predicted.T_client_ms)
             assert choice.T_server_ms == pytest.approx(predicted.T_server_ms)
+
+
+@given(st.integers(0, 40), st.sampled_from([None, 0.9]), st.integers(0, 2))
+@hypothesis.settings(max_examples=25, deadline=None)
+def test_a_client_may_change_to_networks_that_lose_at_most_epsilon_only(seed, confidence, n_passed):
+    settings = dataclasses.replace(config.load((), {}), CLIENTS=1)
+    table = make_table(settings)
+    rng, result = np.random.default_rng(seed), make_result(table, settings, seed % 10)
+    accuracy = result.accuracy
+    of = {point.configuration.alpha.tobytes(): float(rng.uniform(0.85, 0.95)) for point in result.frontier['T_eff']}
+    frontier = {name: [dataclasses.replace(point, accuracy=of.get(point.configuration.alpha.tobytes(), 0.9))
+                       for point in found] for name, found in result.frontier.items()}
+    result = dataclasses.replace(result, frontier=frontier, epsilon=float(rng.uniform(0, 0.05)), pick=PickRule(
+        'constraint', confidence=confidence, n_tested=2, n_passed=n_passed))
+    entry = entry_of('domain_0', result, table, settings, any_network=True)
+    assert entry.networks[0] is entry.network and entry.network.name == 'domain_0'
+    allowed = set()
+    for objective, found in frontier.items():
+        for point in found:
+            right = point.accuracy >= accuracy.val_reference - result.epsilon if confidence is None else (
+                n_passed and objective == 'T_eff' and point.accuracy >= accuracy.val_final)
+            if right and (point.configuration.alpha == 0).any():  # the unpruned one saves nothing
+                allowed.add(point.configuration.alpha.tobytes())
+    others = {network.alpha.tobytes() for network in entry.others}
+    assert others <= allowed
+    assert {choice.network for choice in entry.choices} == set(range(len(entry.networks)))
+    assert entry_of('domain_0', result, table, settings).others == ()
+    for choice in entry.choices:
+        network = entry.networks[choice.network]
+        predicted = times(table, Configuration(
+            network.alpha, network.gamma['client'][:choice.split] + network.gamma['server'][choice.split:],
+            choice.split, choice.wire), scenario_of(settings, table))
+        assert choice.T_client_ms == pytest.approx(predicted.T_client_ms)
+    assert {choice.network for choice in entry.within({'domain_0'}).choices} == {0}
 
 
 def test_a_plans_clients_are_entries_of_their_server(tmp_path):

@@ -35,7 +35,8 @@ def test_clients_of_other_networks_splits_and_formats_get_the_classes_of_the_who
             assert [line['class'] for line in answered] == [classes[line['frame']] for line in answered]
             assert all(not line['local'] and line['latency_ms'] > 0 and 0 < line['probability'] <= 1
                        for line in answered)
-            assert answered[0]['configuration'] == {'lambda': entry.first.split, 'wire': entry.first.wire}
+            assert answered[0]['configuration'] == {'network': entry.name, 'lambda': entry.first.split,
+                                                    'wire': entry.first.wire}
             if entry.name == 'three':  # all frames are there at once: most are dropped, and the newest is not
                 assert 0 < len(answered) < 40 and lines[-1] is answered[-1]
             else:

@@ -23,9 +23,9 @@ NAMES = st.text(st.characters(exclude_categories=['Cc', 'Cs', 'Zl', 'Zp']), max_
 
 def snapshot_of(name: str = 'gate', fps: float = 12.5, n: int = 2, up_s: float = 100.0):
     figures = ClientFigures().snapshot(0.0)
-    client = {'name': name, 'peer': '127.0.0.1:5', 'entry': 'domain_0', 'live': False, 'lambda': 4, 'wire': 'uint8',
-              'promised_fps': 15.0, 'predicted_head_ms': 1.0, 'predicted_tail_ms': 2.0, 'bytes_per_frame': 100.0,
-              'unanswered': 1, **figures, 'fps': fps}
+    client = {'name': name, 'peer': '127.0.0.1:5', 'entry': 'domain_0', 'network': 'domain_0', 'live': False,
+              'lambda': 4, 'wire': 'uint8', 'promised_fps': 15.0, 'predicted_head_ms': 1.0, 'predicted_tail_ms': 2.0,
+              'bytes_per_frame': 100.0, 'unanswered': 1, **figures, 'fps': fps}
     server = {'time_s': 1.0, 'up_s': up_s, 'workers': 2, 'busy': 0.5, 'waiting': 3, 'n_clients': n, 'refused': 1,
               'left': 2, 'restarts': 0}
     return {'server': server, 'clients': [client] * n}

@@ -8,12 +8,17 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
+from client_process import random_model
 
 import config
 import network_utils
+from network.alpha import surviving_branches
+from network.gammas import fused_gamma
 from tier import worker as worker_module
+from tier.part import pack_unit, units_of
 from tier.tasks import Tasks
 from tier.worker import Worker
 from wire import codec, connection, frames
@@ -43,6 +48,30 @@ def test_a_reply_larger_than_a_message_is_answered_with_the_reason(ends, monkeyp
     answer = asked(ends, 'echo', {'reply_bytes': 2000}, {'data': torch.zeros(1, dtype=torch.uint8)})
     assert answer.kind == Kind.ERROR and 'payload of 2000 bytes, the limit is 1000' in answer.text('text')
     assert asked(ends, 'facts').kind == Kind.REPLY  # and the client lives on
+
+
+def test_a_device_holds_the_parts_of_a_row_and_they_share_equal_units(ends):
+    model = random_model(1)
+    tasks, n = ends[0].tasks, len(model.blocks)
+    tasks.store.max_bytes = 1 << 30
+    hashes = [tasks.store.add(pack_unit(unit)) for unit in units_of(model)]
+
+    def part(place, scale):
+        alpha = torch.from_numpy(model.alpha_array() * scale)
+        gamma = [fused_gamma(tuple(row)) for row in surviving_branches(alpha.numpy())]
+        return asked(ends, 'part', {
+            'model': model.model_name, 'classes': model.num_classes, 'input_size': 32, 'first': 0, 'last': n + 2,
+            'dtype': 'float32', 'mean': [0.5] * 3, 'std': [0.5] * 3, 'hashes': hashes, 'folded': True, 'gamma': gamma,
+            'place': place}, {'alpha': alpha}).kind
+
+    assert [part(place, scale) for place, scale in ((0, 1.0), (1, 2.0), (2, 3.0))] == [Kind.REPLY] * 3
+    scales = [[block[0] for block in one.spec.alpha] for one in tasks.parts]
+    np.testing.assert_allclose(np.array(scales[1:]), np.outer([2, 3], scales[0]))
+    assert all(a is b is c for a, b, c in zip(*(one.units for one in tasks.parts)))
+    assert part(4, 1.0) == Kind.ERROR and len(tasks.parts) == 3  # there is none at place 3
+    assert part(1, 5.0) == Kind.REPLY and [one.spec.alpha[0][0] for one in tasks.parts] == pytest.approx(
+        [scales[0][0], 5 * scales[0][0]])
+    assert part(0, 1.0) == Kind.REPLY and len(tasks.parts) == 1
 
 
 def test_a_cancel_between_two_requests_of_a_job_refuses_the_next_one_and_no_other(ends):
