@@ -204,6 +204,8 @@ class Settings:
     # --- service (docs/service.md) -------------------------------------------------------------
     BATCH_LATENCY_MS: float = setting(20.0, 'none', above_0)  # frames share a batch only while it takes at most this
 
+    SHIFT_AFTER_FRAMES: int = setting(10, 'none', above_0)  # that clearly look like another domain before its network
+    #                                             takes over
     HELD_NETWORKS_MB: float = setting(512.0, 'none', above_0)  # memory for networks that a client may be switched to,
     #                                             on the device and in each worker of a service; 2^20 bytes
 

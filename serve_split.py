@@ -23,6 +23,8 @@ PARSER.add_argument('--workers', type=cli.count, metavar='N',
 PARSER.add_argument('--fixed', action='store_true', help='never change what a client runs')
 PARSER.add_argument('--adapt_network', action='store_true',
                     help='clients may change to other networks of their result, of those whose accuracy is confirmed')
+PARSER.add_argument('--adapt_domain', action='store_true',
+                    help="a client whose frames look like another served domain's changes to that one's network")
 PARSER.add_argument('--log_jsonl', metavar='FILE', help='add the state to this file, a line of JSON a second')
 PARSER.add_argument('--web_port', type=cli.port, metavar='PORT',
                     help='a live page and /metrics for Prometheus, on loopback (0: any free port)')
@@ -36,7 +38,8 @@ from config import UserError
 from costs.checks import check_settings
 from service import running
 from service.entries import entries_of_plan, entries_of_results
-from service.tails import workers_of
+from service.looks import references_for
+from service.tails import base_model, workers_of
 
 
 def main(argv: Optional[Sequence[str]]) -> None:
@@ -45,13 +48,18 @@ def main(argv: Optional[Sequence[str]]) -> None:
     check_settings(settings)
     if args.plan is not None and args.domains:
         raise UserError('--plan says what is served: leave --domains out')
-    if args.adapt_network and (args.fixed or args.plan is not None):
-        raise UserError('--adapt_network: not with --fixed, nor with --plan, which has chosen the networks')
+    for name in ('adapt_network', 'adapt_domain'):
+        if getattr(args, name) and (args.fixed or args.plan is not None):
+            raise UserError(f'--{name}: not with --fixed, nor with --plan, which has chosen the networks')
     entries = entries_of_plan(args.plan, settings) if args.plan is not None else entries_of_results(
         cli.domains(args.domains, settings), settings, args.adapt_network)
+    references = None
+    if args.adapt_domain:
+        domains = {name: int(name.rpartition('_')[2]) for name in entries}
+        references = references_for(domains, base_model(settings), settings)
     listening = cli.Listening(args.bind, args.port, args.allow_open)
     running.run(settings, entries, args.workers or workers_of(settings), listening,
-                running.Watching(args.log_jsonl, args.web_port), adapts=not args.fixed)
+                running.Watching(args.log_jsonl, args.web_port), not args.fixed, references)
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ from service.adapting import conditions_of
 from service.arena import Layout
 from service.entries import Choice, Entry, ServedNetwork
 from service.figures import Answered, ClientFigures
+from service.shift import Sums
 from service.tails import TailKey
 from wire.connection import Connection
 from wire.frames import ConnectionLost, Kind, Message, ProtocolError, spec_bytes
@@ -53,9 +54,13 @@ class ServedClient:
     """The state of one client. Methods may be called from several threads."""
 
     def __init__(self, connection: Connection, name: str, entry: Entry, choice: Choice, live: bool,
-                 fps: Optional[float], held: List[ServedNetwork]) -> None:
-        """`held`: the networks that the device holds ready; its own entry's first one is among them."""
+                 fps: Optional[float], held: List[ServedNetwork], others: Optional[Dict[str, Entry]] = None) -> None:
+        """`held`: the networks that the device holds ready; its own entry's first one is among them. `others`: entries
+        of other domains that it may be switched to, by name."""
         self.connection, self.name, self.live, self.fps, self.held = connection, name, live, fps, held
+        self.entries = {entry.name: entry, **(others or {})}
+        self.looks: Sums = {}  # what speaks for other domains
+        self.telling = threading.Lock()  # one SWITCH after the other
         self.configurations: Dict[int, Configuration] = {0: Configuration(entry, choice)}  # by the number in frames
         self.number = 0  # of the newest one
         self.figures = ClientFigures()
@@ -80,10 +85,9 @@ class ServedClient:
         """Of its entry's."""
         return self.current.choice
 
-    @property
-    def place(self) -> int:
-        """Of what it runs, among the networks that it holds."""
-        return [network.name for network in self.held].index(self.current.network.name)
+    def place_of(self, network: ServedNetwork) -> int:
+        """Among the networks that it holds."""
+        return [one.name for one in self.held].index(network.name)
 
     def expect_frame(self, message: Message) -> int:
         """Check a FRAME's number and configuration; the configuration's number."""
@@ -139,6 +143,8 @@ class ServedClient:
 
     def switch(self, entry: Entry, choice: Choice) -> None:
         """From its next frame on it runs this. The caller sends SWITCH."""
+        if entry is not self.entry:  # what was considered were choices of another entry
+            self.switching = Switching(last_s=self.switching.last_s)
         with self._changed:
             self.number += 1
             self.configurations[self.number] = Configuration(entry, choice)

@@ -11,6 +11,7 @@ from config import Settings
 from network_utils import Address, Listener, token_from_environment
 from service.entries import Entry, class_names
 from service.server import Service
+from service.shift import References
 from service.watching import LogFile, Page, Terminal
 
 NAMES_SHOWN = 10
@@ -24,14 +25,14 @@ class Watching(NamedTuple):
 
 
 def run(settings: Settings, entries: Mapping[str, Entry], workers: int, listening: cli.Listening, watching: Watching,
-        adapts: bool) -> None:
-    """Serve these entries. Raises `UserError` when it cannot listen."""
+        adapts: bool, references: Optional[References] = None) -> None:
+    """Serve these entries (`Service`). Raises `UserError` when it cannot listen."""
     terminal, stopped = Terminal(sys.stderr), threading.Event()
     shown = [terminal, *([LogFile(watching.log_jsonl)] if watching.log_jsonl else [])]
     port = settings.PORT_MAIN if listening.port is None else listening.port
     listener = Listener(Address(listening.bind or settings.SERVER_IP, port), token_from_environment(), 'service',
                         ('camera',), terminal.say, listening.allow_open)
-    service = Service(settings, entries, workers, class_names(settings), terminal.say, adapts)
+    service = Service(settings, entries, workers, class_names(settings), terminal.say, adapts, references)
     page = None
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:

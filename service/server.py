@@ -8,14 +8,17 @@ A thread for each client receives its frames; `Dispatcher` has them run and answ
 """
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
+import torch
+
 import cli
 from config import Settings, UserError
-from fleet.decisions import load_of, switch
+from fleet.decisions import Conditions, load_of, switch
 from network_utils import Listener
 from remote.client import ClientPart, RemoteClient, folded_specs
 from service.adapting import costs_of
@@ -24,11 +27,12 @@ from service.client import Configuration, ServedClient
 from service.dispatch import Dispatcher
 from service.entries import Choice, Entry, ServedNetwork
 from service.holding import folded_mb, held
+from service.shift import References, watch
 from service.tails import base_model, model_of
-from tier.part import cut_shape, head_units
+from tier.part import STATISTICS, cut_shape, head_units
 from wire.connection import Connection
-from wire.formats import format_at
-from wire.frames import Kind, NetworkError, PeerError, ProtocolError
+from wire.formats import compression_of, format_at
+from wire.frames import Kind, Message, NetworkError, PeerError, ProtocolError
 
 MAX_CLIENTS = 64  # at a time
 MAX_HELD = 16  # networks on a device
@@ -42,12 +46,15 @@ class Service:
     """All clients, and what they may run."""
 
     def __init__(self, settings: Settings, entries: Mapping[str, Entry], workers: int, names: Sequence[str] = (),
-                 say: Callable[[str], None] = cli.say, adapts: bool = True) -> None:
-        """`names`: of the classes; `adapts`: may clients' configurations change while they are served?"""
+                 say: Callable[[str], None] = cli.say, adapts: bool = True,
+                 references: Optional[References] = None) -> None:
+        """`names`: of the classes; `adapts`: may clients' configurations change while they are served? `references`:
+        what the entries' domains look like; clients are then switched to that which their frames look like."""
         self.settings, self.entries, self.names, self._say = settings, dict(entries), fitting(names), say
         self.clients: List[ServedClient] = []
         self.refused = self.left = 0
         self._lock = threading.Lock()  # guards these
+        self._references = references
         self._adapts, self._closed, self._started_s = adapts, threading.Event(), time.monotonic()
         self._base = base_model(settings)
         self._parts: Dict[str, ClientPart] = {}  # whole networks, as clients are sent them
@@ -143,16 +150,21 @@ class Service:
         if entry is None:
             raise PeerError('refused', f"there is no entry {wanted!r}: {', '.join(list(self.entries)[:20])}")
         fps, live = message.number('fps', 0) or entry.promised_fps, message.flag('live')
-        entry = entry.for_compressions(str(message.fields.get('compressions') or 'zlib').split())
-        networks = held(entry, (), self._size_mb, message.number('hold_mb', 0), MAX_HELD)
-        entry = entry.within([network.name for network in networks])
+        there = str(message.fields.get('compressions') or 'zlib').split()
+        entry = entry.for_compressions(there)
+        others = [] if self._references is None else [one for one in self.entries.values() if one.name != entry.name and
+                                                      compression_of(one.first.wire) in ('', *there)]
+        networks = held(entry, others, self._size_mb, message.number('hold_mb', 0), MAX_HELD)
+        names = [network.name for network in networks]
+        entry = entry.within(names)
+        ready = {one.name: one.for_compressions(there).within(names) for one in others if one.network.name in names}
         with self._lock:
             promised, workers = sum(self._loads().values()), len(self.dispatcher.workers)
             found = admitted(entry, fps, promised, workers, self.settings)
             if found.option is None or len(self.clients) >= MAX_CLIENTS or self._closed.is_set():
                 self.refused += 1
                 raise PeerError('refused', found.reason or f'{MAX_CLIENTS} clients are here already')
-            client = ServedClient(connection, name, entry, found.option, live, fps, networks)
+            client = ServedClient(connection, name, entry, found.option, live, fps, networks, ready)
             self.clients.append(client)
             self.dispatcher.add_client(client)
             self._share_out()
@@ -187,14 +199,16 @@ class Service:
 
     def _instructions(self, client: ServedClient) -> Dict[str, Any]:
         """The fields of the request `serve`."""
-        return {'input_size': self.settings.INPUT_SIZE, 'entry': client.entry.name, 'names': self.names,
+        return {'input_size': self.settings.INPUT_SIZE, 'names': self.names, 'watch': self._references is not None,
                 **self._choice_fields(client)}
 
     def _choice_fields(self, client: ServedClient) -> Dict[str, Any]:
-        n_blocks, choice = len(self._base.blocks), client.choice
-        return {'c': client.number, 'split': choice.split, 'wire': format_at(choice.split, n_blocks, choice.wire),
-                'format': choice.wire, 'unit': head_units(choice.split, n_blocks)[1], 'place': client.place,
-                'network': client.current.network.name}
+        number = client.number
+        running, n_blocks = client.configurations[number], len(self._base.blocks)
+        split, wire = running.choice.split, running.choice.wire
+        return {'c': number, 'split': split, 'wire': format_at(split, n_blocks, wire), 'format': wire,
+                'unit': head_units(split, n_blocks)[1], 'place': client.place_of(running.network),
+                'network': running.network.name, 'entry': running.entry.name}
 
     def _receive_frames(self, client: ServedClient) -> None:
         """Queue a client's frames until its END."""
@@ -204,6 +218,8 @@ class Service:
             if message.kind == Kind.END:
                 return
             number = client.expect_frame(message)
+            if self._references is not None:
+                self._watch(client, message)
             client.wait_for_room()
             self.dispatcher.submit(client, message, number)
 
@@ -220,29 +236,56 @@ class Service:
     def _consider(self, client: ServedClient, now_s: float) -> None:
         """Switch one client where that is decided. Frames say which configuration their heads were computed under, so
         those under way are not touched."""
-        now, choices = client.now(now_s), client.entry.choices
-        if now is None or client.choice not in choices:
+        now, entry = client.now(now_s), client.entry
+        if now is None:
             return
         with self._lock:
-            if client not in self.clients:
+            if client not in self.clients or client.entry is not entry or client.choice not in entry.choices:
                 return
-            loads, workers = self._loads(), len(self.dispatcher.workers)
-            free = self.settings.MAX_LOAD * workers - sum(loads.values()) + loads[client]
-            share = min(1.0, shares(loads, workers)[client]) if client.fps is None else 1.0
-            costs = costs_of(choices, now, client.fps, share, free, self.settings.OMEGA)
-            number = choices.index(client.choice)
+            costs, number = self._costs(client, entry, now), entry.choices.index(client.choice)
             client.switching, found = switch(client.switching, now_s, number, costs, self.settings)
             if found is None:
                 return
             before = client.current
-            client.switch(client.entry, choices[found])
+            client.switch(entry, entry.choices[found])
             self._share_out()
-        self._say(f'{client.name} switches from {described(before)} to {described(client.current)}: T_eff '
-                  f'{costs.get(number, math.inf):.1f} -> {costs[found]:.1f} ms at {now.bandwidth_mbps:.1f} Mbit/s')
-        try:
+        self._tell(client, before, f'T_eff {costs.get(number, math.inf):.1f} -> {costs[found]:.1f} ms at '
+                                   f'{now.bandwidth_mbps:.1f} Mbit/s')
+
+    def _costs(self, client: ServedClient, entry: Entry, now: Conditions) -> Dict[int, float]:
+        """T_eff of an entry's choices for a client; the caller holds the lock."""
+        loads, workers = self._loads(), len(self.dispatcher.workers)
+        free = self.settings.MAX_LOAD * workers - sum(loads.values()) + loads[client]
+        share = min(1.0, shares(loads, workers)[client]) if client.fps is None else 1.0
+        return costs_of(entry.choices, now, client.fps, share, free, self.settings.OMEGA)
+
+    def _tell(self, client: ServedClient, before: Configuration, why: str) -> None:
+        """Say that a client has been switched, to itself, too."""
+        self._say(f'{client.name} switches from {described(before)} to {described(client.current)}: {why}')
+        with client.telling, contextlib.suppress(NetworkError):  # its own thread finds out
             client.connection.send(Kind.SWITCH, self._choice_fields(client))
-        except NetworkError:
-            pass  # its own thread finds out
+
+    def _watch(self, client: ServedClient, message: Message) -> None:
+        """Take what a frame looks like, and switch its client to another domain's entry where that is decided: to what
+        is best there under what the client meets. Raises `ProtocolError`."""
+        statistics = message.tensor(STATISTICS, torch.float32, 2).numpy()
+        if statistics.size != self._references.means.shape[1] or len(statistics) != 2:
+            raise ProtocolError(f'FRAME: statistics of shape {statistics.shape}')
+        del message.tensors[STATISTICS]
+        client.looks, found = watch(client.looks, statistics, client.entry.name, self._references,
+                                    self.settings.SHIFT_AFTER_FRAMES)
+        entry = client.entries.get(found or '')
+        if entry is None:
+            return
+        now = client.now(time.monotonic()) or Conditions(entry.bandwidth_mbps, entry.rtt_ms)
+        with self._lock:
+            costs = self._costs(client, entry, now)
+            if not costs:  # nothing there fits beside what was promised
+                return
+            before = client.current
+            client.switch(entry, entry.choices[min(costs, key=costs.__getitem__)])
+            self._share_out()
+        self._tell(client, before, 'its frames look so')
 
 
 def described(configuration: Configuration) -> str:

@@ -27,6 +27,7 @@ from network.inputs import normalise
 from network_utils import Address, Listener
 from service.entries import Choice, Entry, ServedNetwork
 from service.server import Service
+from service.shift import References
 from wire import codec, formats
 
 N = 11
@@ -103,12 +104,13 @@ class Running:
 
 @contextmanager
 def running(folder, entries: Sequence[Entry], workers: int = 1, port: int = 0, token: bytes = b'',
-            **changed) -> Iterator[Running]:
+            references: Optional[References] = None, **changed) -> Iterator[Running]:
     """Serve these entries from this process, under settings with some changed."""
     said: List[str] = []
     listener = Listener(Address('127.0.0.1', port), token, 'service', ('camera',), said.append)
     settings = replace(settings_in(folder), **changed)
-    service = Service(settings, {entry.name: entry for entry in entries}, workers, say=said.append)
+    service = Service(settings, {entry.name: entry for entry in entries}, workers, say=said.append,
+                      references=references)
     thread = threading.Thread(target=service.serve, args=(listener,), daemon=True)
     try:
         service.start()

@@ -19,7 +19,7 @@ import cli
 from config import Settings, UserError
 from network_utils import Address, token_from_environment
 from tier.feed import POLL_S, Choice, Connector, Frame, NoAnswer, Stream
-from tier.part import NetworkPart
+from tier.part import STATISTICS, NetworkPart, channel_statistics
 from tier.sources import Numbered, Reader, open_source
 from tier.tasks import MAX_INPUT_SIZE, Tasks
 from tier.worker import Worker
@@ -54,7 +54,7 @@ class Camera:
         self._parts: List[NetworkPart] = []  # the whole networks that it holds
         self._part: Optional[NetworkPart] = None  # the one of them that the newest configuration runs
         self._names: List[str] = []
-        self._entry = ''
+        self._entry, self._watched = '', False
         self._under_way: Deque[Frame] = deque()  # in order; dropped ones, too
         self._lock = threading.RLock()  # guards them, and the order of lines
         self._finished = False
@@ -123,8 +123,8 @@ class Camera:
             raise ProtocolError('serve: a network that was sent is not a whole one')
         size = message.integer('input_size', 1, MAX_INPUT_SIZE)
         stream = Stream(connection, self._choice_of(message, n_units, len(parts)), self._settings.FALLBACK_AFTER_S)
-        self._parts, self._names, self._entry = parts, message.texts('names'), message.text('entry')
-        self._part = parts[stream.choice.place]
+        self._parts, self._names, self._watched = parts, message.texts('names'), message.flag('watch')
+        self._part, self._entry = parts[stream.choice.place], stream.choice.entry
         if self._reader is None:
             self._reader = Reader(open_source(self.wish.source, size), self.wish.live)
         cli.say(f'served: {self._entry}, {_described(stream.choice)}')
@@ -152,14 +152,25 @@ class Camera:
             if frame.numbered.picture is None:
                 continue
             frame.choice, frame.begun_s = stream.choice, time.perf_counter()
-            with torch.inference_mode():
-                z = self._parts[frame.choice.place](frame.numbered.picture.image[None], last=frame.choice.unit)
-                tensors = codec.encode(z, frame.choice.wire)
+            tensors = self._run_head(frame)
             frame.head_s = time.perf_counter() - frame.begun_s
             fields = {'i': stream.sent, 'c': frame.choice.number, 'head_s': frame.head_s, 'latency_s': stream.latency_s}
             with self._lock:
                 self._under_way.append(frame)
             stream.send(fields, tensors)
+
+    def _run_head(self, frame: Frame) -> Dict[str, torch.Tensor]:
+        """What is sent: the feature map, encoded, and, where the server asks for them, the statistics of what the stem
+        puts out."""
+        x, part, first = frame.numbered.picture.image[None], self._parts[frame.choice.place], 0
+        with torch.inference_mode():
+            if not self._watched:
+                return codec.encode(part(x, last=frame.choice.unit), frame.choice.wire)
+            stem = part(x, last=1)
+            if frame.choice.unit > 0:
+                x, first = stem, 1
+            return {**codec.encode(part(x, first, frame.choice.unit), frame.choice.wire),
+                    STATISTICS: channel_statistics(stem)[0]}
 
     def _next_frame(self) -> Optional[Frame]:
         """The next frame, None at the end of the source; without a picture where there is none to compute now. Dropped
@@ -185,7 +196,7 @@ class Camera:
                     self._take_answer(stream, message)
                 elif message.kind == Kind.SWITCH:
                     stream.choice = self._choice_of(message, n_units, len(self._parts))
-                    self._part = self._parts[stream.choice.place]
+                    self._part, self._entry = self._parts[stream.choice.place], stream.choice.entry
                     with stream.changed:
                         stream.pacer.forget()
                     cli.say(f'switched: {_described(stream.choice)}')
@@ -231,7 +242,7 @@ class Camera:
         return Choice(message.integer('c', 0, MAX_CONFIGURATIONS), message.integer('split', 0, n_units - 2),
                       message.integer('unit', 0, n_units), message.text('wire', (AS_COMPUTED, *WIRE_FORMATS)),
                       message.text('format', WIRE_FORMATS), message.integer('place', 0, n_parts - 1),
-                      message.text('network'))
+                      message.text('network'), message.text('entry'))
 
     # --- alone ---
 
@@ -278,7 +289,8 @@ class Camera:
         line.update(found)
         if 'dropped' not in found:
             choice = frame.choice
-            line.update(latency_ms=round(1000 * latency_s, 3), entry=self._entry, local=choice is None,
+            line.update(latency_ms=round(1000 * latency_s, 3), entry=self._entry if choice is None else choice.entry,
+                        local=choice is None,
                         configuration=None if choice is None else {
                             'network': choice.network, 'lambda': choice.split, 'wire': choice.name})
         self._write(json.dumps(line))

@@ -34,6 +34,7 @@ class Choice(NamedTuple):
     name: str  # of the wire format, as the server calls it
     place: int  # of the network, among those that the device holds
     network: str  # as the server calls it
+    entry: str
 
 
 @dataclass

@@ -23,6 +23,7 @@ from repvgg import RepVGGBlock
 from tier.onnx_graph import onnx_package, part_graph
 from tier.onnx_session import Session, onnxruntime_package
 
+STATISTICS = 'statistics'  # the tensor of a service's frame that holds `channel_statistics` of its stem, [2, C]
 DTYPES = {'float32': torch.float32, 'float64': torch.float64}
 TORCH, ONNXRUNTIME = ENGINES = ('torch', 'onnxruntime')
 
@@ -105,6 +106,12 @@ def cut_shape(model_name: str, num_classes: int, input_size: int, unit: int) -> 
         return (num_classes,)
     shape = ([stem] + shapes)[unit - 1]
     return shape.out_channels, shape.out_size, shape.out_size
+
+
+def channel_statistics(z: torch.Tensor) -> torch.Tensor:
+    """Feature maps [B, C, h, w] -> float32 [B, 2, C] on the CPU: mean and variance of every channel."""
+    mean = z.mean(dim=(2, 3))
+    return torch.stack([mean, (z * z).mean(dim=(2, 3)) - mean * mean], dim=1).float().cpu()
 
 
 # --- running a part -----------------------------------------------------------------------------------
