@@ -139,6 +139,27 @@ def add_listening(to: argparse.ArgumentParser) -> None:
     to.add_argument('--port', type=port, help='and on this port (default: PORT_MAIN)')
     to.add_argument('--allow_open', action='store_true',
                     help='listen beyond this machine even though SPLIT_AUTH_TOKEN is not set')
+    add_tls(to, 'of this machine: clients connect with TLS', 'clients need a certificate that this one signed')
+
+
+def add_tls(to: argparse.ArgumentParser, cert_help: str, ca_help: str) -> None:
+    """The flags of TLS (docs/real_mode.md says how to make the files)."""
+    group = to.add_argument_group('TLS, with files in PEM format (docs/real_mode.md)')
+    group.add_argument('--tls_cert', metavar='FILE', help=f'the certificate {cert_help}')
+    group.add_argument('--tls_key', metavar='FILE', help='its key')
+    group.add_argument('--tls_ca', metavar='FILE', help=ca_help)
+
+
+class TlsFiles(NamedTuple):
+    """What the flags of `add_tls` say: paths."""
+    cert: Optional[str] = None
+    key: Optional[str] = None
+    ca: Optional[str] = None
+
+
+def tls_files(args: argparse.Namespace) -> TlsFiles:
+    """The flags of `add_tls` as they were given."""
+    return TlsFiles(args.tls_cert, args.tls_key, args.tls_ca)
 
 
 def add_server(to: argparse.ArgumentParser) -> None:
@@ -149,22 +170,26 @@ def add_server(to: argparse.ArgumentParser) -> None:
 
 class Listening(NamedTuple):
     """What the flags of `add_listening` say."""
-    bind: Optional[str]
-    port: Optional[int]
-    allow_open: bool
+    bind: Optional[str] = None
+    port: Optional[int] = None
+    allow_open: bool = False
+    tls: TlsFiles = TlsFiles()
+
+
+def listening(args: argparse.Namespace) -> Listening:
+    """The flags of `add_listening` as they were given."""
+    return Listening(args.bind, args.port, args.allow_open, tls_files(args))
 
 
 class ServerFlags(NamedTuple):
     """What the flags of `add_server` say."""
-    bind: Optional[str]
-    port: Optional[int]
-    allow_open: bool
+    listening: Listening
     remeasure: bool
 
 
 def server_flags(args: argparse.Namespace) -> ServerFlags:
     """The flags of `add_server` as they were given."""
-    return ServerFlags(args.bind, args.port, args.allow_open, args.remeasure)
+    return ServerFlags(listening(args), args.remeasure)
 
 
 def parse(with_parser: argparse.ArgumentParser, argv: Optional[Sequence[str]],

@@ -24,6 +24,7 @@ if sys.version_info < (3, 8):  # the rest of the code cannot even be read by an 
     sys.exit(2)
 
 import cli
+from wire.certificates import connecting_context
 
 
 def main(argv: Optional[Sequence[str]]) -> None:
@@ -43,7 +44,10 @@ def main(argv: Optional[Sequence[str]]) -> None:
     group.add_argument('--fps', type=cli.above_0, help='frames a second to be sure of (default: what is left)')
     group.add_argument('--live', action='store_true', help='frames that come too fast may be dropped (cameras: always)')
     group.add_argument('--name', default='', help="of this client, in the server's reports")
+    cli.add_tls(parser, 'of this device, if the server asks for one',
+                "connect with TLS: the certificate that signed the server's")
     args, settings = cli.parse(parser, argv)
+    tls = connecting_context(cli.tls_files(args))
 
     with contextlib.redirect_stdout(sys.stderr):  # PyTorch 1.10 may print a line; stdout is for predictions
         from tier import camera, sources, worker  # load PyTorch, which --help does not need
@@ -52,11 +56,11 @@ def main(argv: Optional[Sequence[str]]) -> None:
         live = args.live or sources.is_live(args.source)
         wish = camera.Wish(args.source, live, args.entry, args.name, args.fps or 0.0)
         camera.run(wish, worker.make_tasks(settings, args.cache_dir, args.cache_gib), settings,
-                   args.server_ip or settings.SERVER_IP, args.port or settings.PORT_MAIN)
+                   args.server_ip or settings.SERVER_IP, args.port or settings.PORT_MAIN, tls)
         return
     control_port = settings.PORT_CONTROL if args.control_port is None else args.control_port
     worker.run(settings, args.server_ip or settings.SERVER_IP, args.port or settings.PORT_MAIN, control_port,
-               args.cache_dir, args.cache_gib, args.once)
+               args.cache_dir, args.cache_gib, args.once, tls)
 
 
 if __name__ == '__main__':

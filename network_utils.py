@@ -10,6 +10,7 @@ import ipaddress
 import os
 import queue
 import socket
+import ssl
 import threading
 import time
 from typing import Callable, Dict, Iterator, NamedTuple, Optional, Tuple
@@ -17,6 +18,7 @@ from typing import Callable, Dict, Iterator, NamedTuple, Optional, Tuple
 from config import UserError
 from wire.connection import SILENCE_S, Connection
 from wire.frames import ConnectionLost, Kind, NetworkError, PeerError
+from wire.tls import Tls
 
 CONNECT_S = 5.0
 BACK_OFF_S = (1, 2, 4, 8, 15, 30)  # between attempts to connect; the last one repeats
@@ -38,7 +40,8 @@ def token_from_environment() -> bytes:
     return os.fsencode(os.environ.get('SPLIT_AUTH_TOKEN', ''))  # any bytes, as they were given
 
 
-def connect(address: Address, token: bytes, role: str, peer_role: str) -> Connection:
+def connect(address: Address, token: bytes, role: str, peer_role: str, tls: Optional[ssl.SSLContext] = None,
+            ) -> Connection:
     """One attempt. Raises `NetworkError`."""
     try:
         sock = socket.create_connection(address, timeout=CONNECT_S)
@@ -46,7 +49,7 @@ def connect(address: Address, token: bytes, role: str, peer_role: str) -> Connec
         raise UserError(f'{address.host}: is no host name or address') from None
     except OSError as error:
         raise ConnectionLost(f'cannot connect to {address}: {error.strerror or error}') from None
-    connection = Connection(sock, str(address))
+    connection = Connection(sock, str(address), None if tls is None else Tls(tls, address.host))
     connection.handshake(role, (peer_role,), token, starts=True)
     return connection
 
@@ -69,7 +72,8 @@ def ask_client(control_port: int, action: str) -> str:
 
 
 def connect_with_retries(address: Address, token: bytes, role: str, peer_role: str, say: Callable[[str], None],
-                         wait: Callable[[float], bool], attempts: int = 0) -> Optional[Connection]:
+                         wait: Callable[[float], bool], attempts: int = 0, tls: Optional[ssl.SSLContext] = None,
+                         ) -> Optional[Connection]:
     """Connect, retrying with back-off and saying so. `wait(seconds)` returns True to give up (None is returned).
 
     `attempts` 0: without end, also where the other end refuses: until it has proved who it is, its words may be
@@ -78,7 +82,7 @@ def connect_with_retries(address: Address, token: bytes, role: str, peer_role: s
     attempt = 0
     while True:
         try:
-            return connect(address, token, role, peer_role)
+            return connect(address, token, role, peer_role, tls)
         except NetworkError as error:
             pause = BACK_OFF_S[min(attempt, len(BACK_OFF_S) - 1)]
             attempt += 1
@@ -89,14 +93,16 @@ def connect_with_retries(address: Address, token: bytes, role: str, peer_role: s
                 return None
 
 
-def check_address(address: Address, token: bytes, allow_open: bool) -> None:
-    """Refuse to listen where strangers could connect, unless there is a secret or the user insists."""
+def check_address(address: Address, token: bytes, allow_open: bool, tls: Optional[ssl.SSLContext] = None) -> None:
+    """Refuse to listen where strangers could connect, unless there is a secret, clients need certificates, or the user
+    insists."""
     try:
         loopback = all(ipaddress.ip_address(info[4][0].partition('%')[0]).is_loopback
                        for info in socket.getaddrinfo(address.host or '0.0.0.0', None))
     except (OSError, ValueError):  # UnicodeError is a ValueError
         raise UserError(f'{address.host}: unknown host name or address') from None
-    if not (loopback or token or allow_open):
+    trusted = token or (tls is not None and tls.verify_mode == ssl.CERT_REQUIRED)
+    if not (loopback or trusted or allow_open):
         raise UserError(f'listening on {address.host} would let anyone connect: set SPLIT_AUTH_TOKEN on both ends '
                         '(`openssl rand -hex 32`), use an SSH tunnel to 127.0.0.1, or pass --allow_open')
 
@@ -113,10 +119,12 @@ class Listener:
     """Accepts peers in the background; those that pass the handshake come out of `get`."""
 
     def __init__(self, address: Address, token: bytes, role: str, peer_roles: Tuple[str, ...],
-                 say: Callable[[str], None], allow_open: bool = False, max_handshakes: int = MAX_HANDSHAKES) -> None:
-        check_address(address, token, allow_open)
+                 say: Callable[[str], None], allow_open: bool = False, max_handshakes: int = MAX_HANDSHAKES,
+                 tls: Optional[ssl.SSLContext] = None) -> None:
+        """`tls`: who connects has to speak it."""
+        check_address(address, token, allow_open, tls)
         self._handshake_arguments = (role, peer_roles, token)
-        self._say, self._max_handshakes = say, max_handshakes
+        self._say, self._max_handshakes, self._tls = say, max_handshakes, tls
         try:
             family = socket.getaddrinfo(address.host or '0.0.0.0', address.port, type=socket.SOCK_STREAM)[0][0]
             self._sock = socket.create_server((address.host, address.port), family=family, backlog=max_handshakes)
@@ -154,7 +162,7 @@ class Listener:
 
     def _greet(self, sock: socket.socket, peer: str) -> None:
         try:
-            connection = Connection(sock, peer)
+            connection = Connection(sock, peer, None if self._tls is None else Tls(self._tls))
             connection.handshake(*self._handshake_arguments, starts=False)
             self._ready.put_nowait(connection)
         except queue.Full:

@@ -57,8 +57,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
     if args.adapt_domain:
         domains = {name: int(name.rpartition('_')[2]) for name in entries}
         references = references_for(domains, base_model(settings), settings)
-    listening = cli.Listening(args.bind, args.port, args.allow_open)
-    running.run(settings, entries, args.workers or workers_of(settings), listening,
+    running.run(settings, entries, args.workers or workers_of(settings), cli.listening(args),
                 running.Watching(args.log_jsonl, args.web_port), not args.fixed, references)
 
 

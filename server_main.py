@@ -21,6 +21,7 @@ import step5_visualize_results
 from config import Settings, UserError
 from costs.checks import check_settings
 from pipeline import fingerprints, kinds
+from wire.certificates import listening_context
 
 
 def prepare(overrides: List[str], domains: Optional[str]) -> None:
@@ -41,11 +42,13 @@ def main(argv: Optional[Sequence[str]]) -> None:
     settings = config.with_real_client(settings)
     domains = cli.domains(args.domains, settings)
     lut_file = kinds.path_of('lut', settings)
+    flags = cli.server_flags(args)
+    listening_context(flags.listening.tls)  # mistakes are told before the first step
     overrides = ['--set', *(item for group in args.overrides for item in group), *(
         f'{name}={config.as_text(getattr(settings, name))}' for name in config.REAL_CLIENT)]
     prepare(overrides, args.domains)
     from steps import joint, real_mode  # load PyTorch, which --help does not need
-    with real_mode.measured_client(domains[0], settings, cli.server_flags(args)) as session:
+    with real_mode.measured_client(domains[0], settings, flags) as session:
         step2_initial_throughput_opt.main(['--lut_file', lut_file, '--if_changed', '--pruning_follows', *overrides])
         failed = [domain for domain in domains if not done(
             domain, settings, lambda domain: joint.joint_through_client(domain, session, settings, search_again=False))]

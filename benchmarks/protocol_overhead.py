@@ -4,7 +4,8 @@
     python -m benchmarks.protocol_overhead --macs       # only what checksums and MACs of Python's library cost
 
 Alternates rounds of all; each sends the tensor there and waits for a byte (a small message) back, between two
-processes, as in use: with a checksum (no token) and with a MAC (a token). Bar: 85 % of the bare socket's rate without a
+processes, as in use: with a checksum (no token), with a MAC (a token), and in TLS (with the `openssl` command, for a
+certificate). Bar: 85 % of the bare socket's rate without a
 token.
 """
 from __future__ import annotations
@@ -20,22 +21,28 @@ if __name__ == '__main__':
 import hashlib
 import hmac
 import multiprocessing
+import os
+import shutil
 import socket
+import ssl
 import statistics
+import subprocess
+import tempfile
 import time
 import zlib
-from typing import Callable, Dict, List, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
 import torch
 
 from network_utils import Address, Listener, connect
+from wire.certificates import connecting_context, listening_context
 from wire.connection import Connection
 from wire.frames import Kind, bytes_of
 from wire.integrity import Checksum
 
 TENSOR = torch.rand(1, 192, 56, 56)  # 2.4 MB: RepVGG-B3's stage1 at 224x224
 ROUNDS, REPEATS = 30, 20
-TOKEN = b'both ends know it'
+TOKEN, NO_TLS = b'both ends know it', cli.TlsFiles()
 
 
 def bare_receiver(address: Tuple[str, int]) -> None:
@@ -54,10 +61,10 @@ def bare_receiver(address: Tuple[str, int]) -> None:
         sock.send(b'.')
 
 
-def protocol_receiver(address: Address, token: bytes) -> None:
+def protocol_receiver(address: Address, token: bytes, tls: Optional[ssl.SSLContext]) -> None:
     """Receive messages, answer each."""
     cli.keep_freed_memory()  # as every command does
-    connection = connect(address, token, 'worker', 'server')
+    connection = connect(address, token, 'worker', 'server', tls)
     try:
         while True:
             connection.receive().tensor('z', torch.float32)
@@ -66,11 +73,28 @@ def protocol_receiver(address: Address, token: bytes) -> None:
         return
 
 
-def connected(context: multiprocessing.context.BaseContext, token: bytes) -> Connection:
-    """A connection to a process that answers."""
-    listener = Listener(Address('127.0.0.1', 0), token, 'server', ('worker',), print)
-    context.Process(target=protocol_receiver, args=(listener.address, token), daemon=True).start()
-    return listener.get()
+def tls_files(folder: str) -> cli.TlsFiles:
+    """A certificate of this machine, which it signs itself."""
+    cert, key = (os.path.join(folder, name) for name in ('server.pem', 'server.key'))
+    subprocess.run(['openssl', 'req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-subj', '/CN=here', '-addext',
+                    'subjectAltName=IP:127.0.0.1', '-keyout', key, '-out', cert], check=True, capture_output=True)
+    return cli.TlsFiles(cert, key, cert)
+
+
+def connected(context: multiprocessing.context.BaseContext, token: bytes, files: cli.TlsFiles,
+              ) -> Tuple[Connection, multiprocessing.process.BaseProcess]:
+    """(a connection to a process that answers, the process)."""
+    listener = Listener(Address('127.0.0.1', 0), token, 'server', ('worker',), print,
+                        tls=listening_context(files._replace(ca=None)))
+    tls = connecting_context(files._replace(cert=None, key=None))
+    receiver = context.Process(target=protocol_receiver, args=(listener.address, token, tls), daemon=True)
+    receiver.start()
+    return listener.get(), receiver
+
+
+def process_time_of(pid: int) -> float:
+    """What a process has used of the processor, s (Linux: its clock's number follows from its own)."""
+    return time.clock_gettime((~pid << 3) | 2)
 
 
 def macs() -> None:
@@ -105,7 +129,8 @@ def main() -> None:
         return macs()
     context = multiprocessing.get_context('fork')
     plain = socket.create_server(('127.0.0.1', 0))
-    context.Process(target=bare_receiver, args=(plain.getsockname(),), daemon=True).start()
+    receivers = [context.Process(target=bare_receiver, args=(plain.getsockname(),), daemon=True)]
+    receivers[0].start()
     sock = plain.accept()[0]
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     data = memoryview(TENSOR.numpy().reshape(-1)).cast('B')
@@ -114,27 +139,34 @@ def main() -> None:
         sock.sendall(data)
         sock.recv(1)
 
-    def over(connection: Connection) -> Callable[[], None]:
+    def over(token: bytes, files: cli.TlsFiles) -> Callable[[], None]:
+        connection, receiver = connected(context, token, files)
+        receivers.append(receiver)
+
         def protocol() -> None:
             connection.send(Kind.FRAME, {'i': 0}, {'z': TENSOR})
             connection.receive()
         return protocol
 
-    ways = {'bare socket': bare, 'with a checksum': over(connected(context, b'')),
-            'with a MAC': over(connected(context, TOKEN))}
+    ways = {'bare socket': bare, 'with a checksum': over(b'', NO_TLS), 'with a MAC': over(TOKEN, NO_TLS)}
+    if shutil.which('openssl'):
+        with tempfile.TemporaryDirectory() as folder:
+            ways['in TLS'] = over(b'', tls_files(folder))
     rates: Dict[str, List[float]] = {name: [] for name in ways}
+    cpu_ms: Dict[str, List[float]] = {name: [] for name in ways}
     for _ in range(ROUNDS):
-        for name, send in ways.items():
-            start = time.perf_counter()
+        for (name, send), receiver in zip(ways.items(), receivers):
+            start, before = time.perf_counter(), time.process_time() + process_time_of(receiver.pid)
             for _ in range(REPEATS):
                 send()
             rates[name].append(REPEATS * len(data) / (time.perf_counter() - start) / 1e9)
-    bare_rates = rates.pop('bare socket')
-    print(f'bare socket      {statistics.median(bare_rates):.2f} GB/s')
+            used_s = time.process_time() + process_time_of(receiver.pid) - before
+            cpu_ms[name].append(1e9 * used_s / (REPEATS * len(data)))
     for name, found in rates.items():
-        shares = [there / here for here, there in zip(bare_rates, found)]
+        shares = [there / here for here, there in zip(rates['bare socket'], found)]
         print(f'{name:16} {statistics.median(found):.2f} GB/s; share of the bare rate, round by round: median '
-              f'{statistics.median(shares):.2f}, from {min(shares):.2f} to {max(shares):.2f} (n={ROUNDS})')
+              f'{statistics.median(shares):.2f}, from {min(shares):.2f} to {max(shares):.2f} (n={ROUNDS}); processor, '
+              f'both ends: {statistics.median(cpu_ms[name]):.2f} ms a MB')
 
 
 if __name__ == '__main__':

@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import ssl
 import time
 from types import TracebackType
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar
@@ -326,10 +327,10 @@ class ClientPart:
 
 def wait_for_client(settings: Settings, bind: Optional[str] = None, port: Optional[int] = None,
                     allow_open: bool = False, say: Callable[[str], None] = cli.say,
-                    return_s: float = RETURN_S) -> RemoteClient:
+                    return_s: float = RETURN_S, tls: Optional[ssl.SSLContext] = None) -> RemoteClient:
     """Listen on `bind` (SERVER_IP) and `port` (PORT_MAIN), and wait for a client. Raises `UserError`."""
     address = Address(bind or settings.SERVER_IP, settings.PORT_MAIN if port is None else port)
-    listener = Listener(address, token_from_environment(), 'server', ('worker',), say, allow_open)
+    listener = Listener(address, token_from_environment(), 'server', ('worker',), say, allow_open, tls=tls)
     client = RemoteClient(listener, say, return_s)
     facts = client.facts()
     say(f"client: {facts.get('name')}, {facts.get('device')}, {facts.get('threads')} thread(s), "

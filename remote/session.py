@@ -1,6 +1,6 @@
 """A connected client, and the hardware table measured through it.
 
-    with open_session(settings, bind, port, allow_open) as session:
+    with open_session(settings, listening) as session:
         table = session.table(domain=0)                     # measured: both tiers, the link, the wire formats
 
 What is measured is kept in the result files round by round, so a restarted server goes on where it was.
@@ -34,18 +34,19 @@ from tier import devices, tasks
 from tier.block_timing import Gammas, NetworkTiming, PartTiming, Round, thread_count, time_network
 from wire import codec as wire_codec
 from wire.formats import WIRE_FORMATS, check_compressions, formats_of
+from wire.certificates import listening_context
 
 WIRE_SAMPLES = 4  # images whose feature maps are encoded to measure a format's size
 MAX_DEVICES = 3  # clients of different kinds that may come, one after the other, while a table is measured
 
 
-def open_session(settings: Settings, bind: Optional[str] = None, port: Optional[int] = None, allow_open: bool = False,
-                 ) -> 'Session':
+def open_session(settings: Settings, listening: cli.Listening) -> 'Session':
     """Wait for a client. Raises `UserError` when none comes. Real mode means a real device: no DEVICE_PROFILE."""
     formats_of(settings.WIRE_FORMATS)
     if settings.DEVICE_PROFILE:
         raise ValueError('real mode simulates nothing: replace DEVICE_PROFILE by an empty text')
-    client = wait_for_client(settings, bind, port, allow_open)
+    client = wait_for_client(settings, listening.bind, listening.port, listening.allow_open,
+                             tls=listening_context(listening.tls))
     try:
         there = str(client.facts().get('compressions') or 'zlib').split()
         check_compressions(settings.WIRE_FORMATS, there, 'the client')

@@ -13,6 +13,7 @@ from service.entries import Entry, class_names
 from service.server import Service
 from service.shift import References
 from service.watching import LogFile, Page, Terminal
+from wire.certificates import listening_context
 
 NAMES_SHOWN = 10
 SHOWN_S = 1.0  # between two looks at the state
@@ -31,7 +32,7 @@ def run(settings: Settings, entries: Mapping[str, Entry], workers: int, listenin
     shown = [terminal, *([LogFile(watching.log_jsonl)] if watching.log_jsonl else [])]
     port = settings.PORT_MAIN if listening.port is None else listening.port
     listener = Listener(Address(listening.bind or settings.SERVER_IP, port), token_from_environment(), 'service',
-                        ('camera',), terminal.say, listening.allow_open)
+                        ('camera',), terminal.say, listening.allow_open, tls=listening_context(listening.tls))
     service = Service(settings, entries, workers, class_names(settings), terminal.say, adapts, references)
     page = None
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

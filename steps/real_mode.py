@@ -27,7 +27,7 @@ class MeasuredStream(NamedTuple):
 
 def connected(settings: Settings, flags: cli.ServerFlags) -> Session:
     """A session with the first client that connects."""
-    return open_session(settings, flags.bind, flags.port, flags.allow_open)
+    return open_session(settings, flags.listening)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -104,10 +105,11 @@ class Running:
 
 @contextmanager
 def running(folder, entries: Sequence[Entry], workers: int = 1, port: int = 0, token: bytes = b'',
-            references: Optional[References] = None, **changed) -> Iterator[Running]:
+            references: Optional[References] = None, tls: Optional[ssl.SSLContext] = None,
+            **changed) -> Iterator[Running]:
     """Serve these entries from this process, under settings with some changed."""
     said: List[str] = []
-    listener = Listener(Address('127.0.0.1', port), token, 'service', ('camera',), said.append)
+    listener = Listener(Address('127.0.0.1', port), token, 'service', ('camera',), said.append, tls=tls)
     settings = replace(settings_in(folder), **changed)
     service = Service(settings, {entry.name: entry for entry in entries}, workers, say=said.append,
                       references=references)

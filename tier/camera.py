@@ -7,6 +7,7 @@ under way when a connection broke is computed here.
 from __future__ import annotations
 
 import json
+import ssl
 import sys
 import threading
 import time
@@ -61,10 +62,10 @@ class Camera:
 
     # --- with a server or without ---
 
-    def run(self, address: Address, token: bytes) -> None:
+    def run(self, address: Address, token: bytes, tls: Optional[ssl.SSLContext] = None) -> None:
         """Answer all frames of the source. Raises `UserError`, also when the server refuses a client that it has not
         served yet."""
-        connector = Connector(address, token)
+        connector = Connector(address, token, tls)
         connector.go(0.0)
         while not self._finished:
             connection = connector.arrived(wait=self._part is None)
@@ -305,9 +306,10 @@ def now() -> float:
     return round(time.time(), 3)
 
 
-def run(wish: Wish, tasks: Tasks, settings: Settings, server_ip: str, port: int) -> None:
+def run(wish: Wish, tasks: Tasks, settings: Settings, server_ip: str, port: int,
+        tls: Optional[ssl.SSLContext] = None) -> None:
     """Stream a source to a service, with lines on stdout, until it ends."""
-    Camera(wish, tasks, settings, write_line).run(Address(server_ip, port), token_from_environment())
+    Camera(wish, tasks, settings, write_line).run(Address(server_ip, port), token_from_environment(), tls)
 
 
 def write_line(line: str) -> None:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import queue
+import ssl
 import threading
 import time
 from collections import deque
@@ -133,8 +134,8 @@ class Stream:
 class Connector:
     """Connects in a thread of its own, with growing pauses, whenever it is told to."""
 
-    def __init__(self, address: Address, token: bytes) -> None:
-        self._address, self._token = address, token
+    def __init__(self, address: Address, token: bytes, tls: Optional[ssl.SSLContext] = None) -> None:
+        self._address, self._token, self._tls = address, token, tls
         self._stopping = threading.Event()
         self._found: 'queue.Queue[Connection]' = queue.Queue()
         self._orders: 'queue.Queue[float]' = queue.Queue()
@@ -160,6 +161,6 @@ class Connector:
     def _run(self) -> None:
         while not self._stopping.wait(self._orders.get()):
             connection = connect_with_retries(self._address, self._token, 'camera', 'service', cli.say,
-                                              self._stopping.wait)
+                                              self._stopping.wait, tls=self._tls)
             if connection is not None:
                 self._found.put(connection)

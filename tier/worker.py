@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 import os
+import ssl
 import threading
 import time
-from typing import Any, Dict
+from typing import Any, Dict, Optional
 
 import torch
 
@@ -140,7 +141,7 @@ def make_tasks(settings: Settings, cache_dir: str, cache_gib: float) -> Tasks:
 
 
 def run(settings: Settings, server_ip: str, port: int, control_port: int, cache_dir: str, cache_gib: float, once: bool,
-        ) -> None:
+        tls: Optional[ssl.SSLContext] = None) -> None:
     """Work for the server until told to stop, over as many connections as it takes; with `once` over one.
     `control_port` 0: there is none. Ends the process after a shutdown."""
     tasks = make_tasks(settings, cache_dir, cache_gib)
@@ -151,7 +152,8 @@ def run(settings: Settings, server_ip: str, port: int, control_port: int, cache_
         worker.listen_for_control(control_port, token)
     while not worker.stopping.is_set():
         worker.state.update(state='connecting', op='')
-        connection = connect_with_retries(server, token, 'worker', 'server', cli.say, worker.stopping.wait)
+        connection = connect_with_retries(server, token, 'worker', 'server', cli.say, worker.stopping.wait,
+                                          tls=tls)
         if connection is None:
             break
         cli.say(f'connected to {server}')

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hmac
 import math
 import socket
-import struct
 import threading
 import time
 from typing import Any, Callable, List, Mapping, Optional, Tuple
@@ -37,15 +36,15 @@ from wire.frames import (
     printable,
 )
 from wire.handshake import NONCE, Nonces, SessionKeys, new_nonce, proof, session_keys
-from wire.integrity import WORD_BYTES, Trailer, Trailers
+from wire.integrity import Trailer, Trailers
+from wire.tls import Tls
+from wire.transport import Transport
 
 HEARTBEAT_S = 2.0  # something is sent at least this often
 SILENCE_S = 10.0  # a peer of which nothing is heard, or that takes nothing, for this long is lost
 HANDSHAKE_S = 10.0  # in all
 SLOWEST_BYTES_PER_S = 16 << 10  # a message that takes SILENCE_S longer than it would at this rate is given up
-DRAIN_S = 0.5  # after the last words to a peer
-AHEAD_BYTES = 1 << 12  # a message's headers, all of a small one, the beginning of the next
-CHUNK_BYTES = 1 << 18  # summed as soon as they are here, while they are in the cache and the rest is on its way
+DRAIN_S, DRAIN_BYTES = 0.5, 1 << 18  # after the last words to a peer; at a time
 
 
 class Refused(NetworkError):
@@ -55,26 +54,24 @@ class Refused(NetworkError):
 class Connection:
     """Messages over one socket. `send` may be called from several threads, `receive` from one."""
 
-    def __init__(self, sock: socket.socket, peer: str) -> None:
+    def __init__(self, sock: socket.socket, peer: str, tls: Optional[Tls] = None) -> None:
         self.peer = peer
         self.max_payload_bytes = 0  # until the peer is trusted
-        self.bytes_sent = self.bytes_received = 0
-        self._sock, self._send_lock = sock, threading.Lock()
-        self._outgoing, self._incoming = Trailers(), Trailers()
-        self._ahead, self._next, self._filled = memoryview(bytearray(AHEAD_BYTES)), 0, 0  # read, and not looked at yet
+        self._sock, self._transport, self._send_lock = sock, Transport(sock, tls), threading.Lock()
+        self.use_keys(SessionKeys())
         self._closed = threading.Event()
-        self._deadline: Optional[float] = None  # of the handshake, on the monotonic clock
-        self._last_sent_s = time.monotonic()
-        sock.settimeout(None)
-        self._limit_waits(SILENCE_S)
+        self._transport.limit_waits(SILENCE_S)
         _tune(sock)
 
-    def _limit_waits(self, seconds: float) -> None:
-        """How long a system call may go without moving a byte. The system's own limit: with Python's, a send that
-        fills the buffer would return to Python each time, which halves the throughput on a fast link."""
-        value = struct.pack('@ll', int(seconds), int(seconds % 1 * 1e6))
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes that left through the socket."""
+        return self._transport.bytes_sent
+
+    @property
+    def bytes_received(self) -> int:
+        """Bytes that came through the socket."""
+        return self._transport.bytes_received
 
     # --- sending ---
 
@@ -83,7 +80,7 @@ class Connection:
         """Send one message; blocks while the peer takes nothing, for at most SILENCE_S. Raises `ConnectionLost`."""
         views, trailer = self._prepared(kind, fields or {}, tensors or {})
         with self._send_lock:
-            self._send_all(_closed(views, trailer))
+            self._send_all(self._whole(views, trailer))
 
     def begin_send(self, kind: Kind, fields: Mapping[str, Any], tensors: Mapping[str, torch.Tensor],
                    turn_s: float = -1) -> Optional[Callable[[], None]]:
@@ -94,13 +91,16 @@ class Connection:
         if not self._send_lock.acquire(timeout=turn_s):
             raise self._lost(TimeoutError('takes data too slowly'), 'takes no data')
         try:
-            views = _closed(views, trailer)
-            views = self._send_once(views, socket.MSG_DONTWAIT)
+            views = self._whole(views, trailer)
+            views = self._transport.send_once(views, socket.MSG_DONTWAIT)
         except BlockingIOError:
             pass
         except OSError as error:
             self._send_lock.release()
             raise self._lost(error, 'takes no data') from None
+        except NetworkError:
+            self._send_lock.release()
+            raise
         if not views:
             self._send_lock.release()
             return None
@@ -120,9 +120,15 @@ class Connection:
         payload = [bytes_of(value) for value in ready.values() if value.numel()]
         header = encode_headers(kind, fields, specs)
         trailer = self._outgoing.begin(header, bool(payload))
-        for view in payload:
-            trailer.update(view)
+        if trailer is not None:
+            for view in payload:
+                trailer.update(view)
         return [memoryview(header), *payload], trailer
+
+    def _whole(self, views: List[memoryview], trailer: Optional[Trailer]) -> List[memoryview]:
+        """A whole frame. To be called in the order in which frames are sent: MACs and TLS number them."""
+        views = views if trailer is None else [*views, memoryview(trailer.packed())]
+        return self._transport.as_sent(views)
 
     def _send_all(self, views: List[memoryview]) -> None:
         end = _latest_end(sum(map(len, views)))
@@ -130,20 +136,9 @@ class Connection:
             while views:
                 if time.monotonic() > end:
                     raise TimeoutError('takes data too slowly')
-                views = self._send_once(views)
+                views = self._transport.send_once(views)
         except OSError as error:
             raise self._lost(error, 'takes no data') from None
-
-    def _send_once(self, views: List[memoryview], flags: int = 0) -> List[memoryview]:
-        """One system call; what is left. (All of a message at once: a peer woken for a part of it costs time.)"""
-        sent = self._sock.sendmsg(views, (), flags)
-        self.bytes_sent += sent
-        self._last_sent_s = time.monotonic()
-        done = 0
-        while done < len(views) and sent >= len(views[done]):
-            sent -= len(views[done])
-            done += 1
-        return [views[done][sent:], *views[done + 1:]] if done < len(views) else []
 
     # --- receiving ---
 
@@ -154,7 +149,8 @@ class Connection:
         try:
             while True:
                 message = self._receive_one()
-                if message.kind != Kind.HEARTBEAT or self._deadline is not None:  # nobody waits for a stranger
+                is_stranger = self._transport.deadline is not None
+                if message.kind != Kind.HEARTBEAT or is_stranger:  # for whom nobody waits
                     return message
                 if time.monotonic() - start > timeout_s:
                     self.close()
@@ -166,82 +162,47 @@ class Connection:
             raise
 
     def _receive_one(self) -> Message:
-        fixed = self._read(FIXED_BYTES, self._deadline)
+        transport = self._transport
+        transport.wait()  # its first byte may take as long as the peer lives
         start = time.perf_counter()
+        fixed = transport.read(FIXED_BYTES, transport.deadline or _latest_end(FIXED_BYTES))
         kind, header_bytes, payload_bytes, crc = parse_fixed(fixed, self.max_payload_bytes)
-        end = self._deadline or _latest_end(header_bytes + payload_bytes)
-        typed = self._read(header_bytes, end)
+        end = transport.deadline or _latest_end(header_bytes + payload_bytes)
+        typed = transport.read(header_bytes, end)
         fields, specs = parse_typed(typed, crc, payload_bytes)
         tensors = {name: torch.empty(shape, dtype=DTYPES[dtype]) for name, dtype, shape in specs}
         trailer = self._incoming.begin(fixed + typed, payload_bytes > 0)
-        if trailer is not None:
-            for value in tensors.values():
-                self._read_into(bytes_of(value), end, trailer)
-            if not hmac.compare_digest(self._read(trailer.n_bytes, end), trailer.packed()):
-                raise ProtocolError(trailer.fault)
+        for value in tensors.values():
+            transport.read_into(bytes_of(value), end, trailer)
+        if trailer is not None and not hmac.compare_digest(transport.read(trailer.n_bytes, end), trailer.packed()):
+            raise ProtocolError(trailer.fault)
         return Message(kind, fields, tensors, time.perf_counter() - start)
-
-    def _read(self, count: int, end: Optional[float]) -> bytes:
-        """So many bytes until the point in time `end`; None: the first of them may take as long as the peer lives."""
-        found = bytearray()
-        while len(found) < count:
-            if self._next == self._filled:
-                self._next, self._filled = 0, self._receive_into(self._ahead, end)
-                end = end or _latest_end(count)
-            found += self._take(count - len(found))
-        return bytes(found)
-
-    def _take(self, count: int) -> memoryview:
-        """At most so many bytes of those that were read ahead."""
-        start, self._next = self._next, min(self._filled, self._next + count)
-        return self._ahead[start:self._next]
-
-    def _read_into(self, view: memoryview, end: float, trailer: Trailer) -> None:
-        """Fill `view`."""
-        ahead = self._take(len(view))
-        done, counted = len(ahead), 0
-        view[:done] = ahead
-        while counted < len(view):
-            if done < len(view):
-                done += self._receive_into(view[done:done + CHUNK_BYTES], end, socket.MSG_WAITALL)
-            if done == len(view) or done - counted >= CHUNK_BYTES:
-                stop = done if done == len(view) else done // WORD_BYTES * WORD_BYTES
-                trailer.update(view[counted:stop])
-                counted = stop
-
-    def _receive_into(self, view: memoryview, end: Optional[float], flags: int = 0) -> int:
-        """One system call. (With MSG_WAITALL it returns when all is there, or SILENCE_S are over: a thread that woke up
-        for every packet would take time from the one that computes.)"""
-        if self._deadline is not None:
-            self._limit_waits(max(0.001, self._deadline - time.monotonic()))
-        if end is not None and time.monotonic() > end:
-            raise BlockingIOError if self._deadline is not None else TimeoutError('sends too slowly')
-        count = self._sock.recv_into(view, 0, flags)
-        if count == 0:
-            raise ConnectionResetError('closed by the peer')
-        self.bytes_received += count
-        return count
 
     # --- life ---
 
     def handshake(self, role: str, peer_roles: Tuple[str, ...], token: bytes, starts: bool) -> None:
         """HELLO and, with a secret, PROOF (docs/protocol.md); closed unless it succeeds. Raises `NetworkError`."""
-        self._deadline = time.monotonic() + HANDSHAKE_S
+        self._transport.deadline = time.monotonic() + HANDSHAKE_S
         try:
+            if self._transport.tls is not None:
+                self._transport.begin_tls(self._send_all)
             keys = self._prove(role, peer_roles, token, starts)
+        except OSError as error:  # of TLS
+            raise self._lost(error, 'is silent') from None
         except NetworkError as error:
             if not self.is_closed:
                 self.fail('protocol', str(error))
             raise
         self.use_keys(keys)
-        self._deadline = None
-        self._limit_waits(SILENCE_S)
+        self._transport.deadline = None
+        self._transport.limit_waits(SILENCE_S)
         self.max_payload_bytes = MAX_PAYLOAD_BYTES
         threading.Thread(target=self._beat, name=f'heartbeat {self.peer}', daemon=True).start()
 
     def use_keys(self, keys: SessionKeys) -> None:
-        """From now on every frame carries a MAC, unless the keys are empty."""
-        self._outgoing, self._incoming = Trailers(keys.sending), Trailers(keys.receiving)
+        """From now on every frame carries a MAC, unless the keys are empty, or TLS makes it needless."""
+        self._outgoing, self._incoming = (
+            Trailers(key if self._transport.tls is None else b'', sums=self._transport.tls is None) for key in keys)
 
     def _prove(self, role: str, peer_roles: Tuple[str, ...], token: bytes, starts: bool) -> SessionKeys:
         nonce = new_nonce()
@@ -285,7 +246,7 @@ class Connection:
 
     def _beat(self) -> None:
         while not self._closed.wait(HEARTBEAT_S / 2):
-            if time.monotonic() - self._last_sent_s >= HEARTBEAT_S / 2 and not self._send_lock.locked():
+            if time.monotonic() - self._transport.last_sent_s >= HEARTBEAT_S / 2 and not self._send_lock.locked():
                 try:
                     self.send(Kind.HEARTBEAT)
                 except NetworkError:
@@ -293,7 +254,7 @@ class Connection:
 
     def _lost(self, error: OSError, silence: str) -> ConnectionLost:
         if isinstance(error, BlockingIOError) and not self._closed.is_set():
-            waited = HANDSHAKE_S if self._deadline is not None else SILENCE_S
+            waited = HANDSHAKE_S if self._transport.deadline is not None else SILENCE_S
             reason = f'{self.peer} {silence} for {waited:g} s'
         elif isinstance(error, (ConnectionResetError, BrokenPipeError)) or self._closed.is_set():
             reason = f'{self.peer} closed the connection'
@@ -311,8 +272,8 @@ class Connection:
         """Tell the peer why (if it still listens), then close."""
         if self._send_lock.acquire(timeout=1.0):  # else it is in the middle of a message
             try:
-                self._limit_waits(1.0)
-                self._send_all(_closed(*self._prepared(
+                self._transport.limit_waits(1.0)
+                self._send_all(self._whole(*self._prepared(
                     Kind.ERROR, {'id': 0, 'code': code, 'text': printable(text)[:200]}, {})))
             except (NetworkError, OSError):
                 pass
@@ -327,8 +288,8 @@ class Connection:
         end = time.monotonic() + DRAIN_S
         try:
             self._sock.shutdown(socket.SHUT_WR)
-            self._limit_waits(DRAIN_S)
-            while time.monotonic() < end and self._sock.recv(CHUNK_BYTES):
+            self._transport.limit_waits(DRAIN_S)
+            while time.monotonic() < end and self._sock.recv(DRAIN_BYTES):
                 pass
         except OSError:
             pass
@@ -341,11 +302,6 @@ class Connection:
         except OSError:
             pass
         self._sock.close()
-
-
-def _closed(views: List[memoryview], trailer: Optional[Trailer]) -> List[memoryview]:
-    """A whole frame. To be called in the order in which frames are sent: the trailer may number them."""
-    return views if trailer is None else [*views, memoryview(trailer.packed())]
 
 
 def _tune(sock: socket.socket) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 MAGIC = b'SPLT'
+TLS_RECORD = b'\x16\x03'  # how a greeting of TLS begins
 VERSION = 2
 FIXED = struct.Struct('<4sBBHQI')  # magic, version, kind, header bytes, payload bytes, CRC-32 of the typed header
 CRC = struct.Struct('<I')
@@ -185,6 +186,8 @@ def encode_headers(kind: Kind, fields: Mapping[str, Any], specs: Sequence[Tensor
 def parse_fixed(data: bytes, max_payload_bytes: int) -> Tuple[Kind, int, int, int]:
     """24 bytes -> kind, typed header bytes, payload bytes, CRC-32 of the typed header."""
     magic, version, kind, header_bytes, payload_bytes, header_crc = FIXED.unpack_from(data)
+    if magic[:2] == TLS_RECORD:
+        raise ProtocolError('the peer speaks TLS, this end does not')
     if magic != MAGIC:
         raise ProtocolError('the peer does not speak this protocol')
     if version != VERSION:

@@ -66,15 +66,16 @@ Trailer = Union[Checksum, Mac]
 class Trailers:
     """What follows each frame of one direction of one connection."""
 
-    def __init__(self, key: bytes = b'') -> None:
-        """`key`: of the session and the direction; without one there are checksums."""
+    def __init__(self, key: bytes = b'', sums: bool = True) -> None:
+        """`key`: of the session and the direction; without one there are checksums, or nothing without `sums`."""
+        self._sums = sums
         self._keyed = hmac.new(key, digestmod=hashlib.sha256) if key else None
         self._numbers = itertools.count()
 
     def begin(self, header: bytes, has_payload: bool) -> Optional[Trailer]:
         """The trailer of a frame with this header (both its parts); None where nothing follows."""
         if self._keyed is None:
-            return Checksum() if has_payload else None
+            return Checksum() if has_payload and self._sums else None
         mac = Mac(self._keyed.copy(), self._numbers)
         mac.update(header)
         return mac

@@ -62,7 +62,7 @@ def test_what_decides_is_measured_on_validation_images(session_without_measuring
     monkeypatch.setattr(real_mode_step, 'measure', lambda *rest: {})
     monkeypatch.setattr(session.client, '__exit__', lambda *rest: None, raising=False)
     monkeypatch.setattr(type(session), '__exit__', lambda *rest: None)
-    real_mode_step.stream_unpruned(settings, real_mode_step.cli.ServerFlags(None, None, False, True), 20)
+    real_mode_step.stream_unpruned(settings, real_mode_step.cli.ServerFlags(real_mode_step.cli.Listening(), True), 20)
     validation = load_domain(settings, 0, 'val').images
     assert len(given) == 2 and all(torch.equal(images, validation[:len(images)]) for images in given)
 
@@ -132,10 +132,11 @@ def test_a_client_that_lacks_a_compression_is_told_before_anything_is_measured(m
         def close(self, text):
             said.append(text)
 
-    monkeypatch.setattr(real_mode, 'wait_for_client', lambda *rest: Client())
+    monkeypatch.setattr(real_mode, 'wait_for_client', lambda *rest, **flags: Client())
     monkeypatch.setattr(formats, 'available', lambda: ('zlib', 'zstd', 'lz4'))
     settings = dataclasses.replace(SETTINGS, DEVICE_PROFILE='', WIRE_FORMATS=('uint8+zlib', 'uint4+lz4'))
     with pytest.raises(UserError, match=r'uint4\+lz4 needs the package lz4 on the client'):
-        real_mode.open_session(settings)
+        real_mode.open_session(settings, real_mode.cli.Listening())
     assert len(said) == 1 and 'lz4' in said[0]
-    real_mode.open_session(dataclasses.replace(settings, WIRE_FORMATS=('uint4', 'uint8+zlib')))
+    settings = dataclasses.replace(settings, WIRE_FORMATS=('uint4', 'uint8+zlib'))
+    real_mode.open_session(settings, real_mode.cli.Listening())
