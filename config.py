@@ -23,6 +23,7 @@ ROOT = os.path.dirname(os.path.abspath(__file__))  # of the repository
 
 OMEGA_OF = {'throughput': 0.0, 'latency': 1.0}  # what OBJECTIVE means: T_eff with all its weight on one of its terms
 PICKS = ('constraint', 'knee', 'budget')
+TORCH, ONNXRUNTIME = ENGINES = ('torch', 'onnxruntime')
 BUDGETS = ('BUDGET_T_EFF_MS', 'BUDGET_LATENCY_MS', 'BUDGET_MIN_FPS')
 
 RENAMED: Dict[str, str] = {  # a setting of earlier versions: the one that took its place, or a sentence: what to do now
@@ -125,8 +126,10 @@ class Settings:
     # --- tiers: what is measured or simulated (roofline, step 1) --------------------------------
     SERVER_DEVICE: str = setting('auto', 'server', device)  # 'auto' (CUDA if there is one), 'cpu', 'cuda', 'cuda:1'
     SERVER_THREADS: int = setting(1, 'server', at_least_0)  # CPU threads of the server tier; 0: all cores
+    SERVER_ENGINE: str = setting('torch', 'server', one_of(*ENGINES))  # that runs its part (docs/deployment.md)
     CLIENT_DEVICE: str = setting('auto', 'client', device)  # of a real client
     CLIENT_THREADS: int = setting(1, 'client', at_least_0)  # CPU threads of a real client; 0: all cores
+    CLIENT_ENGINE: str = setting('torch', 'client', one_of(*ENGINES))  # that runs its part, real or simulated
     DEVICE_PROFILE: str = setting('edge-cpu', 'client')  # simulated client: 'edge-cpu', 'jetson-tx2', a JSON file,
     #                                               or '' when a real client is meant
     EDGE_CPU_SLOWDOWN: float = setting(6.0, 'client', above_0)  # edge-cpu: the time of one thread here, times this

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import cli
-from config import Settings, UserError
+from config import TORCH, Settings, UserError
 from costs.correction import Correction, HeldOut, fit_correction
 from costs.cost_model import FLOAT32, TIERS, EndCosts, HardwareTable, Link, Roofline
 from costs.device_profiles import load_profile, predict_block_ms, predict_classifier_ms, predict_stem_ms, slowdown_of
@@ -80,6 +80,9 @@ def simulate_client(settings: Settings, roofline: Roofline,
     if profile.kind == 'measured':
         return _measured('client', settings, torch.device('cpu'), profile.threads, slowdown_of(profile, settings),
                          {'profile': profile.name}, roofline, progress, profile.power)
+    if settings.CLIENT_ENGINE != TORCH:
+        raise UserError(f'DEVICE_PROFILE={settings.DEVICE_PROFILE} describes a device that runs PyTorch: CLIENT_ENGINE '
+                        f'must be {TORCH}')
     arch = architecture(settings.MODEL_NAME)
     stem, shapes = block_shapes(arch, settings.INPUT_SIZE)
     block_ms = np.stack([predict_block_ms(profile, shape) for shape in shapes])
@@ -97,9 +100,10 @@ def _measured(tier: str, settings: Settings, device: torch.device, threads: int,
     torch.manual_seed(settings.SEED)  # random weights: times do not depend on their values
     model = create_hyper_repvgg(None, settings.MODEL_NAME, settings.NUM_CLASSES).to(device)
     image = torch.rand(BATCH_SIZE, 3, settings.INPUT_SIZE, settings.INPUT_SIZE, device=device)
-    timing = time_network(ThisMachine(model, image, threads), branch_counts(model), same_work(settings),
+    engine = settings.SERVER_ENGINE if tier == 'server' else settings.CLIENT_ENGINE
+    timing = time_network(ThisMachine(model, image, threads, engine), branch_counts(model), same_work(settings),
                           settings.LUT_ROUNDS, progress or (lambda done, total: None))
-    info = {**facts_of(device, threads), 'simulated': slowdown != 1.0 or
+    info = {**facts_of(device, threads), 'engine': engine, 'simulated': slowdown != 1.0 or
             bool(extra), 'slowdown': slowdown, **extra}
     if not info['simulated']:
         power = measured_power(model, image)

@@ -44,10 +44,11 @@ def predict(model: HyperRepVGG, gamma: Sequence[int], split: int, client: Remote
     """
     n, alpha = len(model.blocks), model.alpha_array()
     on_set = ImageSetOnClient(images) if settings.HEAD_TIER == 'client' else None
-    remote = ClientPart(client, model, folded_specs(alpha, gamma, client_units(split, n, settings.HEAD_TIER), settings),
-                        images.shape[-1], on_set)
+    on_client = folded_specs(alpha, gamma, client_units(split, n, settings.HEAD_TIER), settings, settings.CLIENT_ENGINE)
+    on_server = folded_specs(alpha, gamma, server_units(split, n, settings.HEAD_TIER), settings, settings.SERVER_ENGINE)
+    remote = ClientPart(client, model, on_client, images.shape[-1], on_set)
     device = next(model.parameters()).device
-    local = part_of(model, folded_specs(alpha, gamma, server_units(split, n, settings.HEAD_TIER), settings), device)
+    local = part_of(model, on_server, device)
     wire = formats.format_at(split, n, wire)
     found: List[torch.Tensor] = []
     with torch.inference_mode():

@@ -23,6 +23,7 @@ Limit: heads and tails of one or two blocks keep their weights in cache, and wha
 from __future__ import annotations
 
 import cli
+from config import ENGINES
 
 PARSER = cli.plain_parser(__doc__)
 PARSER.add_argument('--models', default='RepVGG-Micro@32,RepVGG-A0@224', metavar='NAME@SIZE,...')
@@ -31,6 +32,7 @@ PARSER.add_argument('--rounds', type=int, default=0,
                     help='visits of every entry and every part (default: 15 for small images, 5 for large)')
 PARSER.add_argument('--threads', type=int, default=1)
 PARSER.add_argument('--device', default='cpu')
+PARSER.add_argument('--engine', choices=ENGINES, default='torch', help='what runs the networks (docs/deployment.md)')
 PARSER.add_argument('--seed', type=int, default=0, help='of the assignments and of the order')
 PARSER.add_argument('--isolated', action='store_true', help='also time each block in a loop of its own')
 
@@ -84,8 +86,8 @@ class Run:
     """One model's measurements, task by task; the yardstick, one fixed network, is timed between any two."""
 
     def __init__(self, model: HyperRepVGG, image: torch.Tensor, threads: int, fresh: Dict[str, List[PartTiming]],
-                 ) -> None:
-        self.model, self.image, self.threads, self.fresh = model, image, threads, fresh
+                 engine: str) -> None:
+        self.model, self.image, self.threads, self.fresh, self.engine = model, image, threads, fresh, engine
         self.counts = block_timing.branch_counts(model)
         self.known = block_timing.draw_parts(self.counts)  # what step 1 times as a whole
         self.samples: Dict[str, List[Sample]] = {'visits': [], 'isolated': [], 'parts': []}
@@ -100,13 +102,13 @@ class Run:
     def visit(self, turn: int, what: PartTiming) -> None:
         """A visit of the table, as step 1 does it."""
         network = block_timing.assign(self.model, what.gamma)
-        row = block_timing.timed_passes(network, self.image, self.threads)
+        row = block_timing.timed_passes(network, self.image, self.threads, engine=self.engine)
         self.samples['visits'].append(Sample(turn, what, row))
 
     def run_part(self, turn: int, what: PartTiming) -> None:
         """Uninterrupted passes of a part."""
         network = block_timing.assign(self.model, what.gamma)
-        ms = block_timing.part_ms(network, self.image, self.threads, (what.first, what.last))
+        ms = block_timing.part_ms(network, self.image, self.threads, (what.first, what.last), self.engine)
         self.samples['parts'].append(Sample(turn, what, np.array([ms])))
 
     def visit_isolated(self, turn: int, what: PartTiming) -> None:
@@ -192,7 +194,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     args = PARSER.parse_args(argv)
     device, met = devices.device_of(args.device), True
     cli.keep_freed_memory()
-    print(f'{devices.device_name(device)}, {args.threads} threads, PyTorch {torch.__version__}')
+    print(f'{devices.device_name(device)}, {args.threads} threads, PyTorch {torch.__version__}, engine {args.engine}')
     print(f'{"table / measured":<44}{"n":>4}{"within 5%":>10}{"median":>9}{"lowest":>9}{"highest":>9}')
     for item in args.models.split(','):
         name, _, size = item.partition('@')
@@ -201,7 +203,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         settings = Settings(MODEL_NAME=name, INPUT_SIZE=int(size))
         model = create_hyper_repvgg(None, name, settings.NUM_CLASSES).to(device)
         image = torch.rand(1, 3, int(size), int(size), device=device)
-        run = Run(model, image, args.threads, draw_fresh(block_timing.branch_counts(model), args.assignments, rng))
+        run = Run(model, image, args.threads, draw_fresh(block_timing.branch_counts(model), args.assignments, rng),
+                  args.engine)
         run.take_turns(args.rounds or (15 if int(size) < 100 else 5), args.isolated, rng)
         found = run.ratios('visits', corrected=True, only_calm=True)
         show(item, found)

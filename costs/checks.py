@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 
-from config import ROOT, Settings, UserError
+from config import ONNXRUNTIME, ROOT, Settings, UserError
 from network.shapes import architecture
 from pipeline import kinds
 from wire.formats import formats_of
@@ -13,12 +14,16 @@ EDGE_CPU, JETSON_TX2 = BUILT_IN = ('edge-cpu', 'jetson-tx2')
 
 
 def check_settings(settings: Settings, weights: bool = True) -> None:
-    """Raise `UserError` for a network, wire format, range of splits or device profile that does not exist; with
+    """Raise `UserError` for a network, wire format, range of splits, device profile or engine that does not exist; with
     `weights` for a weights file that is not there, too."""
     formats_of(settings.WIRE_FORMATS)
     split_range(sum(architecture(settings.MODEL_NAME).depths), settings)
     if settings.DEVICE_PROFILE:
         profile_path(settings.DEVICE_PROFILE)
+    for name in ('SERVER_ENGINE', *(['CLIENT_ENGINE'] if settings.DEVICE_PROFILE else [])):
+        if getattr(settings, name) == ONNXRUNTIME and not all(map(find_spec, ('onnx', 'onnxruntime'))):
+            raise UserError(f'{name}={ONNXRUNTIME} needs onnx and onnxruntime here: pip install -r '
+                            'requirements-export.txt')
     path = kinds.weights_file(settings)
     if weights and path and not os.path.isfile(path):
         raise UserError(f'{path}: no such weights file; set WEIGHT_PATH_SERVER to one (empty: random weights)')

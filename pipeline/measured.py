@@ -6,7 +6,7 @@ import os
 from typing import Any, Dict
 
 import cli
-from config import Settings, UserError
+from config import TORCH, Settings, UserError
 from pipeline import documents, kinds
 from pipeline.fingerprints import metadata_of
 from pipeline.provenance import is_measured_client, names_a_profile
@@ -51,11 +51,15 @@ def is_measured(kind: str, settings: Settings) -> bool:
 
 
 def check_meant(path: str, settings: Settings) -> None:
-    """Refuse a measured file where a simulated client is asked for by name."""
+    """Refuse a measured file where a simulated client is asked for by name, or another engine."""
     if names_a_profile(settings):
         raise UserError(f'{path}: was measured on {device_of(path)}, and DEVICE_PROFILE={settings.DEVICE_PROFILE} '
                         'means a simulated client: leave it empty to use the device, choose another RESULTS_DIR, or '
                         f"replace it with `{kinds.command_for('lut_client', settings)} --force`")
+    engine = str(client_of(path).get('engine', TORCH))
+    if client_of(path) and settings.CLIENT_ENGINE != engine:
+        raise UserError(f'{path}: was measured on {device_of(path)} with CLIENT_ENGINE={engine} (now '
+                        f'{settings.CLIENT_ENGINE}): measure it again there, or set CLIENT_ENGINE={engine}')
 
 
 def say_used(path: str, settings: Settings) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import Any, Dict, List, Mapping, Optional
 
-from config import Settings, UserError, profile_defaults
+from config import TORCH, Settings, UserError, profile_defaults
 from pipeline import documents
 from pipeline.documents import Document
 from pipeline.fingerprints import (
@@ -95,6 +95,9 @@ def differing(kind: str, metadata: Mapping[str, Any], settings: Settings) -> Lis
         groups = [name for name in groups if name != 'client' and (name != 'lut' or kind == 'lut')]
         if names_a_profile(settings):
             return [f'a device (now DEVICE_PROFILE={settings.DEVICE_PROFILE})']
+        engine = metadata['client'].get('engine', TORCH)
+        if engine != settings.CLIENT_ENGINE:
+            return [f'CLIENT_ENGINE={engine} (now {settings.CLIENT_ENGINE})']
     found = list(differences(metadata, groups, settings))
     for name in spec.files:
         was, now = recorded(metadata, name).get('sha256'), content_hash(named_file(name, settings))

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 import cli
-from config import Settings, UserError
+from config import TORCH, Settings, UserError
 from hyper_repvgg import HyperRepVGG
 from network_utils import Address, Listener, token_from_environment
 from remote import replies
@@ -262,7 +262,8 @@ class ClientPart:
         self.client.provide(connection, {**blobs, **(self.images.blobs if self.images else {})})
         fields = {'model': spec.model_name, 'classes': spec.num_classes, 'input_size': self._input_size,
                   'first': spec.first, 'last': spec.last, 'dtype': spec.dtype, 'mean': list(spec.mean),
-                  'std': list(spec.std), 'hashes': self._hashes, 'folded': spec.gamma is not None, 'place': place}
+                  'std': list(spec.std), 'hashes': self._hashes, 'folded': spec.gamma is not None, 'place': place,
+                  'engine': spec.engine}
         tensors = {}
         if spec.gamma is not None:
             fields['gamma'] = list(spec.gamma)
@@ -338,9 +339,11 @@ def wait_for_client(settings: Settings, bind: Optional[str] = None, port: Option
     return client
 
 
-def folded_specs(alpha: np.ndarray, gamma: Sequence[int], split_units: Tuple[int, int], settings: Settings) -> PartSpec:
+def folded_specs(alpha: np.ndarray, gamma: Sequence[int], split_units: Tuple[int, int], settings: Settings,
+                 engine: str = TORCH) -> PartSpec:
     """The spec of the units [first, last) under γ and α [N, 3]."""
     spec = PartSpec(settings.MODEL_NAME, settings.NUM_CLASSES, *split_units, dtype='float32',
                     mean=tuple(settings.NORM_MEAN), std=tuple(settings.NORM_STD))
     rows: List[Tuple[float, ...]] = [tuple(float(v) for v in alpha[k]) for k in spec.blocks]
-    return PartSpec(**{**vars(spec), 'gamma': tuple(int(gamma[k]) for k in spec.blocks), 'alpha': tuple(rows)})
+    gammas = tuple(int(gamma[k]) for k in spec.blocks)
+    return PartSpec(**{**vars(spec), 'gamma': gammas, 'alpha': tuple(rows), 'engine': engine})

@@ -129,7 +129,8 @@ class Session:
             cli.say(f"{path}: {', '.join(changed) or 'simulated'}: measuring the client again")
         timing = self.time_client(facts)
         roofline = self.client.request('roofline', replies.roofline)
-        costs = lut_manager.costs_of('client', timing, {**facts, 'simulated': False, 'slowdown': 1.0}, roofline)
+        costs = lut_manager.costs_of('client', timing, {**facts, 'engine': self.settings.CLIENT_ENGINE,
+                                                   'simulated': False, 'slowdown': 1.0}, roofline)
         lut_manager.save_tier(costs, self.settings)
         return costs
 
@@ -180,7 +181,7 @@ class _ClientMachine:
     def __init__(self, client: RemoteClient, settings: Settings) -> None:
         self.client = client
         self.fields = {'model': settings.MODEL_NAME, 'classes': settings.NUM_CLASSES,
-                       'input_size': settings.INPUT_SIZE}
+                       'input_size': settings.INPUT_SIZE, 'engine': settings.CLIENT_ENGINE}
 
     def visits(self, gammas: Sequence[Gammas], progress: Callable[[int], None]) -> np.ndarray:
         """ms [visits, passes, N + 2]."""

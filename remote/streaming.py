@@ -63,14 +63,14 @@ class _Stream:
         self._classes = model.num_classes
         self._shape = (1, *cut_shape(model.model_name, model.num_classes, images.shape[-1], unit))
 
-        def spec(units: Tuple[int, int]) -> PartSpec:
-            return folded_specs(configuration.alpha, configuration.gamma, units, settings)
+        def spec(units: Tuple[int, int], engine: str) -> PartSpec:
+            return folded_specs(configuration.alpha, configuration.gamma, units, settings, engine)
 
         on_client = ImageSetOnClient(images) if self.head_tier == 'client' else None
-        self.remote = ClientPart(client, model, spec(client_units(split, n, self.head_tier)), images.shape[-1],
-                                 on_client)
+        self.remote = ClientPart(client, model, spec(client_units(split, n, self.head_tier),
+                                                     settings.CLIENT_ENGINE), images.shape[-1], on_client)
         device = next(model.parameters()).device
-        self._local = part_of(model, spec(server_units(split, n, self.head_tier)), device)
+        self._local = part_of(model, spec(server_units(split, n, self.head_tier), settings.SERVER_ENGINE), device)
         self._images = images
 
     def _seen(self, i: int, prediction: List[int], latency_s: float) -> None:

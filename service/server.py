@@ -193,7 +193,8 @@ class Service:
         if part is None:
             model = model_of(self._base, network)
             units = 0, len(model.blocks) + 2
-            spec = folded_specs(network.alpha, network.gamma['client'], units, self.settings)
+            spec = folded_specs(network.alpha, network.gamma['client'], units, self.settings,
+                                self.settings.CLIENT_ENGINE)
             part = self._parts[network.name] = ClientPart(remote, model, spec, self.settings.INPUT_SIZE)
         return part.for_client(remote)
 

@@ -115,7 +115,8 @@ class Tails:
             while self._folded and sum(sizes_mb) > self._settings.HELD_NETWORKS_MB:
                 del self._folded[next(iter(self._folded))], sizes_mb[0]
             units = 0, len(model.blocks) + 2
-            spec = folded_specs(network.alpha, network.gamma['server'], units, self._settings)
+            spec = folded_specs(network.alpha, network.gamma['server'], units, self._settings,
+                                self._settings.SERVER_ENGINE)
             found = part_of(model, spec, self._device)
         self._folded[name] = found
         return found

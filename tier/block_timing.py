@@ -21,9 +21,11 @@ from typing import Callable, Iterable, Iterator, List, NamedTuple, Optional, Pro
 import numpy as np
 import torch
 
+from config import ONNXRUNTIME, TORCH
 from hyper_repvgg import DeployedNetwork, HyperRepVGG, deploy
 from network.gammas import GAMMAS, N_GAMMA
 from network.shapes import BRANCHES
+from tier import onnx_timing
 
 
 @contextmanager
@@ -226,8 +228,8 @@ class Machine(Protocol):
 class ThisMachine:
     """Times a model on its device, which the image [1, 3, S, S] shares. Changes the model's α."""
 
-    def __init__(self, model: HyperRepVGG, image: torch.Tensor, threads: int) -> None:
-        self.model, self.image, self.threads = model, image, threads
+    def __init__(self, model: HyperRepVGG, image: torch.Tensor, threads: int, engine: str = TORCH) -> None:
+        self.model, self.image, self.threads, self.engine = model, image, threads, engine
 
     def visits(self, gammas: Sequence[Gammas], progress: Callable[[int], None]) -> np.ndarray:
         """See `Machine`."""
@@ -235,14 +237,14 @@ class ThisMachine:
         with torch.inference_mode(), thread_count(self.threads):
             for done, gamma in enumerate(gammas):
                 progress(done)
-                times.append(timed_passes(assign(self.model, gamma), self.image, self.threads))
+                times.append(timed_passes(assign(self.model, gamma), self.image, self.threads, engine=self.engine))
         return np.stack(times)
 
     def parts(self, parts: Sequence[PartTiming]) -> np.ndarray:
         """See `Machine`."""
         with torch.inference_mode(), thread_count(self.threads):
             return np.stack([timed_passes(assign(self.model, part.gamma), self.image, self.threads,
-                                          (part.first, part.last))[:, 0] for part in parts])
+                                          (part.first, part.last), self.engine)[:, 0] for part in parts])
 
 
 class Round(NamedTuple):
@@ -312,9 +314,11 @@ def thread_count(threads: int) -> Iterator[None]:
 
 
 def timed_passes(network: DeployedNetwork, image: torch.Tensor, threads: int, part: Optional[Tuple[int, int]] = None,
-                 ) -> np.ndarray:
+                 engine: str = TORCH) -> np.ndarray:
     """PASSES rows [N + 2] of stem, block and classifier times, ms; of a part that runs without a stop [1]."""
     x = image if part is None else network.run(image, 0, part[0])
+    if engine == ONNXRUNTIME:
+        return onnx_timing.timed_passes(network, x, threads, part, PASSES, WARM_UP_MS)
     whole = part or (0, len(network.blocks))
     start = time.perf_counter()
     while 1000 * (time.perf_counter() - start) < WARM_UP_MS:
@@ -324,10 +328,11 @@ def timed_passes(network: DeployedNetwork, image: torch.Tensor, threads: int, pa
     return marked.intervals_ms()[-PASSES:]
 
 
-def part_ms(network: DeployedNetwork, image: torch.Tensor, threads: int, part: Tuple[int, int]) -> float:
+def part_ms(network: DeployedNetwork, image: torch.Tensor, threads: int, part: Tuple[int, int], engine: str = TORCH,
+            ) -> float:
     """Median time of PASSES uninterrupted passes of a part, ms: what the sum of a table's entries should give."""
     with torch.inference_mode():
-        return float(np.median(timed_passes(network, image, threads, part)))
+        return float(np.median(timed_passes(network, image, threads, part, engine)))
 
 
 def summarise(values_ms: Sequence[float]) -> benchmark.Measurement:

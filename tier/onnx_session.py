@@ -33,6 +33,10 @@ class Session:
         given = {name: tensor.numpy() for name, tensor in zip(self.inputs, tensors)}
         return [torch.from_numpy(array) for array in self._session.run(None, given)]
 
+    def end_profile(self) -> str:
+        """The path of the profile, which ends here."""
+        return self._session.end_profiling()
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """The only output for the only input."""
         return self.run(x)[0]

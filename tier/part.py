@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from config import UserError
+from config import ONNXRUNTIME, TORCH, UserError
 from gamma_configurator import build_plan
 from hyper_repvgg import HyperRepVGG, HyperRepVGGBlock
 from network.gammas import fused_gamma
@@ -25,7 +25,6 @@ from tier.onnx_session import Session, onnxruntime_package
 
 STATISTICS = 'statistics'  # the tensor of a service's frame that holds `channel_statistics` of its stem, [2, C]
 DTYPES = {'float32': torch.float32, 'float64': torch.float64}
-TORCH, ONNXRUNTIME = ENGINES = ('torch', 'onnxruntime')
 
 
 def head_units(split: int, n_blocks: int) -> Tuple[int, int]:
@@ -158,8 +157,7 @@ class NetworkPart:
             block._folded = None  # weights, dtype or device may have changed
         self._plans = None if spec.gamma is None else self._folded()
         self._sessions: Dict[Tuple[object, ...], Session] = {}  # of onnxruntime, by units and input; made on first use
-        if spec.engine == ONNXRUNTIME:
-            check_engine(device, spec.dtype)
+        check_engine(spec.engine, device, spec.dtype)
 
     def _folded(self) -> List[nn.Module]:
         plans: List[nn.Module] = []
@@ -227,8 +225,11 @@ class NetworkPart:
         return self._sessions[key]
 
 
-def check_engine(device: torch.device, dtype: str = 'float32') -> None:
-    """Raise `UserError` where onnxruntime cannot run a part: elsewhere than on the CPU, or where it is missing."""
+def check_engine(engine: str, device: torch.device, dtype: str = 'float32') -> None:
+    """Raise `UserError` where an engine cannot run a part: onnxruntime elsewhere than on the CPU, or where it is
+    missing."""
+    if engine == TORCH:
+        return
     if device.type != 'cpu' or dtype != 'float32':
         raise UserError(f'the engine onnxruntime computes float32 on the CPU here, not {dtype} on {device}: set the '
                         "tier's device to cpu, or its engine to torch")

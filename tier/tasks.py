@@ -15,11 +15,11 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from config import UserError
+from config import ENGINES, TORCH, UserError
 from hyper_repvgg import create_hyper_repvgg
 from network.shapes import architecture
 from tier import block_timing, devices
-from tier.part import DTYPES, NetworkPart, PartSpec, cut_shape, empty_unit, load_unit
+from tier.part import DTYPES, NetworkPart, PartSpec, check_engine, cut_shape, empty_unit, load_unit
 from tier.roofline import measure_roofline
 from wire import codec
 from wire import formats as wire_formats
@@ -124,7 +124,7 @@ class Tasks:
         classes, dtype = message.integer('classes', 1, MAX_CLASSES), message.text('dtype', list(DTYPES))
         input_shape = cut_shape(name, classes, message.integer('input_size', 1, MAX_INPUT_SIZE), first)
         spec = PartSpec(name, classes, first, last, dtype, tuple(message.numbers('mean', 3)),
-                        tuple(message.numbers('std', 3)))
+                        tuple(message.numbers('std', 3)), engine=engine_of(message))
         if message.flag('folded'):
             gamma = tuple(message.integers('gamma', 0, 13, len(spec.blocks)))
             alpha = message.tensor('alpha', torch.float64, rank=2)
@@ -266,7 +266,9 @@ class Tasks:
             torch.manual_seed(0)  # random weights: times do not depend on their values
             self._timing_model = key, create_hyper_repvgg(None, *key).to(self.device)
         image = torch.rand(1, 3, size, size, device=self.device)
-        return block_timing.ThisMachine(self._timing_model[1], image, self.threads)
+        engine = engine_of(message)
+        check_engine(engine, self.device)
+        return block_timing.ThisMachine(self._timing_model[1], image, self.threads, engine)
 
     def checked_rows(self, message: Message, *names: str) -> List[List[List[int]]]:
         """Tensors of a timing request as lists, one row a visit or part; γ [rows, N] that every block can run."""
@@ -296,6 +298,11 @@ class Tasks:
     def echo(self, message: Message) -> Reply:
         """Answer with as many bytes as asked for."""
         return {}, {'data': torch.zeros(message.integer('reply_bytes', 0, MAX_PAYLOAD_BYTES // 4), dtype=torch.uint8)}
+
+
+def engine_of(message: Message) -> str:
+    """What is to run a part or a network."""
+    return message.text('engine', ENGINES) if 'engine' in message.fields else TORCH
 
 
 _WIRES = (wire_formats.AS_COMPUTED, *wire_formats.WIRE_FORMATS)
