@@ -12,7 +12,9 @@ CONFIDENCE as set and with none, and 95 % intervals (Wilson):
              ε are counted when these few are unlucky, and the other way round
   estimate   on all images of the test pool, each under REDRAWN fresh draws of the domain's noise, weighted to the
              domain's mix of classes: closer to the true loss
-The estimate's standard error over images stands beside it. Results and the machine: docs/accuracy_of_figures.md.
+The estimate's standard error over images stands beside it. Last, how well the loss on calibration images follows from
+validation loss and from the number of pruned branches, over all networks in the order of tests (least squares).
+Results and the machine: docs/accuracy_of_figures.md and docs/frontier.md.
 """
 from __future__ import annotations
 
@@ -44,9 +46,9 @@ from domains.image_sets import ImageSet, wilson_interval
 from domains.image_sources import open_source
 from domains.partition import load_partition
 from pipeline import documents, kinds, writing
-from search import answers, domain_inputs, domain_search, pick
+from search import answers, domain_inputs, domain_search
 from search.confirmation import Calibration
-from search.frontier import FrontierPoint, frontiers_of
+from search.frontier import TESTS, FrontierPoint, frontiers_of
 from search.problem import PruningProblem
 from search.wire_loss import classified_right
 from steps.joint import search_of
@@ -132,14 +134,14 @@ def one_case(domain: int, table: HardwareTable, settings: Settings) -> Dict[str,
             'p_value': answer.comparison.cal_p_value, 'n_tested': rule.n_tested, 'n_passed': rule.n_passed,
             'loss': losses.of(answer)}
     return {'T_eff_ref_ms': problem.goal.T_eff_ref_ms, 'epsilon': settings.EPSILON, 'n_val': len(problem.val),
-            'frontier': [point_to_json(point, calibration) for point in pick.order_of_tests(frontiers, problem.goal)],
+            'tests': [point_to_json(point, calibration, problem.goal.A_ref) for point in frontiers[TESTS]],
             'n_cal': answer.comparison.n_cal, 'n_test': len(losses.test), 'n_pool': len(losses.pools[0]), **found}
 
 
-def point_to_json(point: FrontierPoint, calibration: Calibration) -> Dict[str, float]:
+def point_to_json(point: FrontierPoint, calibration: Calibration, A_ref: float) -> Dict[str, float]:
     """A point in the order of tests."""
     found = calibration.compare(point.configuration)
-    return {'val_accuracy': point.accuracy, 'T_eff_ms': point.times.T_eff_ms, 'n_pruned': point.n_pruned,
+    return {'val_loss': A_ref - point.accuracy, 'T_eff_ms': point.times.T_eff_ms, 'n_pruned': point.n_pruned,
             'cal_loss': found.cal_reference - found.cal_final, 'p_value': found.cal_p_value}
 
 
@@ -200,6 +202,20 @@ def show(root: str, seeds: Sequence[int], settings: Settings) -> None:
             losses = [100 * np.mean([case[way]['loss']['test'] for case in found]) for way in ('confident', 'none')]
             print(f"{domain:6} {len(found):6} {change(found, 'confident'):+15.1f}% {change(found, 'none'):+5.1f}% "
                   f'{losses[0]:25.2f} {losses[1]:5.2f}')
+    print('\n' + what_predicts([point for case in together for point in case['tests'] if point['n_pruned']]))
+
+
+def what_predicts(points: Sequence[Dict[str, float]]) -> str:
+    """How far calibration losses are from what validation losses and numbers of pruned branches make one expect."""
+    lost = {name: np.array([point[name] for point in points]) for name in ('cal_loss', 'val_loss', 'n_pruned')}
+    found = []
+    for names in (('val_loss',), ('n_pruned',), ('val_loss', 'n_pruned')):
+        known = np.column_stack([np.ones(len(points)), *(lost[name] for name in names)])
+        weights = np.linalg.lstsq(known, lost['cal_loss'], rcond=None)[0]
+        found.append(f'{" and ".join(names)} {100 * (lost["cal_loss"] - known @ weights).std():.2f}')
+    return (f'{len(points)} networks in the order of tests; standard deviation of calibration loss about its line, in '
+            f'points: {", ".join(found)}; of the last, a point of val_loss counts {weights[1]:.2f} and a branch '
+            f'{100 * weights[2]:.2f}')
 
 
 def share_above(cases: Sequence[Dict[str, Any]], way: str, measured: str) -> str:

@@ -17,7 +17,7 @@ from network.alpha import surviving_branches
 from search import pick
 from search.confirmation import Calibration, Comparison, in_fixed_order
 from search.domain_inputs import images_of
-from search.frontier import FrontierPoint, Frontiers
+from search.frontier import TESTS, FrontierPoint, Frontiers
 from search.wire_loss import WireLoss, classified_right
 from throughput_optimizer_limit import solve_within_limits
 from wire.formats import by_loss, is_lossless
@@ -43,7 +43,7 @@ def calibration_of(model: HyperRepVGG, reference: np.ndarray, domain: int, setti
 def picked(frontiers: Frontiers, goal: Goal, calibration: Calibration, val: ImageSet, table: HardwareTable,
            statistics_of: StatisticsOf) -> Tuple[Answer, pick.PickRule]:
     """What PICK chooses. Where it asks for confidence, the points are tested in order after the unpruned network, and
-    the last one before the first that fails is the answer: the fastest. Raises `UserError` where nothing passes."""
+    the last one before the first that fails is the answer: the lowest J. Raises `UserError` where nothing passes."""
     settings, rule = calibration.settings, pick.rule_of(calibration.settings)
 
     def answer(point: FrontierPoint) -> Answer:
@@ -56,7 +56,7 @@ def picked(frontiers: Frontiers, goal: Goal, calibration: Calibration, val: Imag
     reference = calibration.reference
     first = unpruned(lambda given: solve_within_limits(table, surviving_branches(reference), given), calibration, val,
                      goal)
-    points = pick.order_of_tests(frontiers, goal)
+    points = (point for point in frontiers[TESTS] if not calibration.is_reference(point.configuration))
     found = last_confirmed(itertools.chain(first, map(answer, points)), calibration)
     return found.answer, replace(rule, n_tested=found.n_tested, n_passed=found.n_passed)
 

@@ -1,9 +1,10 @@
 """Which point of the frontiers is the answer.
 
 PICK chooses the rule:
-  constraint  the fastest point of the T_eff frontier whose loss of at most ε is confirmed on calibration images with
-              CONFIDENCE; the points that lose at most ε of validation accuracy are tested from the most accurate on, up
-              to the first that fails. With CONFIDENCE=none the lowest J of them, untested
+  constraint  the lowest J whose loss of at most ε is confirmed on calibration images with CONFIDENCE: points that lose
+              at most ε of validation accuracy are tested from the one with the fewest pruned branches on, up to the
+              first that fails (frontier.order_of_tests). With CONFIDENCE=none the lowest J of the T_eff frontier's
+              points that lose at most ε, untested
   knee        of the T_eff frontier down to `lowest_explored`, with T_eff and accuracy both scaled to 0..1 between the
               frontier's ends: the point farthest above the straight line from its fastest to its most accurate point
   budget      the highest validation accuracy of all three frontiers within every budget that is set
@@ -12,7 +13,7 @@ PICK chooses the rule:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, Optional, Sequence
 
 import numpy as np
 
@@ -39,12 +40,6 @@ def rule_of(settings: Settings) -> PickRule:
     """The settings' rule."""
     return PickRule(settings.PICK, settings.BUDGET_T_EFF_MS, settings.BUDGET_LATENCY_MS, settings.BUDGET_MIN_FPS,
                     settings.CONFIDENCE if settings.PICK == 'constraint' else None)
-
-
-def order_of_tests(frontiers: Frontiers, goal: Goal) -> List[FrontierPoint]:
-    """The points that meet the constraint on validation images, the most accurate first: each is faster than those
-    before it."""
-    return [point for point in reversed(frontiers['T_eff']) if point.accuracy >= goal.min_accuracy]
 
 
 def pick(frontiers: Frontiers, settings: Settings, goal: Goal) -> FrontierPoint:

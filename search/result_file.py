@@ -16,7 +16,7 @@ from network.shapes import BRANCHES
 from pipeline import documents, fingerprints, kinds, provenance, writing
 from pipeline.documents import Document
 from search import result_warnings
-from search.frontier import OBJECTIVES, FrontierPoint
+from search.frontier import OBJECTIVES, TESTS, FrontierPoint
 from search.pick import PickRule
 from search.result import AccuracyReport, Baseline, JointResult
 from search.state import CurvePoint
@@ -175,11 +175,11 @@ def point_to_json(point: FrontierPoint, names: Tuple[str, ...]) -> Dict[str, Any
 
 
 def frontier_from_json(document: Document, table: HardwareTable) -> Dict[str, List[FrontierPoint]]:
-    """The frontier of every objective; none where the result is not of a joint search."""
+    """The frontier of every objective and what is to be confirmed; none where the result is not of a joint search."""
     if not document.get('frontier'):
         return {}
     found: Dict[str, List[FrontierPoint]] = {}
-    for name in OBJECTIVES:
+    for name in (*OBJECTIVES, TESTS):
         found[name] = []
         for index, entry in enumerate(document.get(('frontier', name), list)):
             label = f'frontier.{name}[{index}]'

@@ -13,7 +13,7 @@ from gamma_mask_builder import build_gamma_mask, runnable_gammas
 from lut_manager import TierCosts
 from network.alpha import surviving_branches, unpruned_alpha
 from search import result_file
-from search.frontier import OBJECTIVES, Candidate, measured_frontier
+from search.frontier import OBJECTIVES, TESTS, Candidate, measured_frontier
 from search.one_tier import Network, SentImages, without_split
 from search.pick import PickRule
 from search.result import AccuracyReport, Baseline, JointResult
@@ -62,6 +62,7 @@ def make_result(table, settings, domain, sequential=False):
         Candidate(network, accuracy, True, solve_exact(table, surviving_branches(network), settings, None, objective))
         for network, accuracy in networks], objective, WireLoss(None, None, settings))
         for name, objective in OBJECTIVES.items()}
+    frontiers[TESTS] = list(reversed(frontiers['T_eff']))
     others = {'step2': Baseline(0.89, unpruned.times),
               **ends(table, ones, '', 0.89, settings), **ends(table, alpha, '_pruned', 0.885, settings)}
     if sequential:

@@ -42,6 +42,18 @@ def test_the_filter_keeps_what_no_other_point_beats_fastest_first(points):
     assert all(accuracy[a] < accuracy[b] for a, b in zip(kept, kept[1:]))
 
 
+@given(st.lists(st.tuples(st.integers(0, 4), shares, numbers), max_size=12), shares)
+def test_what_is_confirmed_prunes_more_each_time_and_is_the_lowest_J_of_all_that_prune_no_more(points, least):
+    n_pruned, accuracy, J = zip(*points) if points else ((), (), ())
+    order = frontier.order_of_tests(n_pruned, accuracy, J, least)
+    assert [n_pruned[i] for i in order] == sorted({n_pruned[i] for i in order})
+    for n in range(5):
+        within = [J[i] for i in range(len(points)) if n_pruned[i] <= n and accuracy[i] >= least]
+        reached = [J[i] for i in order if n_pruned[i] <= n]
+        assert reached[-1:] == sorted(within)[:1]  # the last of these tests is of the lowest J
+    assert all(accuracy[i] >= least for i in order) and all(J[i] > J[j] for i, j in zip(order, order[1:]))
+
+
 @given(pairs, shares, numbers)
 def test_the_hypervolume_is_the_share_of_the_box_that_some_point_beats(points, lowest, slowest):
     accuracy, ms = (np.array(values) for values in zip(*points))
@@ -112,7 +124,7 @@ def made_search(table, seed: int, count: int):
 def test_the_frontiers_of_a_search_are_those_of_all_its_networks(table, seed, count):
     problem, state, networks = made_search(table, seed, count)
     frontiers = frontier.frontiers_of(problem, state)
-    assert set(frontiers) == set(frontier.OBJECTIVES)
+    assert set(frontiers) == {*frontier.OBJECTIVES, frontier.TESTS}
     for name, objective in frontier.OBJECTIVES.items():
         ms = {mask: getattr(problem.times.solve_within_limits(pruned(problem.unpruned, mask), None, objective).times,
                             objective) for mask in networks}

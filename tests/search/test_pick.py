@@ -132,17 +132,6 @@ def test_the_rule_that_a_result_tells_of_is_that_of_the_settings(T_eff_ms, laten
     assert pick.rule_of(dataclasses.replace(SETTINGS, CONFIDENCE=None)) == pick.PickRule('constraint')
 
 
-@given(frontiers(), shares, st.floats(0, 0.5))
-def test_points_are_tested_from_the_most_accurate_on_and_each_is_faster_than_the_last(drawn, A_ref, epsilon):
-    _, found = drawn
-    goal = Goal(10.0, A_ref, epsilon, 100.0, 1.0)
-    order = pick.order_of_tests(found, goal)
-    assert all(any(p is q for q in found['T_eff']) and p.accuracy >= A_ref - epsilon for p in order)
-    assert len(order) == sum(p.accuracy >= A_ref - epsilon for p in found['T_eff'])
-    for first, then in zip(order, order[1:]):
-        assert first.accuracy > then.accuracy and first.times.T_eff_ms > then.times.T_eff_ms
-
-
 @pytest.mark.parametrize('overrides, message', [
     (('PICK=best',), "setting PICK='best': must be 'constraint', 'knee' or 'budget'"),
     (('PICK=budget',), 'PICK=budget needs a budget: set one of BUDGET_T_EFF_MS, BUDGET_LATENCY_MS, BUDGET_MIN_FPS'),
