@@ -18,6 +18,7 @@ from fleet.plan import PlannedPoint
 from gamma_mask_builder import build_gamma_mask
 from network.alpha import surviving_branches
 from pipeline import documents, fingerprints, kinds
+from search.frontier import TESTS
 from search.result import JointResult
 from throughput_optimizer import fastest_gammas, times_with_fastest
 from wire.formats import check_compressions, compression_of
@@ -115,13 +116,13 @@ def entry_of(name: str, result: JointResult, table: HardwareTable, settings: Set
 
 def may_be_served(network: points.Network, result: JointResult) -> bool:
     """Does a network of a result lose at most ε, as far as the result itself may be trusted? Where that was to be
-    confirmed on calibration images, it must be as accurate as the picked one: the points of the frontier are tested
-    from the most accurate on, so all of them down to the pick have passed. Otherwise validation images decide."""
+    confirmed on calibration images, it must have passed there, as the networks did that were tested before the picked
+    one: those that lack fewer branches (frontier.order_of_tests). Otherwise validation images decide."""
     if network.name == points.UNPRUNED or result.pick is None:  # the one saves nothing, the other has no frontier
         return False
     if result.pick.confidence is None:
         return network.accuracy >= result.accuracy.val_reference - result.epsilon
-    passed = [point.configuration for point in result.frontier['T_eff'] if point.accuracy >= result.accuracy.val_final]
+    passed = [point.configuration for point in result.frontier[TESTS] if point.n_pruned <= len(result.pruned)]
     return bool(result.pick.n_passed) and any(
         points.lossy_at(one) == network.lossy_at and np.array_equal(one.alpha, network.alpha, equal_nan=True)
         for one in passed)
