@@ -195,7 +195,7 @@ class Settings:
     SWITCH_GAIN: float = setting(0.10, 'none', at_least_0)  # a client switches to what is better by more than this
     SWITCH_AFTER_S: float = setting(3.0, 'none', at_least_0)  # for so long
     SWITCH_PAUSE_S: float = setting(60.0, 'none', at_least_0)  # and not sooner than this after its last switch
-    FALLBACK_AFTER_S: float = setting(1.0, 'none', above_0)  # without an answer a client goes on alone
+    FALLBACK_AFTER_S: float = setting(1.0, 'none', above_0)  # without a sign of life of its server a client goes on
     RETURN_AFTER_S: float = setting(3.0, 'none', at_least_0)  # with a server that answers again it returns
     LINK_TRACE: str = setting('', 'fleet')  # CSV of seconds, mbps, rtt_ms: the link of clients that name none
 

@@ -183,8 +183,8 @@ def main() -> None:
         kept = kept and lost <= MOST_LOST and delays[0] == 0
     for domain in domains:
         own, among_all = alarms(cameras, domain, args.alone, model, (references, every))
-        print(f'{args.alone} frames of domain {domain} ({domain_name(domain)}) alone: {own} changes to another of these '
-              f'domains, {among_all} to another of all {settings.NUM_DOMAINS}')
+        print(f'{args.alone} frames of domain {domain} ({domain_name(domain)}) alone: {own} changes to another of '
+              f'these domains, {among_all} to another of all {settings.NUM_DOMAINS}')
         kept = kept and own == 0
     if not kept:
         sys.exit(cli.EXIT_FAILED)

@@ -37,6 +37,7 @@ from wire.frames import Kind, Message, NetworkError, PeerError, ProtocolError
 MAX_CLIENTS = 64  # at a time
 MAX_HELD = 16  # networks on a device
 JOIN_S = 10.0  # for a client that is connected to say what it wants
+BEATS, SHORTEST_BEAT_S = 4, 0.05  # so often a client hears of a server that lives before it would take it for gone
 ADAPT_S = 0.5  # between two looks at what clients meet
 SPARE_BYTES = 4096  # of a frame: scales, offsets, and what incompressible data grows by
 MAX_NAMES_BYTES = 40_000  # of the classes' names, which must fit into a message's header
@@ -149,6 +150,7 @@ class Service:
         entry = next(iter(self.entries.values())) if not wanted and len(self.entries) == 1 else self.entries.get(wanted)
         if entry is None:
             raise PeerError('refused', f"there is no entry {wanted!r}: {', '.join(list(self.entries)[:20])}")
+        connection.heartbeat_s = max(SHORTEST_BEAT_S, min(connection.heartbeat_s, message.number('silent_s', 0) / BEATS))
         fps, live = message.number('fps', 0) or entry.promised_fps, message.flag('live')
         there = str(message.fields.get('compressions') or 'zlib').split()
         entry = entry.for_compressions(there)

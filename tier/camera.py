@@ -101,6 +101,7 @@ class Camera:
         """Do what the server asks, until all frames are answered. Raises `NetworkError` and `PeerError`."""
         wish = self.wish
         connection.send(Kind.JOIN, {'entry': wish.entry, 'name': wish.name, 'fps': wish.fps, 'live': wish.live,
+                                    'silent_s': self._settings.FALLBACK_AFTER_S,
                                     'hold_mb': self._settings.HELD_NETWORKS_MB, 'compressions': ' '.join(available())})
         self._tasks.connection = connection
         while True:

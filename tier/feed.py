@@ -19,6 +19,7 @@ from wire.frames import Kind, NetworkError
 from wire.stream import MAX_WINDOW, Pacer
 
 PATIENCE = 4  # times as long as the last answer took may the next one take
+BUSY_S = 10.0  # and as long as this: a server with much to do is not gone
 POLL_S = 0.2  # a thread that waits looks about so often
 
 
@@ -48,12 +49,26 @@ class Frame:
     head_s: float = 0.0
 
 
+class Silence(NamedTuple):
+    """For how long nothing was heard from the server."""
+    n_bytes: int = 0  # heard so far
+    clock_s: float = 0.0
+    silent_s: float = 0.0
+
+    def at(self, clock_s: float, n_bytes: int) -> 'Silence':
+        """It now, with so many bytes heard in all. Where this device itself stood still, as under load, what came
+        meanwhile may not have been read yet: between two looks at most 2·POLL_S counts."""
+        if n_bytes != self.n_bytes:
+            return Silence(n_bytes, clock_s)
+        return Silence(n_bytes, clock_s, self.silent_s + min(clock_s - self.clock_s, 2 * POLL_S))
+
+
 @dataclass
 class Stream:
     """What one connection's frames share; guarded by `changed`."""
     connection: Connection
     choice: Choice
-    patience_s: float  # without an answer before the device goes on alone, at least
+    patience_s: float  # without a sign of life before the device goes on alone
     pacer: Pacer = field(default_factory=Pacer)
     sent: int = 0
     back: Deque[float] = field(default_factory=lambda: deque(maxlen=MAX_WINDOW))  # when the last answers came
@@ -64,6 +79,7 @@ class Stream:
     lost: Optional[BaseException] = None
     ended: bool = False
     changed: threading.Condition = field(default_factory=threading.Condition)
+    silence: Silence = Silence()
 
     def fail(self, error: BaseException) -> None:
         """End it, for the first reason that there is."""
@@ -73,13 +89,18 @@ class Stream:
         self.connection.close()
 
     def check(self) -> None:
-        """Raise what ended it, if anything did; `NoAnswer` when the server takes much longer than it did before. (The
-        first answer may take as long as the connection lives.)"""
+        """Raise what ended it, if anything did; `NoAnswer` when a frame is under way and the server gives no sign of
+        life, or when it does and takes much longer than it did before. (The first answer may take as long as the
+        connection lives.)"""
         if self.lost is not None:
             raise self.lost
-        waited_s = time.perf_counter() - self.moved_s
-        if self.sent > self.answered > 0 and waited_s > max(self.patience_s, PATIENCE * self.latency_s):
-            raise NoAnswer(f'no answer for {waited_s:.1f} s')
+        clock_s = time.perf_counter()
+        self.silence = self.silence.at(clock_s, self.connection.bytes_received)
+        if self.sent > self.answered and self.silence.silent_s > self.patience_s:
+            raise NoAnswer(f'nothing heard for {self.silence.silent_s:.1f} s')
+        waited_s = clock_s - self.moved_s
+        if self.sent > self.answered > 0 and waited_s > max(self.patience_s, BUSY_S, PATIENCE * self.latency_s):
+            raise NoAnswer(f'it lives, and no answer came for {waited_s:.1f} s')
 
     def wait_for_turn(self) -> bool:
         """Wait until the next frame may start; False when that takes longer than POLL_S."""

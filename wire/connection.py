@@ -40,7 +40,7 @@ from wire.integrity import Trailer, Trailers
 from wire.tls import Tls
 from wire.transport import Transport
 
-HEARTBEAT_S = 2.0  # something is sent at least this often
+HEARTBEAT_S = 2.0  # as a rule
 SILENCE_S = 10.0  # a peer of which nothing is heard, or that takes nothing, for this long is lost
 HANDSHAKE_S = 10.0  # in all
 SLOWEST_BYTES_PER_S = 16 << 10  # a message that takes SILENCE_S longer than it would at this rate is given up
@@ -60,6 +60,7 @@ class Connection:
         self._sock, self._transport, self._send_lock = sock, Transport(sock, tls), threading.Lock()
         self.use_keys(SessionKeys())
         self._closed = threading.Event()
+        self.heartbeat_s = HEARTBEAT_S  # something is sent at least this often
         self._transport.limit_waits(SILENCE_S)
         _tune(sock)
 
@@ -245,8 +246,8 @@ class Connection:
         raise Refused(text)
 
     def _beat(self) -> None:
-        while not self._closed.wait(HEARTBEAT_S / 2):
-            if time.monotonic() - self._transport.last_sent_s >= HEARTBEAT_S / 2 and not self._send_lock.locked():
+        while not self._closed.wait(self.heartbeat_s / 2):
+            if time.monotonic() - self._transport.last_sent_s >= self.heartbeat_s / 2 and not self._send_lock.locked():
                 try:
                     self.send(Kind.HEARTBEAT)
                 except NetworkError:

@@ -3,9 +3,12 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import pytest
 from client_process import batch, free_port
+from hypothesis import given
+from hypothesis import strategies as st
 from relay import Relay
 from service_cases import (
     CameraProcess,
@@ -18,6 +21,8 @@ from service_cases import (
     wait_until,
     weights_in,
 )
+
+from tier.feed import POLL_S, Silence
 
 
 @pytest.fixture(scope='module')
@@ -62,6 +67,35 @@ def test_a_killed_worker_loses_no_frame_and_a_killed_client_frees_its_share(mode
     assert any('was killed by signal 9' in line for line in served.said)
 
 
+def test_a_server_that_lives_and_is_slow_is_waited_for(model, tmp_path):
+    folder, network = model
+    entry = entry_of('one', random_alpha(network, 1), 4)
+    images = batch(3, 40)[0]
+    with running(folder, [entry], FALLBACK_AFTER_S=0.5) as served:
+        client = CameraProcess(served.port, tmp_path / 'client', '-', 'one', '--set', 'FALLBACK_AFTER_S=0.5')
+        feed(client, images[:20])
+        wait_until(lambda: len(client.lines()) == 20)
+        worker = served.service.dispatcher.workers[0].process.pid
+        os.kill(worker, signal.SIGSTOP)  # as one that has much to do
+        feed(client, images[20:])
+        time.sleep(2.0)
+        assert len(client.lines()) == 20
+        os.kill(worker, signal.SIGCONT)
+        assert_all_answered(client, expected(network, entry, images))
+    assert not any(line['local'] for line in client.lines())
+
+
+@given(st.lists(st.tuples(st.floats(0, 5), st.booleans()), max_size=40))
+def test_silence_is_what_this_device_was_there_to_notice(looks):
+    silence, clock_s, n_bytes = Silence(), 100.0, 10
+    silence, since_s, counted_s = silence.at(clock_s, n_bytes), clock_s, 0.0
+    for gap_s, something in looks:
+        clock_s, n_bytes = clock_s + gap_s, n_bytes + something
+        silence = silence.at(clock_s, n_bytes)
+        since_s, counted_s = (clock_s, 0.0) if something else (since_s, counted_s + min(gap_s, 2 * POLL_S))
+        assert silence.silent_s == pytest.approx(counted_s) and silence.silent_s <= clock_s - since_s + 1e-9
+
+
 def test_a_client_goes_on_alone_while_the_server_is_away_and_returns_to_it(model, tmp_path):
     folder, network = model
     entry, port = entry_of('one', random_alpha(network, 2), 4), free_port()
@@ -84,7 +118,7 @@ def test_a_client_goes_on_alone_while_the_server_is_away_and_returns_to_it(model
         relay.is_cut = True  # nothing arrives, and nothing says so
         feed(client, images[60:80])
         wait_until(lambda: len(client.lines()) == 80)
-        assert client.lines()[-1]['local'] and 'no answer for' in client.said()
+        assert client.lines()[-1]['local'] and 'nothing heard for' in client.said()
         relay.is_cut = False
         wait_until(lambda: client.said().count('served: one') == 3)
         feed(client, images[80:])

@@ -36,7 +36,7 @@ def joined(served, folder, connection=None, **changed):
     """(a connection that is served, the part that it holds)."""
     connection, tasks = connection or connected(served), make_tasks(SETTINGS, str(folder / 'cache'), 1.0)
     tasks.connection, worker = connection, Worker(tasks)
-    connection.send(Kind.JOIN, {'entry': 'one', 'name': 'x', 'fps': 0, 'live': False, 'hold_mb': 0, **changed})
+    connection.send(Kind.JOIN, {'entry': 'one', 'name': 'x', 'fps': 0, 'live': False, 'silent_s': 1, 'hold_mb': 0, **changed})
     while True:
         message = connection.receive()
         message.raise_error()
@@ -67,12 +67,13 @@ def reason_of(connection: Connection) -> str:
 
 @pytest.mark.parametrize('first', [
     (Kind.REQUEST, {'id': 1, 'op': 'facts'}), (Kind.FRAME, {'i': 0, 'c': 0, 'head_s': 0, 'latency_s': 0}),
-    (Kind.END, {}), (Kind.JOIN, {}), (Kind.JOIN, {'entry': 'two', 'name': '', 'fps': 0, 'live': False, 'hold_mb': 0}),
-    (Kind.JOIN, {'entry': 5, 'name': '', 'fps': 0, 'live': False, 'hold_mb': 0}),
-    (Kind.JOIN, {'entry': 'one', 'name': '', 'fps': -1, 'live': False, 'hold_mb': 0}),
-    (Kind.JOIN, {'entry': 'one', 'name': '', 'fps': 1e300, 'live': False, 'hold_mb': 0}),
-    (Kind.JOIN, {'entry': 'one', 'name': '', 'fps': 0, 'live': False, 'hold_mb': -1}),
-    (Kind.JOIN, {'entry': 'one', 'name': '', 'fps': 0, 'live': 'yes', 'hold_mb': 0})])
+    (Kind.END, {}), (Kind.JOIN, {}), (Kind.JOIN, {'entry': 'two', 'name': '', 'fps': 0, 'live': False, 'silent_s': 1, 'hold_mb': 0}),
+    (Kind.JOIN, {'entry': 5, 'name': '', 'fps': 0, 'live': False, 'silent_s': 1, 'hold_mb': 0}),
+    (Kind.JOIN, {'entry': 'one', 'name': '', 'fps': -1, 'live': False, 'silent_s': 1, 'hold_mb': 0}),
+    (Kind.JOIN, {'entry': 'one', 'name': '', 'fps': 1e300, 'live': False, 'silent_s': 1, 'hold_mb': 0}),
+    (Kind.JOIN, {'entry': 'one', 'name': '', 'fps': 0, 'live': False, 'silent_s': 1, 'hold_mb': -1}),
+    (Kind.JOIN, {'entry': 'one', 'name': '', 'fps': 0, 'live': False, 'silent_s': -1, 'hold_mb': 0}),
+    (Kind.JOIN, {'entry': 'one', 'name': '', 'fps': 0, 'live': 'yes', 'silent_s': 1, 'hold_mb': 0})])
 def test_who_does_not_join_as_it_should_is_refused(service, first):
     connection = connected(service[0])
     connection.send(*first)
