@@ -16,6 +16,7 @@ from wire.connection import Connection
 from wire.frames import Kind, NetworkError, PeerError
 
 SPLIT, CUT = 4, (1, 64, 8, 8)
+JOIN = {'entry': 'one', 'name': '', 'fps': 0, 'live': False, 'silent_s': 1, 'hold_mb': 0}
 
 
 @pytest.fixture(scope='module')
@@ -36,7 +37,7 @@ def joined(served, folder, connection=None, **changed):
     """(a connection that is served, the part that it holds)."""
     connection, tasks = connection or connected(served), make_tasks(SETTINGS, str(folder / 'cache'), 1.0)
     tasks.connection, worker = connection, Worker(tasks)
-    connection.send(Kind.JOIN, {'entry': 'one', 'name': 'x', 'fps': 0, 'live': False, 'silent_s': 1, 'hold_mb': 0, **changed})
+    connection.send(Kind.JOIN, {**JOIN, 'name': 'x', **changed})
     while True:
         message = connection.receive()
         message.raise_error()
@@ -67,13 +68,9 @@ def reason_of(connection: Connection) -> str:
 
 @pytest.mark.parametrize('first', [
     (Kind.REQUEST, {'id': 1, 'op': 'facts'}), (Kind.FRAME, {'i': 0, 'c': 0, 'head_s': 0, 'latency_s': 0}),
-    (Kind.END, {}), (Kind.JOIN, {}), (Kind.JOIN, {'entry': 'two', 'name': '', 'fps': 0, 'live': False, 'silent_s': 1, 'hold_mb': 0}),
-    (Kind.JOIN, {'entry': 5, 'name': '', 'fps': 0, 'live': False, 'silent_s': 1, 'hold_mb': 0}),
-    (Kind.JOIN, {'entry': 'one', 'name': '', 'fps': -1, 'live': False, 'silent_s': 1, 'hold_mb': 0}),
-    (Kind.JOIN, {'entry': 'one', 'name': '', 'fps': 1e300, 'live': False, 'silent_s': 1, 'hold_mb': 0}),
-    (Kind.JOIN, {'entry': 'one', 'name': '', 'fps': 0, 'live': False, 'silent_s': 1, 'hold_mb': -1}),
-    (Kind.JOIN, {'entry': 'one', 'name': '', 'fps': 0, 'live': False, 'silent_s': -1, 'hold_mb': 0}),
-    (Kind.JOIN, {'entry': 'one', 'name': '', 'fps': 0, 'live': 'yes', 'silent_s': 1, 'hold_mb': 0})])
+    (Kind.END, {}), (Kind.JOIN, {}), *((Kind.JOIN, {**JOIN, **changed}) for changed in (
+        {'entry': 'two'}, {'entry': 5}, {'fps': -1}, {'fps': 1e300}, {'hold_mb': -1}, {'silent_s': -1},
+        {'live': 'yes'}))])
 def test_who_does_not_join_as_it_should_is_refused(service, first):
     connection = connected(service[0])
     connection.send(*first)
