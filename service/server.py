@@ -150,7 +150,8 @@ class Service:
         entry = next(iter(self.entries.values())) if not wanted and len(self.entries) == 1 else self.entries.get(wanted)
         if entry is None:
             raise PeerError('refused', f"there is no entry {wanted!r}: {', '.join(list(self.entries)[:20])}")
-        connection.heartbeat_s = max(SHORTEST_BEAT_S, min(connection.heartbeat_s, message.number('silent_s', 0) / BEATS))
+        least_s = message.number('silent_s', 0) / BEATS
+        connection.heartbeat_s = max(SHORTEST_BEAT_S, min(connection.heartbeat_s, least_s))
         fps, live = message.number('fps', 0) or entry.promised_fps, message.flag('live')
         there = str(message.fields.get('compressions') or 'zlib').split()
         entry = entry.for_compressions(there)
