@@ -156,9 +156,9 @@ def compared(joint: List[JointResult], sequential: List[JointResult]) -> str:
     J = [j.J - s.J for j, s in zip(joint, sequential)]
     gained = mean(j.accuracy.val_final - s.accuracy.val_final for j, s in zip(joint, sequential))
     return (f'Joint against sequential: J at least as good in {better} of {len(joint)} domains (largest excess '
-            f'{max(0.0, *J):.4f}, mean difference {mean(J):+.4f}), T_eff {100 * mean(T_eff):+.1f} % on average, validation '
-            f'accuracy {100 * gained:+.2f} points. Joint against unpruned: throughput {100 * mean(fps):+.1f} % on average, '
-            f'{100 * min(fps):+.1f} % at least.')
+            f'{max(0.0, *J):.4f}, mean difference {mean(J):+.4f}), T_eff {100 * mean(T_eff):+.1f} % on average, '
+            f'validation accuracy {100 * gained:+.2f} points. Joint against unpruned: throughput '
+            f'{100 * mean(fps):+.1f} % on average, {100 * min(fps):+.1f} % at least.')
 
 
 def least_T_eff_ms(table: HardwareTable, settings: config.Settings) -> float:
