@@ -2,6 +2,7 @@
 
     python step5_visualize_results.py                              # whatever is in results/
     python step5_visualize_results.py --set RESULTS_DIR=results_b3 PROFILE=imagenet
+    python step5_visualize_results.py --service_log service.jsonl  # of serve_split.py --log_jsonl: service_log alone
 
 Reads the table (step 1), step 2's and every domain's result. Writes to results/visualization/, each as PDF and PNG:
 
@@ -56,17 +57,26 @@ def main(argv: Optional[Sequence[str]]) -> None:
     parser = cli.parser(__doc__)
     cli.add_if_changed(parser)
     parser.add_argument('--lut_file', metavar='FILE', help='the complete table (default: the one in RESULTS_DIR)')
+    parser.add_argument('--service_log', metavar='FILE', help='draw what a service did, and nothing else')
     args, settings = cli.parse(parser, argv)
     check_settings(settings, weights=False)
-    domains = domains_present(settings)
-    lut_file = args.lut_file or kinds.path_of('lut', settings)
-    path, inputs = kinds.path_of('summary', settings), inputs_of(domains, lut_file, settings)
+    path = kinds.path_of('summary', settings)
     folder = os.path.dirname(path)
     text_path = os.path.join(folder, 'summary.txt')
-    if args.if_changed and fingerprints.is_current([path, text_path, *earlier_pictures(path)], inputs):
-        cli.say(f'{folder} is up to date')
-        return
+    if args.service_log is None:
+        domains = domains_present(settings)
+        lut_file = args.lut_file or kinds.path_of('lut', settings)
+        inputs = inputs_of(domains, lut_file, settings)
+        if args.if_changed and fingerprints.is_current([path, text_path, *earlier_pictures(path)], inputs):
+            cli.say(f'{folder} is up to date')
+            return
     from report import pictures, summary  # loads PyTorch and matplotlib, which --help does not need
+    if args.service_log is not None:
+        made = pictures.of_service(args.service_log)
+        writing.check_writable(path)
+        pictures.write_all(folder, made)
+        print(f'-> {folder}: service_log as PDF and PNG')
+        return
     found = pictures.load(domains, lut_file, settings)
     text, made = pictures.text_of(found), pictures.pictures_of(found)
     writing.check_writable(path)

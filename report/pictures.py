@@ -17,7 +17,7 @@ from costs.cost_model import HardwareTable, Times
 from costs.energy import energy_lines, energy_of
 from costs.verdict import words_of
 from pipeline import kinds
-from report import cost_figures, client_rates, frontier_figures, result_figures, style, summary
+from report import client_rates, cost_figures, frontier_figures, result_figures, service_log, style, summary
 from report.cost_figures import UnprunedSplits
 from report.frontier_figures import T_EFF, THROUGHPUT
 from search import result_file, result_warnings
@@ -111,6 +111,11 @@ def rates_to_json(inputs: Inputs) -> Dict[str, Any]:
     """`rates_of` for programs."""
     return {'clients': list(client_rates.CLIENTS),
             'fps': {name: values.tolist() for name, values in rates_of(inputs).items()}}
+
+
+def of_service(path: str) -> Pictures:
+    """What to draw of a service's log. Raises `UserError` for a file that is none."""
+    return {'service_log': partial(service_log.figure_of, service_log.read(path))}
 
 
 def write_all(folder: str, made: Pictures) -> None:
