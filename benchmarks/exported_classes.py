@@ -78,7 +78,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     for domain in cli.domains(args.domains, settings):
         test = load_domain(settings, domain, 'test')
         with tempfile.TemporaryDirectory() as folder:
-            run.export(domain, 'result', 'onnx', os.path.join(folder, 'out'), settings)
+            run.export(run.Wanted(domain), os.path.join(folder, 'out'), settings)
             with open(os.path.join(folder, 'out', 'manifest.json'), encoding='utf-8') as stream:
                 promised = json.load(stream)['expected_accuracy']
             found = by_example(args.python, folder, test.images.numpy())
