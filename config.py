@@ -75,6 +75,7 @@ port = Rule(lambda v: 0 < v < 65536, 'a port, 1 to 65535')
 path = Rule(lambda v: v.strip() != '', 'a path')
 three_numbers = Rule(lambda v: len(v) == 3, 'three numbers')
 three_above_0 = Rule(lambda v: len(v) == 3 and min(v) > 0, 'three numbers above 0')
+some_shares = Rule(lambda v: len(v) > 0 and all(0 < s <= 1 for s in v), 'shares above 0 and at most 1')
 some_formats = Rule(lambda v: len(v) > 0, 'at least one format')
 
 Value = TypeVar('Value')
@@ -141,6 +142,8 @@ class Settings:
     BANDWIDTH_MBPS: float = setting(100.0, 'link', above_0)  # Mbit/s; a measured link replaces it in real mode
     RTT_MS: float = setting(2.0, 'link', at_least_0)  # round-trip time, ms
     WIRE_FORMATS: Tuple[str, ...] = setting(('float32',), 'link', some_formats)  # what a feature map may travel as
+    WIRE_CHANNELS: Tuple[float, ...] = setting((1.0,), 'none', some_shares)  # shares of a cut's channels that may be
+    #                                   sent: `load` adds every format of WIRE_FORMATS with each, such as uint4@0.5
 
     # --- fleet: equal clients that share one server -------------------------------------------------
     CLIENTS: int = setting(8, 'objective', above_0)  # K; frame rates and times in results are those of one of them
@@ -310,12 +313,24 @@ def load(overrides: Tuple[str, ...] = (), environ: Optional[Mapping[str, str]] =
         if given.setdefault('OMEGA', implied) != implied:
             raise UserError(f"OBJECTIVE={given['OBJECTIVE']} sets OMEGA to {implied:g}: leave one of them out")
     settings = Settings(**{**PROFILES.get(profile, {}), **given})
+    settings = dataclasses.replace(settings, WIRE_FORMATS=with_shares(settings.WIRE_FORMATS, settings.WIRE_CHANNELS))
     budgets = [name for name in BUDGETS if getattr(settings, name) is not None]
     if settings.PICK == 'budget' and not budgets:
         raise UserError(f'PICK=budget needs a budget: set one of {", ".join(BUDGETS)}')
     if settings.PICK != 'budget' and budgets:
         raise UserError(f'{budgets[0]} is only used by PICK=budget, and PICK is {settings.PICK}')
     return settings
+
+
+def with_shares(formats: Tuple[str, ...], shares: Tuple[float, ...]) -> Tuple[str, ...]:
+    """Every format with every share of the channels: 'uint4+zlib' with 0.5 is 'uint4@0.5+zlib', with 1 itself. A format
+    that names a share stays as it is."""
+    found = []
+    for name in formats:
+        numbers, plus, compression = name.partition('+')
+        found += [name] if '@' in numbers else [numbers + (f'@{share:g}' if share < 1 else '') + plus + compression
+                                                for share in shares]
+    return tuple(dict.fromkeys(found))
 
 
 def profile_defaults(settings: Settings) -> Settings:

@@ -6,7 +6,7 @@ One tier's costs are a `TierCosts`; two of them and the link make a `cost_model.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 import numpy as np
 import torch
@@ -18,17 +18,18 @@ from costs.cost_model import FLOAT32, TIERS, EndCosts, HardwareTable, Link, Roof
 from costs.device_profiles import load_profile, predict_block_ms, predict_classifier_ms, predict_stem_ms, slowdown_of
 from costs.energy import Power, possible, power_from_json
 from costs.power_sensors import watts_of
-from costs.work import block_work, classifier_work, out_elements, work_table
+from costs.wire_costs import WireCosts, block_bytes_of, with_shares
+from costs.work import block_work, classifier_work, work_table
 from gamma_mask_builder import runnable_gammas
 from hyper_repvgg import HyperRepVGG, create_hyper_repvgg
 from network.gammas import GAMMAS, N_GAMMA, fused_gamma
-from network.shapes import BlockShape, architecture, block_names, block_shapes
+from network.shapes import architecture, block_names, block_shapes
 from pipeline import documents, fingerprints, kinds, provenance, writing
 from pipeline.documents import Document
 from pipeline.writing import numbers_or_none
 from tier.block_timing import NetworkTiming, PartTiming, ThisMachine, branch_counts, time_network
 from tier.devices import device_of, facts_of
-from wire.formats import WIRE_FORMATS, wire_bytes
+from wire.formats import WIRE_FORMATS
 
 BATCH_SIZE = 1  # images a forward pass: a camera delivers one frame at a time
 
@@ -56,13 +57,6 @@ class TierCosts:
         """What the sums miss of the parts that were timed as a whole."""
         return fit_correction(np.array([self.sum_ms(part) for part in self.parts]),
                               np.array([part.ms for part in self.parts]), min(self.stem_ms, self.classifier_ms))
-
-
-@dataclass(frozen=True)
-class WireCosts:
-    """What the wire formats cost, measured on feature maps of real images."""
-    block_bytes: Dict[str, np.ndarray]  # by wire format: [N] bytes of each block's output
-    codec_ms: Dict[str, Dict[str, np.ndarray]]  # by wire format, then tier: [N, 2] encoding, decoding
 
 
 def measure_tier(tier: str, settings: Settings, roofline: Roofline,
@@ -264,19 +258,12 @@ def merge(server: TierCosts, client: TierCosts, settings: Settings, link: Option
         classifier=EndCosts({tier: corrections[tier].part_ms(costs.classifier_ms) for tier, costs in tiers.items()},
                             *last), correction=corrections,
         input_bytes=3 * settings.INPUT_SIZE ** 2,
-        block_bytes=wire.block_bytes if wire else block_bytes_of(shapes), codec_ms=wire.codec_ms if wire else {},
+        **vars(with_shares(wire or WireCosts(block_bytes_of(shapes), {}), shapes, settings)),
         image_codec_ms=image_codec_ms or {},
         logits_bytes=4 * settings.NUM_CLASSES,
         link=link or Link(settings.BANDWIDTH_MBPS, settings.RTT_MS, measured=False),
         roofline={'server': server.roofline, 'client': client.roofline},
         power={tier: costs.power for tier, costs in tiers.items() if costs.power})
-
-
-def block_bytes_of(shapes: Sequence[BlockShape]) -> Dict[str, np.ndarray]:
-    """By wire format: [N] bytes of each block's output, for the formats whose size follows from the shape."""
-    sizes = {wire: [wire_bytes(wire, out_elements(shape), shape.out_channels) for shape in shapes]
-             for wire in WIRE_FORMATS}
-    return {wire: np.array(row, dtype=np.int64) for wire, row in sizes.items() if None not in row}
 
 
 def save(table: HardwareTable, settings: Settings) -> str:
@@ -337,10 +324,14 @@ def read(path: str, settings: Settings) -> HardwareTable:
         raise document.refuse("field 'N_stream' is not that of the 14 γ configurations")
     rows = {key: rows_from_json(document, key, has_identity, settings)
             for key in ('T_server', 'T_client', 'FLOPs', 'Bytes')}
-    wires = [wire for wire in WIRE_FORMATS if wire in document.get(('Comm_size', names[0]))]
-    missing = [wire for wire in settings.WIRE_FORMATS if wire not in wires]
+    wires = [wire for wire in dict.fromkeys((*WIRE_FORMATS, *settings.WIRE_FORMATS))
+             if wire in document.get(('Comm_size', names[0]))]
+    costs = with_shares(WireCosts({wire: np.array([document.number(('Comm_size', name, wire), 1) for name in names])
+                                   for wire in wires}, codec_from_json(document, wires, names)),
+                        block_shapes(architecture(settings.MODEL_NAME), settings.INPUT_SIZE)[1], settings)
+    missing = [wire for wire in settings.WIRE_FORMATS if wire not in costs.block_bytes]
     if missing:
-        raise document.refuse(f'has no sizes for wire format {missing[0]!r}, only for {", ".join(wires)}')
+        raise document.refuse(f'has no sizes for wire format {missing[0]!r}, only for {", ".join(costs.block_bytes)}')
     def end(part: str) -> EndCosts:
         return EndCosts({tier: document.number(f'{part}.T_{tier}', 0) for tier in TIERS},
                         document.number(f'{part}.FLOPs', 0), document.number(f'{part}.Bytes', 0))
@@ -353,9 +344,7 @@ def read(path: str, settings: Settings) -> HardwareTable:
         T_ms={'server': rows['T_server'], 'client': rows['T_client']},
         flops=rows['FLOPs'], bytes_moved=rows['Bytes'], stem=end('stem'), classifier=end('classifier'),
         input_bytes=int(document.number('Comm_size.input.uint8', 1)),
-        block_bytes={wire: np.array([document.number(('Comm_size', name, wire), 1) for name in names])
-                     for wire in wires},
-        codec_ms=codec_from_json(document, wires, names), image_codec_ms=image_codec_from_json(document),
+        **vars(costs), image_codec_ms=image_codec_from_json(document),
         logits_bytes=int(document.number(('Comm_size', 'logits', FLOAT32), 1)),
         link=Link(document.number('bandwidth.bandwidth_mbps', 1e-9), document.number('bandwidth.rtt_ms', 0),
                   document.get('bandwidth.measured', bool)),

@@ -13,7 +13,7 @@ set -euo pipefail
 
 files=(client_worker.py cli.py config.py network_utils.py hyper_repvgg.py gamma_configurator.py repvgg.py se_block.py
     network/ tier/ wire/
-    requirements-client.txt requirements-safetensors.txt requirements-video.txt LICENSE)
+    requirements-client.txt requirements-safetensors.txt requirements-video.txt requirements-wire.txt LICENSE)
 
 fail() { echo "make_client_bundle.sh: error: $1" >&2; exit 2; }
 

@@ -22,6 +22,7 @@ from costs.cost_model import Configuration, HardwareTable, scenario_of, times
 from domains.image_sets import ImageSet, wilson_interval
 from hyper_repvgg import HyperRepVGG
 from network.alpha import surviving_branches, unpruned_alpha
+from network.channels import CutChannels
 from network.inputs import batches
 from remote.client import ClientPart, ImageSetOnClient, RemoteClient, folded_specs
 from remote.session import Session
@@ -37,19 +38,20 @@ STREAM_FRAMES = 300
 
 
 def predict(model: HyperRepVGG, gamma: Sequence[int], split: int, client: RemoteClient, images: torch.Tensor,
-            settings: Settings, wire: str = 'float32') -> torch.Tensor:
-    """Classes [n] of uint8 images [n, 3, S, S], folded under γ [N] and α as they stand, through the split.
+            settings: Settings, wire: str = 'float32', channels: Optional[CutChannels] = None) -> torch.Tensor:
+    """Classes [n] of uint8 images [n, 3, S, S], folded under γ [N] and α as they stand, through the split; `channels`:
+    those that are sent (None: all).
 
     With HEAD_TIER client the images are sent once and then named; an interrupted run repeats one batch.
     """
     n, alpha = len(model.blocks), model.alpha_array()
     on_set = ImageSetOnClient(images) if settings.HEAD_TIER == 'client' else None
-    on_client = folded_specs(alpha, gamma, client_units(split, n, settings.HEAD_TIER), settings, settings.CLIENT_ENGINE)
-    on_server = folded_specs(alpha, gamma, server_units(split, n, settings.HEAD_TIER), settings, settings.SERVER_ENGINE)
-    remote = ClientPart(client, model, on_client, images.shape[-1], on_set)
-    device = next(model.parameters()).device
-    local = part_of(model, on_server, device)
-    wire = formats.format_at(split, n, wire)
+    engines = (client_units, settings.CLIENT_ENGINE), (server_units, settings.SERVER_ENGINE)
+    there, here = (folded_specs(alpha, gamma, units(split, n, settings.HEAD_TIER), settings, engine, channels)
+                   for units, engine in engines)
+    remote = ClientPart(client, model, there, images.shape[-1], on_set)
+    local = part_of(model, here, next(model.parameters()).device)
+    wire = formats.encoding_at(split, n, wire)
     found: List[torch.Tensor] = []
     with torch.inference_mode():
         for part in batches(len(images), min(settings.BATCH_SIZE, remote.largest_batch)):
@@ -94,7 +96,7 @@ def measure(session: Session, model: Union[HyperRepVGG, SplitNetwork], configura
     data = data.to(torch.device('cpu'))  # where frames come from
     with thread_count(settings.threads(settings.SERVER_THREADS)), _on_server_device(model, settings):  # as the table
         classes = predict(model, configuration.gamma, configuration.split, session.client, data.images, settings,
-                          configuration.wire)
+                          configuration.wire, configuration.channels)
         with tqdm(desc='stream', total=n_frames, unit=' frames', leave=False, disable=None) as bar:  # with its rate
             def on_frame(i: int, latency_s: float) -> None:
                 bar.set_postfix_str(f'latency {1000 * latency_s:.1f} ms', refresh=False)

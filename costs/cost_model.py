@@ -14,6 +14,7 @@ from config import Settings, UserError
 from costs.correction import Correction
 from costs.energy import Power
 from costs.queueing import mean_wait_ms
+from network.channels import CutChannels
 
 TIERS = ('client', 'server')
 FLOAT32 = 'float32'
@@ -151,11 +152,12 @@ class HardwareTable:
 
 @dataclass(frozen=True)
 class Configuration:
-    """What the project chooses: branch scales, execution, split point and wire format."""
+    """What the project chooses: branch scales, execution, split point and what is sent there."""
     alpha: np.ndarray = field(repr=False)  # [N, 3]; 0 = pruned, NaN = there is no such branch
     gamma: Tuple[int, ...]  # [N]
     split: int  # λ
     wire: str = FLOAT32
+    channels: Optional[CutChannels] = field(default=None, repr=False)  # that are sent; given where `wire` has a share
 
 
 @dataclass(frozen=True)

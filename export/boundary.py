@@ -7,7 +7,7 @@ from typing import Any, Dict, List, NamedTuple, Tuple
 import torch
 
 from config import UserError
-from wire.formats import AS_COMPUTED, BITS, format_at, plain
+from wire.formats import AS_COMPUTED, BITS, format_at, without_compression
 
 IMAGES, LOGITS = 'images', 'logits'
 EXPORTED_WIRES = ('float32', 'float16', 'uint8')  # whose quantiser is part of the graphs
@@ -44,7 +44,7 @@ def logits_spec(num_classes: int) -> TensorSpec:
 def wire_in_graph(wire: str, split: int, n_blocks: int) -> str:
     """The format whose quantiser is part of the graphs at this split, AS_COMPUTED at both ends. Compression is left to
     whoever sends. Raises `UserError` for a format that cannot be part of a graph."""
-    found = plain(format_at(split, n_blocks, wire))
+    found = without_compression(format_at(split, n_blocks, wire))
     if found not in (AS_COMPUTED, *EXPORTED_WIRES):
         raise UserError(f'wire format {wire} cannot be part of an exported graph, only {", ".join(EXPORTED_WIRES)}: '
                         'search again with WIRE_FORMATS of these')

@@ -10,7 +10,7 @@ from network.gammas import gamma_by_id
 from network.shapes import architecture, block_names
 from pipeline import kinds, provenance, writing
 from pipeline.documents import Document
-from wire.formats import WIRE_FORMATS
+from wire.formats import exists
 
 
 def save(plan: Plan, settings: Settings, inputs: Dict[str, str]) -> str:
@@ -85,7 +85,7 @@ def _point(entry: Document, settings: Settings) -> PlannedPoint:
     names = block_names(architecture(settings.MODEL_NAME))
     gamma = tuple(gamma_by_id(entry.get(('gamma', name), int), entry.path).id for name in names)
     split, wire = _index(entry, 'lambda', entry.find('lambda'), len(names) + 1), entry.get('wire', str)
-    if wire not in WIRE_FORMATS:
+    if not exists(wire):
         raise entry.refuse(f'unknown wire format {wire[:40]!r}')
     domain = None if entry.find('domain') is None else entry.get('domain', int)
     return PlannedPoint(domain, entry.get('network', str), entry.get('confirmed', bool), split, wire, gamma,

@@ -17,11 +17,12 @@ from costs.cost_model import Configuration, HardwareTable, Roofline, round_trip_
 from costs.device_profiles import KernelProfile, load_profile
 from lut_manager import TierCosts
 from network.alpha import surviving_branches, unpruned_alpha
+from network.channels import CutChannels
 from pipeline import documents, kinds
 from search import result_file
 from search.result import JointResult
 from throughput_optimizer import gamma_for_split, times_with_fastest
-from wire.formats import is_lossless, plain
+from wire.formats import is_lossless, without_compression
 
 UNPRUNED = 'unpruned'
 
@@ -34,12 +35,13 @@ class Network:
     accuracy: Optional[float]  # validation, fraction of 1; None: not known
     confirmed: bool  # is its loss tested on calibration images?
     lossy_at: Optional[Tuple[int, str]] = None  # its accuracy holds at this split with this lossy wire format only
+    channels: Optional[CutChannels] = None  # that are sent there; None: all
 
     def allows(self, split: int, n_blocks: int, wire: str) -> bool:
         """Is its accuracy known at this split with this wire format?"""
         if self.lossy_at is None:
             return is_lossless(wire) or split in (0, n_blocks)
-        return (split, plain(wire)) == self.lossy_at
+        return (split, without_compression(wire)) == self.lossy_at
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def unpruned_network(table: HardwareTable, accuracy: Optional[float] = None) -> 
 def lossy_at(choice: Configuration) -> Optional[Tuple[int, str]]:
     """Where alone the accuracy of a configuration holds: None where its feature map arrives as it left."""
     lossy = not is_lossless(choice.wire) and 0 < choice.split < len(choice.alpha)
-    return (choice.split, plain(choice.wire)) if lossy else None
+    return (choice.split, without_compression(choice.wire)) if lossy else None
 
 
 def networks_of(result: JointResult, table: HardwareTable) -> List[Network]:
@@ -123,7 +125,7 @@ def networks_of(result: JointResult, table: HardwareTable) -> List[Network]:
             seen.add(key)
             confirmed = result.pick is not None and bool(result.pick.n_passed) and np.array_equal(
                 choice.alpha, picked.alpha, equal_nan=True)
-            found.append(Network(name, choice.alpha, accuracy, confirmed, key[1]))
+            found.append(Network(name, choice.alpha, accuracy, confirmed, key[1], choice.channels))
     return found
 
 

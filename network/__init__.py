@@ -2,5 +2,6 @@
 
 shapes: the variants as numbers. alpha: which branches survive. gammas: the 14 ways to execute them. inputs: images on
 their way in. folding: BatchNorm and branches into one convolution. merged_convolution: a block as one convolution
-while α trains. batchnorm: statistics re-estimated after pruning. checkpoints: weights from a file.
+while α trains. batchnorm: statistics re-estimated after pruning. channels: which channels of a feature map are sent.
+checkpoints: weights from a file.
 """

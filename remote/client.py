@@ -16,6 +16,7 @@ import itertools
 import math
 import ssl
 import time
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar
 
@@ -25,6 +26,7 @@ import torch
 import cli
 from config import TORCH, Settings, UserError
 from hyper_repvgg import HyperRepVGG
+from network.channels import CutChannels
 from network_utils import Address, Listener, token_from_environment
 from remote import replies
 from tier import devices
@@ -239,6 +241,8 @@ class ClientPart:
         self.largest_values = max(math.prod(cut_shape(spec.model_name, spec.num_classes, input_size, unit))
                                   for unit in (spec.first, spec.last))  # of an image, into the part or out of it
         self._out_shape = cut_shape(spec.model_name, spec.num_classes, input_size, spec.last)  # without the batch
+        if spec.channels is not None and spec.first == 0:
+            self._out_shape = spec.channels.shape(self._out_shape)
         item_bytes = 8 if spec.dtype == 'float64' else 4
         self.largest_batch = (MAX_PAYLOAD_BYTES - HEADROOM_BYTES) // (item_bytes * self.largest_values)
         units = units_of(model)[spec.first:spec.last]
@@ -268,6 +272,8 @@ class ClientPart:
         if spec.gamma is not None:
             fields['gamma'] = list(spec.gamma)
             tensors['alpha'] = torch.tensor(spec.alpha, dtype=torch.float64).reshape(-1, 3)
+        if spec.channels is not None:
+            tensors.update(sent=torch.tensor(spec.channels.sent), fill=torch.tensor(spec.channels.fill))
         self.client.ask(connection, 'part', fields, tensors)
         self.client.part_in_use = self
 
@@ -340,10 +346,10 @@ def wait_for_client(settings: Settings, bind: Optional[str] = None, port: Option
 
 
 def folded_specs(alpha: np.ndarray, gamma: Sequence[int], split_units: Tuple[int, int], settings: Settings,
-                 engine: str = TORCH) -> PartSpec:
-    """The spec of the units [first, last) under γ and α [N, 3]."""
+                 engine: str = TORCH, channels: Optional[CutChannels] = None) -> PartSpec:
+    """The spec of the units [first, last) under γ and α [N, 3]; `channels`: those that cross the cut (None: all)."""
     spec = PartSpec(settings.MODEL_NAME, settings.NUM_CLASSES, *split_units, dtype='float32',
                     mean=tuple(settings.NORM_MEAN), std=tuple(settings.NORM_STD))
     rows: List[Tuple[float, ...]] = [tuple(float(v) for v in alpha[k]) for k in spec.blocks]
-    gammas = tuple(int(gamma[k]) for k in spec.blocks)
-    return PartSpec(**{**vars(spec), 'gamma': gammas, 'alpha': tuple(rows), 'engine': engine})
+    return replace(spec, gamma=tuple(int(gamma[k]) for k in spec.blocks), alpha=tuple(rows), engine=engine,
+                   channels=channels)

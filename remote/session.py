@@ -20,10 +20,11 @@ import lut_manager
 import roofline_measure
 from config import Settings, UserError
 from costs.cost_model import HardwareTable
+from costs.wire_costs import WireCosts, block_bytes_of, with_shares
 from domains import image_formats
 from domain_dataset import load_domain
 from hyper_repvgg import create_hyper_repvgg, deploy
-from lut_manager import TierCosts, WireCosts
+from lut_manager import TierCosts
 from network.inputs import normalise
 from network.shapes import architecture, block_shapes
 from pipeline import documents, fingerprints, kinds, writing
@@ -33,8 +34,8 @@ from remote.link import measure_link
 from tier import devices, tasks
 from tier.block_timing import Gammas, NetworkTiming, PartTiming, Round, thread_count, time_network
 from wire import codec as wire_codec
-from wire.formats import WIRE_FORMATS, check_compressions, formats_of
 from wire.certificates import listening_context
+from wire.formats import channels_sent, check_compressions, encoding_of, formats_of
 
 WIRE_SAMPLES = 4  # images whose feature maps are encoded to measure a format's size
 MAX_DEVICES = 3  # clients of different kinds that may come, one after the other, while a table is measured
@@ -153,8 +154,8 @@ class Session:
         """Sizes of the formats on feature maps of real images, and what encoding and decoding take on both tiers."""
         settings = self.settings
         shapes = block_shapes(architecture(settings.MODEL_NAME), settings.INPUT_SIZE)[1]
-        formats = tuple(w for w in WIRE_FORMATS if w in ('float32', *settings.WIRE_FORMATS))
-        block_bytes = lut_manager.block_bytes_of(shapes)
+        formats = tuple(dict.fromkeys(('float32', *settings.WIRE_FORMATS)))
+        block_bytes = with_shares(WireCosts(block_bytes_of(shapes), {}), shapes, settings).block_bytes
         sizes = {wire: np.zeros(len(shapes), dtype=np.int64) for wire in formats}
         codec = {wire: {tier: np.zeros((len(shapes), 2)) for tier in ('client', 'server')} for wire in formats}
         device = devices.device_of(settings.SERVER_DEVICE)
@@ -169,10 +170,16 @@ class Session:
                                                 {'formats': list(formats)}, {'z': one})
                 for wire, here, there in zip(formats, tasks.wire_ms(one, formats), client_ms):
                     codec[wire]['server'][k], codec[wire]['client'][k] = here, there
-                    encoded = wire_codec.encoded_bytes(wire_codec.encode(z, wire)) if wire in block_bytes else sum(
-                        wire_codec.encoded_bytes(wire_codec.encode(z[i:i + 1], wire)) for i in range(len(z)))
-                    sizes[wire][k] = encoded // len(z)
+                    sizes[wire][k] = block_bytes[wire][k] if wire in block_bytes else mean_bytes(z, wire)
         return WireCosts({**block_bytes, **sizes}, codec)
+
+
+def mean_bytes(z: torch.Tensor, wire: str) -> int:
+    """Of a frame of these feature maps [B, C, h, w]. Where not all channels are sent, those are taken that vary most:
+    which they will be depends on the network, and these compress worst."""
+    varying = torch.sort(z.var(dim=(0, 2, 3)), descending=True)[1][:channels_sent(wire, z.shape[1])]
+    encoded = [wire_codec.encode(one[None, varying], encoding_of(wire)) for one in z]
+    return sum(map(wire_codec.encoded_bytes, encoded)) // len(z)
 
 
 class _ClientMachine:

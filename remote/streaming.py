@@ -58,13 +58,14 @@ class _Stream:
         self.predictions: List[int] = []
         self.bytes_total = 0  # on the wire, both directions, everything included
         self._on_frame = on_frame
-        self._wire = formats.format_at(split, n, configuration.wire)
+        self._wire = formats.encoding_at(split, n, configuration.wire)
         unit = head_units(split, n)[1]
         self._classes = model.num_classes
-        self._shape = (1, *cut_shape(model.model_name, model.num_classes, images.shape[-1], unit))
+        shape, channels = cut_shape(model.model_name, model.num_classes, images.shape[-1], unit), configuration.channels
+        self._shape = (1, *(shape if channels is None else channels.shape(shape)))
 
         def spec(units: Tuple[int, int], engine: str) -> PartSpec:
-            return folded_specs(configuration.alpha, configuration.gamma, units, settings, engine)
+            return folded_specs(configuration.alpha, configuration.gamma, units, settings, engine, channels)
 
         on_client = ImageSetOnClient(images) if self.head_tier == 'client' else None
         self.remote = ClientPart(client, model, spec(client_units(split, n, self.head_tier),

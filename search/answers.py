@@ -16,11 +16,12 @@ from hyper_repvgg import HyperRepVGG
 from network.alpha import surviving_branches
 from search import pick
 from search.confirmation import Calibration, Comparison, in_fixed_order
+from search.cut_channels import ChannelChoice
 from search.domain_inputs import images_of
 from search.frontier import TESTS, FrontierPoint, Frontiers
 from search.wire_loss import WireLoss, classified_right
 from throughput_optimizer_limit import solve_within_limits
-from wire.formats import by_loss, is_lossless
+from wire.formats import by_loss, is_lossless, share_of
 
 StatisticsOf = Callable[[np.ndarray], np.ndarray]  # α [N, 3] -> BatchNorm statistics re-estimated for it
 Solve = Callable[[Settings], Solution]  # γ and λ under settings that list wire formats of one loss
@@ -37,7 +38,14 @@ class Answer:
 
 def calibration_of(model: HyperRepVGG, reference: np.ndarray, domain: int, settings: Settings) -> Calibration:
     """A domain's calibration images; `reference`: α [N, 3] of the network behind A_ref."""
-    return Calibration(model, reference, images_of(settings, domain, 'calibration'), settings)
+    return Calibration(model, reference, images_of(settings, domain, 'calibration'), settings,
+                       choice_of(model, domain, settings))
+
+
+def choice_of(model: HyperRepVGG, domain: int, settings: Settings) -> ChannelChoice:
+    """What chooses the channels that are sent in a domain; its training images are read where they are needed."""
+    narrow = any(share_of(wire) < 1 for wire in settings.WIRE_FORMATS)
+    return ChannelChoice(model, images_of(settings, domain, 'train') if narrow else None, settings)
 
 
 def picked(frontiers: Frontiers, goal: Goal, calibration: Calibration, val: ImageSet, table: HardwareTable,
@@ -114,7 +122,7 @@ def best_on_wire(alpha: np.ndarray, solve: Solve, calibration: Calibration, val:
     """A network (with these BatchNorm statistics; None: the model's own) at its lowest J over these wire formats, each
     with the validation accuracy that it leaves. Raises `limits.NothingFits` when no format is within the limits."""
     model, settings = calibration.model, calibration.settings
-    measured, found = WireLoss(model, val, settings, lambda alpha: statistics), []
+    measured, found = WireLoss(model, val, settings, lambda alpha: statistics, calibration.choice), []
     right = classified_right(model, Configuration(alpha, (), 0, FLOAT32), val, settings, statistics)
     groups = by_loss(formats)
     for group in groups:
@@ -127,5 +135,5 @@ def best_on_wire(alpha: np.ndarray, solve: Solve, calibration: Calibration, val:
         accuracy = measured.accuracy(alpha, at.split, at.wire, int(right.sum()) / len(right), statistics is not None)
         found.append((goal.J(at.times.T_eff_ms, accuracy), at, accuracy))
     _, best, accuracy = min(found, key=lambda option: option[0])
-    chosen = Configuration(alpha, best.gamma, best.split, best.wire)
+    chosen = measured.configuration(alpha, best, statistics is not None)
     return Answer(chosen, accuracy, calibration.compare(chosen, statistics), statistics)

@@ -17,6 +17,7 @@ from config import Settings
 from costs.cost_model import FLOAT32, Configuration
 from domains.image_sets import ImageSet
 from hyper_repvgg import HyperRepVGG
+from search.cut_channels import ChannelChoice
 from search.noninferiority import p_value
 from search.wire_loss import classified_right
 from wire.formats import format_at, is_lossless
@@ -36,9 +37,12 @@ class Comparison:
 class Calibration:
     """Compares configurations of one model with the reference network."""
 
-    def __init__(self, model: HyperRepVGG, reference: np.ndarray, images: ImageSet, settings: Settings) -> None:
-        """`reference`: α [N, 3] of the network behind A_ref."""
+    def __init__(self, model: HyperRepVGG, reference: np.ndarray, images: ImageSet, settings: Settings,
+                 choice: Optional[ChannelChoice] = None) -> None:
+        """`reference`: α [N, 3] of the network behind A_ref; `choice`: of the channels that are sent, given where a
+        format has a share."""
         self.model, self.reference, self.images, self.settings = model, reference, images, settings
+        self.choice = choice
         self.reference_right = classified_right(model, Configuration(reference, (), 0, FLOAT32), images, settings)
 
     def compare(self, chosen: Configuration, statistics: Optional[np.ndarray] = None) -> Comparison:

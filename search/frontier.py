@@ -86,9 +86,9 @@ def measured_points(candidates: Sequence[Candidate], select: Callable[[List[floa
         to_measure = unknown.intersection(kept)
         if not to_measure:
             return [FrontierPoint(
-                Configuration(candidates[i].alpha, candidates[i].solution.gamma, candidates[i].solution.split,
-                              candidates[i].solution.wire), accuracy[i], candidates[i].solution.times,
-                candidates[i].recovered, candidates[i].recalibrated) for i in kept]
+                measured.configuration(candidates[i].alpha, candidates[i].solution, candidates[i].recalibrated),
+                accuracy[i], candidates[i].solution.times, candidates[i].recovered, candidates[i].recalibrated)
+                for i in kept]
         for i in sorted(to_measure):
             at = candidates[i].solution
             accuracy[i] = measured.accuracy(candidates[i].alpha, at.split, at.wire, accuracy[i],
@@ -135,7 +135,8 @@ def candidates(problem: PruningProblem, network: EvaluatedNetwork, objective: st
 def frontiers_of(problem: PruningProblem, state: SearchState) -> Dict[str, List[FrontierPoint]]:
     """Each objective's frontier of all networks of the search, and what is to be confirmed, with the accuracies that
     the wire leaves."""
-    measured = WireLoss(problem.model, problem.val, problem.settings, lambda alpha: problem.statistics_for(alpha)[0])
+    measured = WireLoss(problem.model, problem.val, problem.settings, lambda alpha: problem.statistics_for(alpha)[0],
+                        problem.channel_choice)
     networks = networks_of(state)
 
     def at_best(objective: str) -> List[Candidate]:

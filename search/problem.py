@@ -13,6 +13,7 @@ from domains.image_sets import ImageSet
 from hyper_repvgg import HyperRepVGG
 from network.alpha import surviving_branches
 from search.alpha_training import recalibrated_statistics
+from search.cut_channels import ChannelChoice
 from search.pruned_times import PrunedTimes
 from search.state import CurvePoint, EvaluatedNetwork, SearchState
 from throughput_optimizer_limit import check_possible
@@ -37,6 +38,11 @@ class PruningProblem:
     def table(self) -> HardwareTable:
         """The table that times come from."""
         return self.times.table
+
+    @property
+    def channel_choice(self) -> ChannelChoice:
+        """Which channels a network sends where a wire format has a share."""
+        return ChannelChoice(self.model, self.train, self.settings)
 
     def J_of(self, network: EvaluatedNetwork) -> float:
         """J of a network at its best γ, λ and wire format."""

@@ -77,7 +77,8 @@ class Recovery:
             return network
         statistics, work = problem.statistics_for(network.alpha) if network.recalibrated else (None, 0)
         self.work.block_evaluations += work
-        measured = WireLoss(problem.model, problem.val, problem.settings, lambda alpha: statistics)
+        measured = WireLoss(problem.model, problem.val, problem.settings, lambda alpha: statistics,
+                            problem.channel_choice)
         options = []
         for formats in problem.times.formats:
             solution = problem.times.solve(network.alpha, formats)

@@ -55,7 +55,8 @@ def assemble(outcome: SearchOutcome, answer: Answer, mode: str) -> JointResult:
     step2 = solve_unpruned(table, settings)
 
     def share(alpha: np.ndarray, split: int, wire: str) -> float:
-        return correct_with(problem.model, Configuration(alpha, (), split, wire), test, settings) / len(test)
+        chosen = Configuration(alpha, (), split, wire, problem.channel_choice.at(alpha, split, wire))
+        return correct_with(problem.model, chosen, test, settings) / len(test)
 
     original = share(ones, 0, FLOAT32)
     at_step2 = share(problem.unpruned, step2.split, step2.wire)

@@ -11,8 +11,9 @@ from config import Settings, UserError
 from costs.cost_model import Configuration, HardwareTable, ImageFormat, Times
 from gamma_mask_builder import build_gamma_mask
 from network.alpha import alpha_by_block, alpha_from_blocks, surviving_branches, unpruned_alpha
+from network.channels import CutChannels
 from network.gammas import gamma_by_id
-from network.shapes import BRANCHES
+from network.shapes import BRANCHES, architecture, block_shapes
 from pipeline import documents, fingerprints, kinds, provenance, writing
 from pipeline.documents import Document
 from search import result_warnings
@@ -20,6 +21,7 @@ from search.frontier import OBJECTIVES, TESTS, FrontierPoint
 from search.pick import PickRule
 from search.result import AccuracyReport, Baseline, JointResult
 from search.state import CurvePoint
+from wire.formats import channels_sent, format_at, share_of
 
 
 def save(kind: str, result: JointResult, settings: Settings, inputs: str, search_inputs: str = '', lut_file: str = '',
@@ -33,6 +35,7 @@ def save(kind: str, result: JointResult, settings: Settings, inputs: str, search
         'domain_id': result.domain_id, 'domain_name': result.domain_name, 'mode': result.mode,
         'alpha': alpha_by_block(choice.alpha, result.block_names), 'pruned': result.pruned,
         'gamma': dict(zip(result.block_names, choice.gamma)), 'lambda': choice.split, 'wire': choice.wire,
+        'channels': channels_to_json(choice.channels),
         'pick': None if result.pick is None else vars(result.pick),
         'accuracy': {**vars(accuracy), 'ci95': list(accuracy.ci95)},
         'epsilon': result.epsilon, 'xi_A': result.xi_A, 'J': result.J, **result.times.as_dict(),
@@ -170,7 +173,8 @@ def point_to_json(point: FrontierPoint, names: Tuple[str, ...]) -> Dict[str, Any
     choice = point.configuration
     return {'accuracy': point.accuracy, 'n_pruned': point.n_pruned, 'recovered': point.recovered,
             'recalibrated': point.recalibrated,
-            'lambda': choice.split, 'wire': choice.wire, **point.times.as_dict(),
+            'lambda': choice.split, 'wire': choice.wire, 'channels': channels_to_json(choice.channels),
+            **point.times.as_dict(),
             'gamma': dict(zip(names, choice.gamma)), 'alpha': alpha_by_block(choice.alpha, names)}
 
 
@@ -246,4 +250,23 @@ def configuration_from_json(document: Document, table: HardwareTable, at: Tuple[
         raise document.refuse(f'{label}lambda is {split}, not between 0 and {table.n_blocks}')
     if wire not in table.block_bytes:
         raise document.refuse(f'{label}unknown wire format {wire!r}')
-    return Configuration(alpha, tuple(gamma), split, wire)
+    return Configuration(alpha, tuple(gamma), split, wire, channels_from_json(document, split, wire, table, at))
+
+
+def channels_to_json(channels: Optional[CutChannels]) -> Optional[Dict[str, Any]]:
+    """The channels that are sent; None for all."""
+    return None if channels is None else {'sent': list(channels.sent), 'fill': list(channels.fill)}
+
+
+def channels_from_json(document: Document, split: int, wire: str, table: HardwareTable, at: Tuple[str, ...],
+                       ) -> Optional[CutChannels]:
+    """The channels that are sent, where the wire format has a share at this split."""
+    if share_of(format_at(split, table.n_blocks, wire)) == 1:
+        return None
+    n = block_shapes(architecture(table.model), table.input_shape[1])[1][split - 1].out_channels
+    where = (*at, 'channels')
+    try:
+        sent = [int(channel) for channel in document.numbers((*where, 'sent'), channels_sent(wire, n), lowest=0)]
+        return CutChannels(tuple(sent), tuple(map(float, document.numbers((*where, 'fill'), n))))
+    except ValueError as error:
+        raise document.refuse(f"field '{'.'.join(where)}': {error}") from None

@@ -10,25 +10,33 @@ import numpy as np
 import torch
 
 from config import Settings
-from costs.cost_model import Configuration
+from costs.cost_model import Configuration, Solution
 from domains.image_sets import ImageSet
 from hyper_repvgg import DeployedNetwork, HyperRepVGG, deploy
 from network import batchnorm
+from network.channels import CutChannels
 from search import alpha_training
+from search.cut_channels import ChannelChoice
 from wire import codec
-from wire.formats import format_at, is_lossless, plain
+from wire.formats import format_at, is_lossless, numbers_of, share_of, without_compression
 
 
-def through_wire(network: DeployedNetwork, split: int, wire: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The network as a function of normalised images [B, 3, S, S], with what `wire` does to the map at `split`."""
-    sent_as = plain(format_at(split, len(network.blocks), wire))  # compression changes no value
-    if is_lossless(sent_as):
+def through_wire(network: DeployedNetwork, split: int, wire: str, channels: Optional[CutChannels] = None,
+                 ) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The network as a function of normalised images [B, 3, S, S], with what `wire` does to the map at `split`;
+    `channels`: those that are sent, given where `wire` has a share."""
+    wire = format_at(split, len(network.blocks), wire)
+    if is_lossless(wire):
         return network
+    if (channels is None) != (share_of(wire) == 1):
+        raise ValueError(f'{wire} with {"all" if channels is None else "some"} of the channels')
+    numbers = numbers_of(wire)  # compression changes no value
 
     def run(x: torch.Tensor) -> torch.Tensor:
-        z = network.head(x, split)
-        received = codec.decode(codec.encode(z, sent_as), sent_as, z.shape)
-        return network.tail(received.to(z.device), split)
+        whole = network.head(x, split)
+        z = whole if channels is None else channels.take(whole)
+        received = codec.decode(codec.encode(z, numbers), numbers, z.shape).to(z.device)
+        return network.tail(received if channels is None else channels.restore(received), split)
 
     return run
 
@@ -39,16 +47,20 @@ def classified_right(model: HyperRepVGG, chosen: Configuration, data: ImageSet, 
     the loss of the wire format at the split: bool [n]. The model keeps the α."""
     model.set_alpha_array(chosen.alpha)
     with batchnorm.using(model, statistics):
-        return alpha_training.classified_right(through_wire(deploy(model), chosen.split, chosen.wire), data, settings)
+        network = through_wire(deploy(model), chosen.split, chosen.wire, chosen.channels)
+        return alpha_training.classified_right(network, data, settings)
 
 
 class WireLoss:
     """Accuracy of networks of one model on one set of images, with the loss of the wire; each is run once."""
 
     def __init__(self, model: HyperRepVGG, data: ImageSet, settings: Settings,
-                 statistics_of: Callable[[np.ndarray], Optional[np.ndarray]] = lambda alpha: None) -> None:
-        """`statistics_of(alpha)`: the re-estimated BatchNorm statistics of a network that is measured with such."""
-        self.model, self.data, self.settings, self._statistics_of = model, data, settings, statistics_of
+                 statistics_of: Callable[[np.ndarray], Optional[np.ndarray]] = lambda alpha: None,
+                 choice: Optional[ChannelChoice] = None) -> None:
+        """`statistics_of(alpha)`: the re-estimated BatchNorm statistics of a network that is measured with such;
+        `choice`: of the channels that are sent, given where a format has a share."""
+        self.model, self.data, self.settings = model, data, settings
+        self._statistics_of, self._choice = statistics_of, choice or ChannelChoice(model, None, settings)
         self.block_evaluations = 0  # forward passes of one block on one image
         self._known: Dict[Tuple[bytes, int, str, bool], float] = {}
 
@@ -58,14 +70,24 @@ class WireLoss:
         if is_lossless(wire):
             return lossless
         n = len(self.model.blocks)
-        sent_as = plain(format_at(split, n, wire))
+        sent_as = without_compression(format_at(split, n, wire))
         if is_lossless(sent_as):
             return lossless
         key = (alpha.tobytes(), split, sent_as, recalibrated)
         if key not in self._known:
+            chosen = Configuration(alpha, (), split, wire, self._channels(alpha, split, wire, recalibrated))
             statistics = self._statistics_of(alpha) if recalibrated else None
-            chosen = Configuration(alpha, (), split, wire)
             right = classified_right(self.model, chosen, self.data, self.settings, statistics)
             self._known[key] = int(right.sum()) / len(right)
             self.block_evaluations += n * len(self.data)
         return self._known[key]
+
+    def configuration(self, alpha: np.ndarray, solution: Solution, recalibrated: bool = False) -> Configuration:
+        """The configuration of α [N, 3] that runs as this solution says, with the channels that it sends."""
+        return Configuration(alpha, solution.gamma, solution.split, solution.wire,
+                             self._channels(alpha, solution.split, solution.wire, recalibrated))
+
+    def _channels(self, alpha: np.ndarray, split: int, wire: str, recalibrated: bool) -> Optional[CutChannels]:
+        if share_of(wire) == 1:
+            return None
+        return self._choice.at(alpha, split, wire, self._statistics_of(alpha) if recalibrated else None)

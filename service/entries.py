@@ -17,11 +17,12 @@ from fleet import plan_file, points
 from fleet.plan import PlannedPoint
 from gamma_mask_builder import build_gamma_mask
 from network.alpha import surviving_branches
+from network.channels import CutChannels
 from pipeline import documents, fingerprints, kinds
 from search.frontier import TESTS
 from search.result import JointResult
 from throughput_optimizer import fastest_gammas, times_with_fastest
-from wire.formats import check_compressions, compression_of
+from wire.formats import check_compressions, compression_of, format_at, share_of
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class ServedNetwork:
     alpha: np.ndarray = field(repr=False)  # [N, 3]
     gamma: Mapping[str, Tuple[int, ...]]  # by tier: [N]
     batchnorm: Optional[np.ndarray] = field(default=None, repr=False)  # re-estimated statistics; None: the model's own
+    channels: Optional[CutChannels] = field(default=None, repr=False)  # that are sent in formats with a share
+
+    def channels_at(self, split: int, wire: str) -> Optional[CutChannels]:
+        """The channels that are sent at a split in this format; None: all."""
+        return None if share_of(format_at(split, len(self.alpha), wire)) == 1 else self.channels
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,8 @@ def entry_of(name: str, result: JointResult, table: HardwareTable, settings: Set
     """The entry of a domain's result, which begins with its configuration and may change to every split and lossless
     format, or, where its own format is a lossy one, to what its accuracy was measured with."""
     picked = result.configuration
-    networks = [points.Network('result', picked.alpha, result.accuracy.val_final, True, points.lossy_at(picked))]
+    networks = [points.Network('result', picked.alpha, result.accuracy.val_final, True, points.lossy_at(picked),
+                               picked.channels)]
     if any_network and result.batchnorm is None:  # a result holds the statistics of its own choice only
         networks += [network for network in points.networks_of(result, table) if may_be_served(network, result)
                      and not np.array_equal(network.alpha, picked.alpha, equal_nan=True)]
@@ -108,8 +115,7 @@ def entry_of(name: str, result: JointResult, table: HardwareTable, settings: Set
                         if (choice.network, choice.split, choice.wire) != (0, first.split, first.wire))]
     used = sorted({choice.network for choice in choices})  # others never pay
     choices = [replace(choice, network=used.index(choice.network)) for choice in choices]
-    served = [_served(f'{name}/{networks[k].name}' if k else name, networks[k].alpha, table, result.batchnorm)
-              for k in used]
+    served = [_served(f'{name}/{networks[k].name}' if k else name, networks[k], table, result.batchnorm) for k in used]
     return Entry(name, served[0], first, tuple(choices), None, table.link.bandwidth_mbps, table.link.rtt_ms,
                  tuple(served[1:]))
 
@@ -142,11 +148,12 @@ def _choices(found: points.Points) -> Iterator[Choice]:
                      float(found.n_bytes[k]), bool(found.uses_link[k]), int(found.network[k]))
 
 
-def _served(name: str, alpha: np.ndarray, table: HardwareTable, batchnorm: Optional[np.ndarray]) -> ServedNetwork:
+def _served(name: str, network: points.Network, table: HardwareTable, batchnorm: Optional[np.ndarray],
+            ) -> ServedNetwork:
     """Every block under its fastest γ on each tier, as step 3 chooses them."""
-    valid = build_gamma_mask(surviving_branches(alpha))
+    valid = build_gamma_mask(surviving_branches(network.alpha))
     gamma = {tier: tuple(map(int, fastest_gammas(table.T_ms[tier], valid)[0])) for tier in TIERS}
-    return ServedNetwork(name, alpha, gamma, batchnorm)
+    return ServedNetwork(name, network.alpha, gamma, batchnorm, network.channels)
 
 
 # --- a fleet's plan -------------------------------------------------------------------------------------------
@@ -196,11 +203,11 @@ class _Networks:
             raise self._other(*key)
         return found
 
-    def _read(self, domain: Optional[int], network: str) -> Tuple[np.ndarray, HardwareTable, Optional[np.ndarray]]:
-        """α, the table, and BatchNorm statistics."""
+    def _read(self, domain: Optional[int], network: str) -> Tuple[points.Network, HardwareTable, Optional[np.ndarray]]:
+        """The network, the table, and BatchNorm statistics."""
         table = self._table
         if network == points.UNPRUNED:
-            return points.unpruned_network(table).alpha, table, None
+            return points.unpruned_network(table), table, None
         result = None if domain is None else points.load_result(domain, table, self._settings)
         held = [] if result is None else [one for one in points.networks_of(result, table) if one.name == network]
         if not held:
@@ -208,7 +215,7 @@ class _Networks:
         if result.batchnorm is not None and network != 'result':
             raise UserError(f'the plan has clients of domain {domain} run {network!r}, and the result holds BatchNorm '
                             'statistics of its own choice only')
-        return held[0].alpha, table, result.batchnorm
+        return held[0], table, result.batchnorm
 
     @staticmethod
     def _other(domain: Optional[int], network: str) -> UserError:

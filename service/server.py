@@ -31,7 +31,7 @@ from service.shift import References, watch
 from service.tails import base_model, model_of
 from tier.part import STATISTICS, cut_shape, head_units
 from wire.connection import Connection
-from wire.formats import compression_of, format_at
+from wire.formats import compression_of, encoding_at
 from wire.frames import Kind, Message, NetworkError, PeerError, ProtocolError
 
 MAX_CLIENTS = 64  # at a time
@@ -210,7 +210,9 @@ class Service:
         number = client.number
         running, n_blocks = client.configurations[number], len(self._base.blocks)
         split, wire = running.choice.split, running.choice.wire
-        return {'c': number, 'split': split, 'wire': format_at(split, n_blocks, wire), 'format': wire,
+        channels = running.network.channels_at(split, wire)
+        return {'c': number, 'split': split, 'wire': encoding_at(split, n_blocks, wire), 'format': wire,
+                'sent': [] if channels is None else list(channels.sent),
                 'unit': head_units(split, n_blocks)[1], 'place': client.place_of(running.network),
                 'network': running.network.name, 'entry': running.entry.name}
 

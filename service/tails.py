@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from multiprocessing.connection import Connection
-from typing import Dict, List, Mapping, NamedTuple, Tuple, Union
+from typing import Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 import torch
 
@@ -22,6 +22,7 @@ import config
 from config import Settings
 from engines.processes import GRACE_S, how_it_ended, join_or_kill
 from hyper_repvgg import HyperRepVGG, create_hyper_repvgg
+from network.channels import CutChannels
 from pipeline import kinds
 from remote.client import folded_specs
 from service.arena import Arena, Layout
@@ -38,6 +39,14 @@ class TailKey(NamedTuple):
     network: str
     split: int
     wire: str
+
+
+class TailInput(NamedTuple):
+    """What arrives for a tail."""
+    first: int  # unit of the tail
+    encoding: str
+    shape: Tuple[int, ...]  # of one frame, with its batch of 1
+    channels: Optional[CutChannels]  # that were sent; None: all
 
 
 class Prediction(NamedTuple):
@@ -88,20 +97,21 @@ class Tails:
         network = self._network(request.key.network)
         if not request.frames:
             return Answer([], 0.0)
-        first, wire, shape = self._input(request.key)
+        sent = self._input(request.key)
         start = time.perf_counter()
         answers: List[Union[Prediction, str]] = []
         inputs: List[torch.Tensor] = []
         for slot, layout in request.frames:
             try:
-                inputs.append(codec.decode(arena.read(slot, layout), wire, shape))
+                inputs.append(codec.decode(arena.read(slot, layout), sent.encoding, sent.shape))
                 answers.append('')
             except ValueError as error:
                 answers.append(str(error))
         if inputs:
             with torch.inference_mode():
                 x = torch.cat(inputs) if len(inputs) > 1 else inputs[0]
-                found = iter(predictions(network(x, first=first)))
+                x = x if sent.channels is None else sent.channels.restore(x)
+                found = iter(predictions(network(x, first=sent.first)))
             answers = [answer or next(found) for answer in answers]
         return Answer(answers, 1000 * (time.perf_counter() - start))
 
@@ -121,12 +131,14 @@ class Tails:
         self._folded[name] = found
         return found
 
-    def _input(self, key: TailKey) -> Tuple[int, str, Tuple[int, ...]]:
-        """The first unit of a tail, the format of its input, and the shape of one frame of it."""
+    def _input(self, key: TailKey) -> TailInput:
+        """What a tail of this key gets."""
         settings, n_blocks = self._settings, len(self._base.blocks)
         first = head_units(key.split, n_blocks)[1]
-        shape = (1, *cut_shape(settings.MODEL_NAME, settings.NUM_CLASSES, settings.INPUT_SIZE, first))
-        return first, formats.format_at(key.split, n_blocks, key.wire), shape
+        shape = cut_shape(settings.MODEL_NAME, settings.NUM_CLASSES, settings.INPUT_SIZE, first)
+        channels = self._networks[key.network].channels_at(key.split, key.wire)
+        return TailInput(first, formats.encoding_at(key.split, n_blocks, key.wire),
+                         (1, *(shape if channels is None else channels.shape(shape))), channels)
 
 
 def workers_of(settings: Settings) -> int:

@@ -14,8 +14,12 @@ import config
 from costs.cost_model import Configuration
 from hyper_repvgg import create_hyper_repvgg, deploy
 from network.alpha import surviving_branches
+from network.channels import CutChannels
 from network.gammas import fused_gamma
 from network.inputs import normalise
+from search.wire_loss import through_wire
+from tier.part import cut_shape
+from wire.formats import channels_sent, format_at, share_of, without_compression
 
 SETTINGS = config.load(('WEIGHT_PATH_SERVER=', 'BATCH_SIZE=8', 'DEVICE_PROFILE='), {})
 N = 11
@@ -86,8 +90,19 @@ def stream_case(seed: int, split: int, wire: str = 'float32'):
     alpha = model.alpha_array()
     gamma = tuple(fused_gamma(tuple(row)) for row in surviving_branches(alpha))
     images, _ = batch(seed, 16)
-    network = deploy(model, gamma)
+    channels = random_channels(seed, split, wire)
+    network = through_wire(deploy(model, gamma), split, without_compression(wire), channels)
     with torch.inference_mode():
         classes = [int(network(normalise(image[None], SETTINGS.NORM_MEAN, SETTINGS.NORM_STD)).argmax())
                    for image in images]
-    return model, Configuration(alpha, gamma, split, wire), images, classes
+    return model, Configuration(alpha, gamma, split, wire, channels), images, classes
+
+
+def random_channels(seed: int, split: int, wire: str):
+    """Channels to send where this wire format has a share at this split; None: all."""
+    if share_of(format_at(split, N, wire)) == 1:
+        return None
+    count = cut_shape(SETTINGS.MODEL_NAME, SETTINGS.NUM_CLASSES, SETTINGS.INPUT_SIZE, split + 1)[0]
+    rng = np.random.default_rng(seed)
+    return CutChannels(tuple(sorted(int(c) for c in rng.permutation(count)[:channels_sent(wire, count)])),
+                       tuple(rng.uniform(0, 1, count).astype(np.float32).tolist()))

@@ -17,7 +17,7 @@ from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
-from client_process import SETTINGS, batch, random_model
+from client_process import SETTINGS, batch, random_channels, random_model
 from PIL import Image
 
 import config
@@ -27,9 +27,9 @@ from network.gammas import fused_gamma
 from network.inputs import normalise
 from network_utils import Address, Listener
 from service.entries import Choice, Entry, ServedNetwork
+from search.wire_loss import through_wire
 from service.server import Service
 from service.shift import References
-from wire import codec, formats
 
 N = 11
 
@@ -62,29 +62,22 @@ def entry_of(name: str, alpha: np.ndarray, split: int, wire: str = 'float32', fp
              server_ms: float = 1.0) -> Entry:
     """An entry of this α, fused, that can change to any split."""
     gamma = tuple(fused_gamma(tuple(row)) for row in surviving_branches(alpha))
+    channels = random_channels(split, split, wire)
     choices = {each: Choice(each, wire, 1.0 + each, server_ms * (N - each) / (N - split), 1000.0)
-               for each in range(N + 1)}
-    return Entry(name, ServedNetwork(name, alpha, {'client': gamma, 'server': gamma}), choices[split],
-                 tuple(choices.values()), fps)
+               for each in range(N + 1) if channels is None or each in (0, split, N)}  # channels are those of one split
+    return Entry(name, ServedNetwork(name, alpha, {'client': gamma, 'server': gamma}, channels=channels),
+                 choices[split], tuple(choices.values()), fps)
 
 
 def expected(model: HyperRepVGG, entry: Entry, images: torch.Tensor, choice: Optional[Choice] = None) -> List[int]:
     """The classes of the whole network, with what the wire format loses at the split."""
     choice = entry.first if choice is None else choice
-    wire = formats.format_at(choice.split, N, choice.wire)
-    model.set_alpha_array(entry.networks[choice.network].alpha)
-    network = deploy(model)
+    served = entry.networks[choice.network]
+    model.set_alpha_array(served.alpha)
+    network = through_wire(deploy(model), choice.split, choice.wire, served.channels_at(choice.split, choice.wire))
     with torch.inference_mode():
-        found = []
-        for image in images:
-            x = normalise(image[None], SETTINGS.NORM_MEAN, SETTINGS.NORM_STD)
-            if formats.is_lossless(wire):
-                found.append(int(network(x).argmax()))
-            else:
-                z = network.head(x, choice.split)
-                arrived = codec.decode(codec.encode(z, wire), wire, z.shape)
-                found.append(int(network.tail(arrived, choice.split).argmax()))
-    return found
+        return [int(network(normalise(image[None], SETTINGS.NORM_MEAN, SETTINGS.NORM_STD)).argmax())
+                for image in images]
 
 
 def images_in(folder, seed: int, count: int) -> torch.Tensor:

@@ -27,7 +27,7 @@ def members(path) -> set:
 
 def test_the_bundle_holds_exactly_what_the_device_needs(tmp_path):
     assert device_files.make_bundle('client.tar.gz', folder=tmp_path).returncode == 0
-    extras = {'LICENSE', *(f'requirements-{name}.txt' for name in ('client', 'safetensors', 'video'))}
+    extras = {'LICENSE', *(f'requirements-{name}.txt' for name in ('client', 'safetensors', 'video', 'wire'))}
     assert members(tmp_path / 'client.tar.gz') == test_layers.closure_of('client_worker.py') | extras
     assert os.listdir(tmp_path) == ['client.tar.gz']
 

@@ -20,14 +20,14 @@ import cli
 from config import Settings, UserError
 from network_utils import Address, token_from_environment
 from tier.feed import POLL_S, Choice, Connector, Frame, NoAnswer, Stream
-from tier.part import STATISTICS, NetworkPart, channel_statistics
+from tier.part import STATISTICS, NetworkPart, channel_statistics, cut_shape
 from tier.sources import Numbered, Reader, open_source
 from tier.tasks import MAX_INPUT_SIZE, Tasks
 from tier.worker import Worker
 from wire import codec
 from wire.compression import available
 from wire.connection import Connection
-from wire.formats import AS_COMPUTED, WIRE_FORMATS
+from wire.formats import AS_COMPUTED, WIRE_FORMATS, exists
 from wire.frames import Kind, Message, NetworkError, PeerError, ProtocolError
 
 AWAY_S = 30.0  # a client that was refused after it had been served asks again after this
@@ -124,13 +124,13 @@ class Camera:
         if any((part.spec.first, part.spec.last) != (0, n_units) or part.spec.gamma is None for part in parts):
             raise ProtocolError('serve: a network that was sent is not a whole one')
         size = message.integer('input_size', 1, MAX_INPUT_SIZE)
-        stream = Stream(connection, self._choice_of(message, n_units, len(parts)), self._settings.FALLBACK_AFTER_S)
+        stream = Stream(connection, self._choice_of(message, parts, size), self._settings.FALLBACK_AFTER_S)
         self._parts, self._names, self._watched = parts, message.texts('names'), message.flag('watch')
         self._part, self._entry = parts[stream.choice.place], stream.choice.entry
         if self._reader is None:
             self._reader = Reader(open_source(self.wish.source, size), self.wish.live)
         cli.say(f'served: {self._entry}, {_described(stream.choice)}')
-        collector = threading.Thread(target=self._collect, args=(stream, n_units), name='answers', daemon=True)
+        collector = threading.Thread(target=self._collect, args=(stream, size), name='answers', daemon=True)
         collector.start()
         try:
             self._send_frames(stream)
@@ -164,15 +164,16 @@ class Camera:
     def _run_head(self, frame: Frame) -> Dict[str, torch.Tensor]:
         """What is sent: the feature map, encoded, and, where the server asks for them, the statistics of what the stem
         puts out."""
-        x, part, first = frame.numbered.picture.image[None], self._parts[frame.choice.place], 0
+        x, choice, first = frame.numbered.picture.image[None], frame.choice, 0
+        part, statistics = self._parts[choice.place], {}
         with torch.inference_mode():
-            if not self._watched:
-                return codec.encode(part(x, last=frame.choice.unit), frame.choice.wire)
-            stem = part(x, last=1)
-            if frame.choice.unit > 0:
-                x, first = stem, 1
-            return {**codec.encode(part(x, first, frame.choice.unit), frame.choice.wire),
-                    STATISTICS: channel_statistics(stem)[0]}
+            if self._watched:
+                stem = part(x, last=1)
+                statistics[STATISTICS] = channel_statistics(stem)[0]
+                if choice.unit > 0:
+                    x, first = stem, 1
+            z = part(x, first, choice.unit)
+            return {**codec.encode(z[:, list(choice.sent)] if choice.sent else z, choice.wire), **statistics}
 
     def _next_frame(self) -> Optional[Frame]:
         """The next frame, None at the end of the source; without a picture where there is none to compute now. Dropped
@@ -188,7 +189,7 @@ class Camera:
             self._print_dropped()
         return frames[-1] if len(frames) > len(waiting) else Frame(Numbered(-1, None, clock_s), clock_s)
 
-    def _collect(self, stream: Stream, n_units: int) -> None:
+    def _collect(self, stream: Stream, input_size: int) -> None:
         """Take answers until the server ends the stream."""
         try:
             while True:
@@ -197,7 +198,7 @@ class Camera:
                 if message.kind == Kind.RESULT:
                     self._take_answer(stream, message)
                 elif message.kind == Kind.SWITCH:
-                    stream.choice = self._choice_of(message, n_units, len(self._parts))
+                    stream.choice = self._choice_of(message, self._parts, input_size)
                     self._part, self._entry = self._parts[stream.choice.place], stream.choice.entry
                     with stream.changed:
                         stream.pacer.forget()
@@ -240,10 +241,16 @@ class Camera:
             stream.changed.notify_all()
 
     @staticmethod
-    def _choice_of(message: Message, n_units: int, n_parts: int) -> Choice:
-        return Choice(message.integer('c', 0, MAX_CONFIGURATIONS), message.integer('split', 0, n_units - 2),
-                      message.integer('unit', 0, n_units), message.text('wire', (AS_COMPUTED, *WIRE_FORMATS)),
-                      message.text('format', WIRE_FORMATS), message.integer('place', 0, n_parts - 1),
+    def _choice_of(message: Message, parts: List[NetworkPart], input_size: int) -> Choice:
+        """What `serve` or SWITCH says; raises `ProtocolError` for what these networks cannot do."""
+        spec = parts[message.integer('place', 0, len(parts) - 1)].spec
+        unit, name = message.integer('unit', 0, spec.last), message.text('format')
+        if not exists(name):
+            raise message.wrong('format')
+        n_channels = cut_shape(spec.model_name, spec.num_classes, input_size, unit)[0]
+        return Choice(message.integer('c', 0, MAX_CONFIGURATIONS), message.integer('split', 0, spec.n_blocks), unit,
+                      message.text('wire', (AS_COMPUTED, *WIRE_FORMATS)), name,
+                      tuple(message.integers('sent', 0, n_channels - 1)), message.integer('place', 0, len(parts) - 1),
                       message.text('network'), message.text('entry'))
 
     # --- alone ---

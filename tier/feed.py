@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any, Callable, Deque, Dict, Mapping, NamedTuple, Optional
+from typing import Any, Callable, Deque, Dict, Mapping, NamedTuple, Optional, Tuple
 
 import torch
 
@@ -32,8 +32,9 @@ class Choice(NamedTuple):
     number: int
     split: int  # λ
     unit: int  # the head is units [0, unit) of the network
-    wire: str
+    wire: str  # how it is encoded
     name: str  # of the wire format, as the server calls it
+    sent: Tuple[int, ...]  # the channels of it that travel; (): all
     place: int  # of the network, among those that the device holds
     network: str  # as the server calls it
     entry: str

@@ -16,6 +16,7 @@ import torch.nn as nn
 from config import ONNXRUNTIME, TORCH, UserError
 from gamma_configurator import build_plan
 from hyper_repvgg import HyperRepVGG, HyperRepVGGBlock
+from network.channels import CutChannels
 from network.gammas import fused_gamma
 from network.inputs import normalise
 from network.shapes import architecture, block_names, block_shapes
@@ -129,6 +130,7 @@ class PartSpec:
     gamma: Optional[Tuple[int, ...]] = None  # of the part's blocks
     alpha: Optional[Tuple[Tuple[float, ...], ...]] = None
     engine: str = TORCH  # of ENGINES; a part for training runs in PyTorch
+    channels: Optional[CutChannels] = None  # that cross the cut, behind a head or before a tail; None: all
 
     @property
     def unit_names(self) -> List[str]:
@@ -204,9 +206,14 @@ class NetworkPart:
         """[B, ...] into the first unit -> [B, ...] out of the last; with `first` or `last` the units [first, last) of
         the part alone, which all have their place in the whole network's numbers."""
         first, last = self.spec.first if first is None else first, self.spec.last if last is None else last
-        units = (self.units if self._plans is None else self._plans)[first - self.spec.first:last - self.spec.first]
-        if not units:
+        if first == last:
             return x
+        channels = self.spec.channels
+        y = self._run(channels.restore(x) if channels is not None and first > 0 else x, first, last)
+        return channels.take(y) if channels is not None and first == 0 else y
+
+    def _run(self, x: torch.Tensor, first: int, last: int) -> torch.Tensor:
+        units = (self.units if self._plans is None else self._plans)[first - self.spec.first:last - self.spec.first]
         if self.spec.engine == ONNXRUNTIME and self._plans is not None:
             return self._session(first, last, x)(x)
         x = self.prepare(x, first)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from dataclasses import replace
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch.nn as nn
 
 from config import ENGINES, TORCH, UserError
 from hyper_repvgg import create_hyper_repvgg
+from network.channels import CutChannels
 from network.shapes import architecture
 from tier import block_timing, devices
 from tier.part import DTYPES, NetworkPart, PartSpec, check_engine, cut_shape, empty_unit, load_unit
@@ -122,7 +124,8 @@ class Tasks:
         first = message.integer('first', 0, n_units)
         last = message.integer('last', first, n_units)
         classes, dtype = message.integer('classes', 1, MAX_CLASSES), message.text('dtype', list(DTYPES))
-        input_shape = cut_shape(name, classes, message.integer('input_size', 1, MAX_INPUT_SIZE), first)
+        size = message.integer('input_size', 1, MAX_INPUT_SIZE)
+        input_shape = cut_shape(name, classes, size, first)
         spec = PartSpec(name, classes, first, last, dtype, tuple(message.numbers('mean', 3)),
                         tuple(message.numbers('std', 3)), engine=engine_of(message))
         if message.flag('folded'):
@@ -130,7 +133,12 @@ class Tasks:
             alpha = message.tensor('alpha', torch.float64, rank=2)
             if tuple(alpha.shape) != (len(spec.blocks), 3):
                 raise message.wrong('alpha')
-            spec = PartSpec(**{**vars(spec), 'gamma': gamma, 'alpha': tuple(map(tuple, alpha.tolist()))})
+            spec = replace(spec, gamma=gamma, alpha=tuple(map(tuple, alpha.tolist())))
+        if 'sent' in message.tensors:
+            channels = CutChannels(tuple(message.tensor('sent', torch.int64, 1).tolist()),
+                                   tuple(message.tensor('fill', torch.float32, 1).tolist()))
+            channels.shape(cut_shape(name, classes, size, first or last))
+            spec, input_shape = replace(spec, channels=channels), channels.shape(input_shape) if first else input_shape
         hashes = message.texts('hashes')
         if len(hashes) != last - first:
             raise message.wrong('hashes')
@@ -312,12 +320,15 @@ def wire_ms(z: torch.Tensor, formats: Tuple[str, ...]) -> np.ndarray:
     """Median times (encode, decode) of a feature map in each format, ms: [formats, 2]."""
     result = np.zeros((len(formats), 2))
     for row, wire in zip(result, formats):
-        samples = []
+        samples, encoding, k = [], wire_formats.encoding_of(wire), wire_formats.channels_sent(wire, z.shape[1])
+        channels = None if k == z.shape[1] else CutChannels(tuple(range(k)), (0.0,) * z.shape[1])
         for _ in range(WIRE_REPEATS):
             start = time.perf_counter()
-            tensors = codec.encode(z, wire)
+            sent = z if channels is None else channels.take(z)
+            tensors = codec.encode(sent, encoding)
             middle = time.perf_counter()
-            codec.decode(tensors, wire, z.shape).to(z.device)
+            arrived = codec.decode(tensors, encoding, sent.shape).to(z.device)
+            _ = arrived if channels is None else channels.restore(arrived)
             if z.is_cuda:
                 torch.cuda.synchronize()  # the copy goes on behind the call
             samples.append((middle - start, time.perf_counter() - middle))

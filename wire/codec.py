@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from wire.compression import COMPRESSIONS
-from wire.formats import AFFINE, AS_COMPUTED, compression_of, plain
+from wire.formats import AFFINE, AS_COMPUTED, compression_of, numbers_of
 from wire.frames import MAX_PAYLOAD_BYTES
 
 _DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'uint8': torch.uint8, 'uint4': torch.uint8}
@@ -23,7 +23,7 @@ def encode(z: torch.Tensor, wire: str) -> Dict[str, torch.Tensor]:
     """Float32 feature map [B, C, h, w] -> the tensors to send, on the CPU; AS_COMPUTED takes any tensor as it is."""
     if wire == AS_COMPUTED:
         return {'z': z.cpu()}
-    kind = plain(wire)
+    kind = numbers_of(wire)
     tensors = _quantise(z, _LARGEST[kind]) if kind in AFFINE else {'z': _as_half(z) if kind == 'float16' else z}
     tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
     if kind == 'uint4':
@@ -42,7 +42,7 @@ def decode(tensors: Mapping[str, torch.Tensor], wire: str, shape: Sequence[int])
         raise ValueError("there is no tensor 'z'")
     if wire == AS_COMPUTED:
         return _of_shape(z, shape)
-    kind = plain(wire)
+    kind = numbers_of(wire)
     sent_shape = (-(-math.prod(shape) // 2),) if kind == 'uint4' else tuple(shape)
     if compression_of(wire):
         z = _unpack(z, _DTYPES[kind], sent_shape, compression_of(wire))

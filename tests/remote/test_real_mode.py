@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 
 import numpy as np
@@ -21,7 +22,7 @@ from network.inputs import normalise
 from remote.split_network import SplitNetwork
 from remote.streaming import run_stream
 from split_trainer import predict
-from tier.part import pack_unit, units_of
+from tier.part import cut_shape, pack_unit, units_of
 from wire.blobs import hash_of
 
 
@@ -73,6 +74,15 @@ def test_predictions_through_the_split_are_identical(served, split, head_tier):
         assert len(predict(model, gamma, split, served[0], images, settings_of(head_tier), wire)) == 20
 
 
+@pytest.mark.parametrize('head_tier', ['client', 'server'])
+@pytest.mark.parametrize('wire', ['float32@0.5', 'float16@0.3+zlib', 'uint4@0.25'])
+def test_predictions_where_not_all_channels_are_sent_are_those_of_pseudo_mode(served, wire, head_tier):
+    model, configuration, images, classes = stream_case(8, 7, wire)
+    found = predict(model, configuration.gamma, 7, served[0], images, settings_of(head_tier), wire,
+                    configuration.channels)
+    assert found.tolist() == classes
+
+
 def test_reestimated_batchnorm_statistics_reach_the_client_and_give_the_same_predictions(served):
     model = random_model(31)
     images, _ = batch(31, 16)
@@ -98,7 +108,8 @@ def test_reestimated_batchnorm_statistics_reach_the_client_and_give_the_same_pre
 
 @pytest.mark.parametrize('head_tier, split, wire', [
     ('client', 0, 'float32'), ('client', 5, 'float32'), ('client', 11, 'float32'), ('server', 0, 'float32'),
-    ('server', 5, 'float32+zlib'), ('server', 11, 'float32'), ('client', 5, 'float32+zlib')])
+    ('server', 5, 'float32+zlib'), ('server', 11, 'float32'), ('client', 5, 'float32+zlib'),
+    ('client', 5, 'float32@0.5'), ('server', 5, 'float32@0.25+zlib')])
 def test_streams_give_every_frame_its_result_in_order(served, head_tier, split, wire):
     model, configuration, images, classes = stream_case(split, split, wire)
     told = []
@@ -110,6 +121,8 @@ def test_streams_give_every_frame_its_result_in_order(served, head_tier, split, 
     assert figures['n_frames'] == 26 and figures['interruptions'] == 0
     assert figures['throughput_fps'] > 0 and figures['latency_p50_ms'] <= figures['latency_p99_ms']
     sent = {0: 3 * 32 * 32, 11: 4 * 10}.get(split)
+    if wire == 'float32@0.5':
+        sent = 4 * math.prod(cut_shape('RepVGG-Micro', 10, 32, split + 1)) / 2
     assert sent is None or figures['bytes_per_frame'] == sent
 
 

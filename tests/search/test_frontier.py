@@ -12,7 +12,7 @@ from random_cases import seeds, tables
 from search_cases import made_problem, random_mask, with_settings
 
 from benchmarks.known_networks import hypervolume
-from costs.cost_model import Solution, Times
+from costs.cost_model import Configuration, Solution, Times
 from network.alpha import mask_of, pruned, unpruned_alpha
 from search import frontier
 from search.frontier import Candidate
@@ -74,6 +74,9 @@ class MadeUpWire:
     def accuracy(self, alpha, split, wire, lossless, recalibrated=False) -> float:
         self.asked += 1
         return lossless * self.kept[split]
+
+    def configuration(self, alpha, solution, recalibrated) -> Configuration:
+        return Configuration(alpha, solution.gamma, solution.split, solution.wire)
 
 
 @given(st.lists(st.tuples(shares, numbers, shares, st.booleans()), min_size=1, max_size=12))

@@ -28,7 +28,7 @@ from search.wire_loss import WireLoss, through_wire
 from throughput_optimizer import solve_exact
 from wire import codec
 
-LOSSLESS, LOSSY = 'float32', 'float32,uint8,float16'
+LOSSLESS, LOSSY = 'float32', 'float32,uint8,float16,uint4@0.5'
 
 
 @pytest.fixture(scope='module', params=[LOSSLESS, LOSSY])
@@ -49,18 +49,23 @@ def all_points(content: Dict[str, Any]) -> List[Dict[str, Any]]:
 
 
 def right_through_wire(workspace: Workspace, point: Dict[str, Any], split_name: str) -> np.ndarray:
-    """Run the configuration with its γ as two parts, the feature map quantised between them by numpy: which images it
-    classifies correctly."""
+    """Run the configuration with its γ as two parts, the feature map quantised between them by numpy, channels that are
+    not sent filled: which images it classifies correctly."""
     network = deploy(model_with(workspace, alpha_of(point)), list(point['gamma'].values()))
     images = domain_inputs.load_domain(workspace.settings(), DOMAIN, split_name)
     with torch.no_grad():
         z = network.head((images.images.float() / 255 - 0.5) / 0.5, point['lambda']).numpy()
         if point['wire'] == 'float16':
             z = z.astype(np.float16).astype(np.float32)
-        elif point['wire'] == 'uint8':
+        elif point['wire'] != 'float32':
+            steps = np.float32({'uint8': 255, 'uint4@0.5': 15}[point['wire']])
             low, high = z.min(axis=(2, 3), keepdims=True), z.max(axis=(2, 3), keepdims=True)
-            step = np.maximum((high - low) / np.float32(255), np.finfo(np.float32).tiny)
+            step = np.maximum((high - low) / steps, np.finfo(np.float32).tiny)
             z = np.round((z - low) / step) * step + low
+        assert (point['channels'] is not None) == ('@' in point['wire'])
+        for channel in range(z.shape[1]) if point['channels'] else ():
+            if channel not in point['channels']['sent']:
+                z[:, channel] = point['channels']['fill'][channel]
         logits = network.tail(torch.from_numpy(z), point['lambda'])
     return (logits.argmax(dim=1) == images.labels).numpy()
 

@@ -17,7 +17,8 @@ def frames(size):
 
 def test_clients_of_other_networks_splits_and_formats_get_the_classes_of_the_whole_network(tmp_path):
     network = weights_in(tmp_path, 3)
-    entries = [entry_of('one', random_alpha(network, 1), 3), entry_of('two', random_alpha(network, 2), 7, 'uint8+zlib'),
+    entries = [entry_of('one', random_alpha(network, 1), 3),
+               entry_of('two', random_alpha(network, 2), 7, 'uint8@0.5+zlib'),
                entry_of('three', random_alpha(network, 3), 0)]
     images = images_in(tmp_path / 'images', 5, 40)
     np.save(tmp_path / 'images.npy', images.permute(0, 2, 3, 1).numpy())

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config import UserError
+from config import UserError, with_shares
 from wire import codec, compression, formats
 
 HERE = [wire for wire in formats.WIRE_FORMATS if formats.compression_of(wire) in ('', *compression.available())]
@@ -28,7 +28,8 @@ def test_feature_maps_survive_every_format_within_its_error(z, wire):
     span = z.amax(dim=(2, 3)) - z.amin(dim=(2, 3))
     peak = z.amax(dim=(2, 3))
     bound = {'float32': 0 * span, 'float16': peak.clamp(max=65504) / 1024 + (peak - 65504).clamp(0),
-             'uint8': span / 255 * 0.501 + 1e-6 * peak, 'uint4': span / 15 * 0.501 + 1e-6 * peak}[formats.plain(wire)]
+             'uint8': span / 255 * 0.501 + 1e-6 * peak,
+             'uint4': span / 15 * 0.501 + 1e-6 * peak}[formats.numbers_of(wire)]
     assert (error <= bound + 1e-7).all()
     size = formats.wire_bytes(wire, z.numel(), z.shape[0] * z.shape[1])
     assert size is None or size == codec.encoded_bytes(tensors)
@@ -101,3 +102,25 @@ def test_a_format_whose_package_is_not_there_is_refused_in_one_line(monkeypatch)
         formats.formats_of(['float32', 'uint4+zstd'])
     with pytest.raises(UserError, match='unknown wire format'):
         formats.formats_of(['uint4+gzip'])
+
+
+# --- names -------------------------------------------------------------------------------------------
+
+@given(st.sampled_from(formats.WIRE_FORMATS), st.integers(1, 100), st.integers(1, 300), st.integers(1, 9))
+def test_a_share_of_the_channels_is_part_of_a_formats_name(whole, percent, channels, size):
+    share = percent / 100
+    wire, = with_shares((whole,), (share,))
+    assert formats.exists(wire) and formats.encoding_of(wire) == whole and formats.share_of(wire) == share
+    assert formats.is_lossless(wire) == (share == 1 and formats.is_lossless(whole))
+    assert formats.without_compression(wire) == wire.partition('+')[0]
+    sent = formats.channels_sent(wire, channels)
+    assert sent == max(1, -(-percent * channels // 100))
+    if not formats.compression_of(wire):
+        assert formats.wire_bytes(wire, channels * size ** 2, channels) == formats.wire_bytes(
+            whole, sent * size ** 2, sent)
+
+
+@pytest.mark.parametrize('wire', ['', 'uint4@', 'uint4@0', 'uint4@1', 'uint4@1.5', 'uint4@0.50', 'uint4@nan', 'uint4@a',
+                                  'uint4@0.5@0.5', 'uint5', 'uint4+zlib@0.5', 'uint4@0.5+gzip', '@0.5'])
+def test_other_names_are_no_formats(wire):
+    assert not formats.exists(wire)
