@@ -8,10 +8,10 @@ import cli
 from config import Settings
 from costs.cost_model import Configuration, HardwareTable, Solution
 from domain_dataset import load_domain
-from hyper_repvgg import create_hyper_repvgg
 from network.alpha import surviving_branches, unpruned_alpha
-from pipeline import kinds
 from remote.session import Session, open_session
+from search.answers import choice_of
+from search.domain_inputs import base_model
 from split_trainer import measure
 from steps.joint import joint_through_client
 from throughput_optimizer_limit import solve_within_limits
@@ -47,11 +47,12 @@ def joint(domain: int, settings: Settings, flags: cli.ServerFlags, search_again:
 def stream_unpruned(settings: Settings, flags: cli.ServerFlags, n_frames: int) -> MeasuredStream:
     """Wait for a client, measure it, choose γ and λ of the unpruned network within the limits, and stream frames."""
     test = load_domain(settings, 0, 'test')
-    model = create_hyper_repvgg(kinds.weights_file(settings), settings.MODEL_NAME, settings.NUM_CLASSES)
+    model = base_model(settings)
     with connected(settings, flags) as session:
         table = session.table(0, flags.remeasure)
         alpha = unpruned_alpha(table.has_identity)
         chosen = solve_within_limits(table, surviving_branches(alpha), settings)
-        configuration = Configuration(alpha, chosen.gamma, chosen.split, chosen.wire)
+        channels = choice_of(model, 0, settings).at(alpha, chosen.split, chosen.wire)
+        configuration = Configuration(alpha, chosen.gamma, chosen.split, chosen.wire, channels)
         measured = measure(session, model, configuration, table, test, max(n_frames, LEAST_FRAMES))
     return MeasuredStream(table, chosen, measured)
