@@ -8,7 +8,7 @@ lower with zeros in their place, as behind a layer whose channels are rarely act
 """
 from __future__ import annotations
 
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
@@ -27,13 +27,20 @@ Maps = List[Tuple[torch.Tensor, torch.Tensor]]  # batches: feature maps [B, C, h
 Tail = Callable[[torch.Tensor], torch.Tensor]  # what was sent -> logits [B, classes]
 
 
+class Ranking(NamedTuple):
+    """The channels of a cut."""
+    order: np.ndarray  # [C], those that matter most first
+    mean: torch.Tensor  # [C]
+
+
 class ChannelChoice:
     """The channels that networks of one model send at their cuts, chosen by training images of one domain."""
 
     def __init__(self, model: HyperRepVGG, train: Optional[ImageSet], settings: Settings) -> None:
         """`train` may be missing where no format has a share."""
         self.model, self.train, self.settings = model, train, settings
-        self._known: Dict[Tuple[bytes, int, float, bytes], CutChannels] = {}
+        self._ranked: Dict[Tuple[bytes, int, bytes], Ranking] = {}
+        self._known: Dict[Tuple[bytes, int, bytes, float], CutChannels] = {}
 
     def at(self, alpha: np.ndarray, split: int, wire: str, statistics: Optional[np.ndarray] = None,
            ) -> Optional[CutChannels]:
@@ -42,31 +49,43 @@ class ChannelChoice:
         share = share_of(format_at(split, len(self.model.blocks), wire))
         if share == 1:
             return None
-        key = alpha.tobytes(), split, share, b'' if statistics is None else statistics.tobytes()
-        if key not in self._known:
-            self.model.set_alpha_array(alpha)
-            with batchnorm.using(self.model, statistics), torch.inference_mode(False):
-                network = deploy(self.model)
-                with torch.no_grad():
-                    maps = [(network.head(normalise(images, self.settings.NORM_MEAN, self.settings.NORM_STD), split),
-                             labels) for images, labels in self._images()]
-                self._known[key] = chosen(lambda z: network.tail(z, split), maps, channels_sent(
-                    wire, maps[0][0].shape[1]))
-        return self._known[key]
+        key = alpha.tobytes(), split, b'' if statistics is None else statistics.tobytes()
+        if (*key, share) in self._known:
+            return self._known[(*key, share)]
+        self.model.set_alpha_array(alpha)
+        with batchnorm.using(self.model, statistics), torch.inference_mode(False):
+            network = deploy(self.model)
+            maps = self._maps(lambda x: network.head(x, split))
+            if key not in self._ranked:
+                self._ranked[key] = ranking(lambda z: network.tail(z, split), maps)
+            k = channels_sent(wire, len(self._ranked[key].order))
+            self._known[(*key, share)] = chosen(lambda z: network.tail(z, split), maps, self._ranked[key], k)
+        return self._known[(*key, share)]
 
-    def _images(self) -> Maps:
+    def _maps(self, head: Callable[[torch.Tensor], torch.Tensor]) -> Maps:
+        """Feature maps of IMAGES training images, or of as many as ACTIVATION_CACHE_MB holds."""
         if self.train is None:
             raise ValueError('which channels are sent is chosen by training images, and there are none')
-        return [(self.train.images[part], self.train.labels[part])
-                for part in batches(min(IMAGES, len(self.train)), self.settings.BATCH_SIZE)]
+        found: Maps = []
+        with torch.no_grad():
+            for part in batches(min(IMAGES, len(self.train)), self.settings.BATCH_SIZE):
+                x = normalise(self.train.images[part], self.settings.NORM_MEAN, self.settings.NORM_STD)
+                found.append((head(x), self.train.labels[part]))
+                if (len(found) + 1) * found[0][0].numel() * 4 > self.settings.ACTIVATION_CACHE_MB * 2 ** 20:
+                    break
+        return found
 
 
-def chosen(tail: Tail, maps: Maps, k: int) -> CutChannels:
+def ranking(tail: Tail, maps: Maps) -> Ranking:
+    """All channels of a cut."""
+    mean = torch.cat([z for z, _ in maps]).mean(dim=(0, 2, 3), dtype=torch.float64).to(maps[0][0])
+    return Ranking(np.argsort(-importance(tail, maps, mean), kind='stable'), mean)
+
+
+def chosen(tail: Tail, maps: Maps, ranked: Ranking, k: int) -> CutChannels:
     """The k channels of a cut that matter most, and what the others are filled with."""
-    mean = torch.cat([z for z, _ in maps]).mean(dim=(0, 2, 3), dtype=torch.float64).float()  # (C,)
-    order = np.argsort(-importance(tail, maps, mean), kind='stable')
-    sent = tuple(sorted(int(channel) for channel in order[:k]))
-    options = [CutChannels(sent, tuple(fill.tolist())) for fill in (mean, torch.zeros_like(mean))]
+    sent = tuple(sorted(int(channel) for channel in ranked.order[:k]))
+    options = [CutChannels(sent, tuple(fill.tolist())) for fill in (ranked.mean, torch.zeros_like(ranked.mean))]
     return min(options, key=lambda channels: loss(lambda z: tail(channels.restore(channels.take(z))), maps))
 
 

@@ -13,7 +13,7 @@ from domains.image_sets import ImageSet
 from hyper_repvgg import deploy
 from network.channels import CutChannels
 from network.inputs import normalise
-from search.cut_channels import ChannelChoice, chosen, importance, loss
+from search.cut_channels import ChannelChoice, chosen, importance, loss, ranking
 from search.wire_loss import through_wire
 
 cuts = st.integers(1, 12).flatmap(lambda n: st.tuples(
@@ -50,7 +50,12 @@ def test_channels_that_the_tail_does_not_use_are_not_sent(seed):
     used = sorted(np.random.default_rng(seed).permutation(6)[:3].tolist())
     torch.manual_seed(seed)
     weights = torch.randn(4, 3)
-    found = chosen(lambda z: F.linear(z[:, used].mean(dim=(2, 3)), weights), made_maps(seed), 3)
+
+    def tail(z):
+        return F.linear(z[:, used].mean(dim=(2, 3)), weights)
+
+    maps = made_maps(seed)
+    found = chosen(tail, maps, ranking(tail, maps), 3)
     assert list(found.sent) == used
 
 
@@ -92,7 +97,7 @@ def test_the_rest_is_filled_with_what_loses_less(offset):
     def tail(z):
         return F.linear(z.mean(dim=(2, 3)), weights)
 
-    found = chosen(tail, maps, 2)
+    found = chosen(tail, maps, ranking(tail, maps), 2)
     fills = [torch.cat([z for z, _ in maps]).mean(dim=(0, 2, 3)), torch.zeros(6)]
     losses = []
     for fill in fills:
