@@ -111,8 +111,8 @@ def picture(found: Found) -> Figure:
     rest.set_title('What keeping the worst wins back')
     rest.set_ylim(100 * min(low, *found.by_kept) - 4, min(101, 100 * high + 2))
     rest.legend(loc='lower right')
-    lost = 100 * (found.float_accuracy - found.by_kept[0])
-    style.headline(figure, f'{found.title}: int8 {"loses" if lost >= 0 else "wins"} {abs(lost):.1f} points of accuracy')
+    style.headline(figure, f'{found.title}: {100 * found.by_kept[0]:.1f} % in int8, {100 * found.float_accuracy:.1f} % '
+                   'in float (validation images)')
     return figure
 
 
