@@ -8,6 +8,11 @@ are worth showing (no other at the same cut has fewer bytes and is as accurate) 
 report, with 95 % intervals. Bytes are means over validation images. JPEG: what Pillow makes of the image at several
 qualities, the whole network behind it. Prints Markdown, draws the curve.
 
+RepVGG-A0 at 128 pixels, 300 validation and 785 test photographs (2-core Intel Xeon virtual machine, Python 3.11,
+PyTorch 2.14): 0.37 of the bytes of uint8 at λ = 13 with 0.0 points lost (uint4+zstd), 0.09 at λ = 20 with 0.1 ± 1.0
+(uint4@0.25+zstd: 1,249 bytes; a JPEG takes 1,567 at 0.9 ± 1.1); at λ = 6 the format that validation images choose loses
+1.9 ± 1.3.
+
 Bar: at some cut, at most half of the bytes of uint8 at a loss of at most 1 point (exit status 1 where no format does
 so on validation images, or where the one that they choose loses more on test images).
 """
@@ -163,12 +168,12 @@ def print_cut(found: Sequence[Sent], val: np.ndarray, test: np.ndarray) -> bool:
 
 
 @style.styled
-def picture(cuts: Sequence[Sequence[Sent]], jpeg: Sequence[Sent], val: np.ndarray, test: np.ndarray) -> Figure:
+def picture(cuts: Sequence[Sequence[Sent]], jpeg: Sequence[Sent], val: np.ndarray, test: np.ndarray, n_blocks: int,
+            ) -> Figure:
     """Test accuracy over bytes a frame: a line a cut, and JPEG."""
     figure, axes = style.subplots(1, 1, (8.5, 5.2))
-    axes.axhspan(100 * (test.mean() - LOSS_BAR), 100 * test.mean(), color='0.92')
-    axes.axhline(100 * test.mean(), color='0.45', linewidth=1)
-    lines = [(f'feature map after block {cut[0].split}', colour, cut) for colour, cut in zip(COLOURS, cuts)]
+    lines = [(f'feature map after block {cut[0].split} of {n_blocks}', colour, cut)
+             for colour, cut in zip(COLOURS, cuts)]
     for label, colour, found in [*lines, ('the image as JPEG', style.BLACK, jpeg)]:
         shown = sorted((one for one in found if one.test is not None), key=lambda one: one.n_bytes)
         values = np.array([100 * one.test.mean() for one in shown])
@@ -186,23 +191,23 @@ def picture(cuts: Sequence[Sequence[Sent]], jpeg: Sequence[Sent], val: np.ndarra
     axes.minorticks_off()
     axes.set_xlabel('bytes a frame (logarithmic)')
     axes.set_ylabel('test accuracy, % (95 % intervals)')
-    axes.text(axes.get_xlim()[1], 100 * test.mean(), 'nothing lost; grey: at most 1 point', ha='right', va='bottom',
-              fontsize=10, color='0.3')
+    axes.axhline(100 * test.mean(), color='0.45', linewidth=1, label='nothing lost')
+    axes.axhspan(100 * (test.mean() - LOSS_BAR), 100 * test.mean(), color='0.9', label='at most 1 point lost')
     lowest = min(100 * one.test.mean() for cut in (*cuts, jpeg) for one in cut if one.test is not None)
     axes.set_ylim(max(lowest - 4, 100 * test.mean() - 25), 100 * test.mean() + 5)
     axes.legend(loc='lower right', fontsize=10)
-    style.headline(figure, message(cuts, jpeg, val))
+    style.headline(figure, message(cuts, jpeg, val, n_blocks))
     return figure
 
 
-def message(cuts: Sequence[Sequence[Sent]], jpeg: Sequence[Sent], val: np.ndarray) -> str:
+def message(cuts: Sequence[Sequence[Sent]], jpeg: Sequence[Sent], val: np.ndarray, n_blocks: int) -> str:
     """What the picture says, by validation images."""
     bests = [smallest(cut, val) for cut in cuts]
     best = min((one for one in bests if val.mean() - one.val.mean() <= LOSS_BAR), key=lambda one: one.n_bytes,
                default=bests[-1])
     image = smallest(jpeg, val)
-    return (f'At a loss of at most 1 point a frame takes {best.n_bytes:,.0f} bytes as a feature map (after block '
-            f'{best.split}) and {image.n_bytes:,.0f} bytes as a JPEG')
+    return (f'At a loss of at most 1 point a frame takes {best.n_bytes:,.0f} bytes as the feature map after block '
+            f'{best.split} of {n_blocks}, and {image.n_bytes:,.0f} bytes as a JPEG')
 
 
 def main(argv: Optional[Sequence[str]]) -> int:
@@ -239,9 +244,9 @@ def main(argv: Optional[Sequence[str]]) -> int:
         points, half = lost(whole[1], one.test)
         print(f'| {one.name} | {one.n_bytes:,.0f} | {100 * one.val.mean():.1f} | {text(one.test)} | {points:+.1f} ± '
               f'{half:.1f} |')
-    print(f'\n{message(cuts, jpeg, whole[0])}')
+    print(f'\n{message(cuts, jpeg, whole[0], sum(depths))}')
     if args.picture:
-        style.save(picture(cuts, jpeg, *whole), args.picture)
+        style.save(picture(cuts, jpeg, *whole, sum(depths)), args.picture)
         print(f'-> {args.picture}')
     return 0 if any(met) else 1
 
