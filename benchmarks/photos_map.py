@@ -6,9 +6,11 @@
 For each table (step 1; one a device) every way to run the unpruned network is held against the others on links of 2 to
 1000 Mbit/s (each of K equal clients has its own): everything on the client; everything on the server with the image
 sent as it is, as PNG, and as the smallest JPEG that keeps validation accuracy within EPSILON; the best split with the
-feature map as float32, float16 and uint8. The best has the least T_eff, or by OBJECTIVE the most frames a second or the
-least latency. Accuracies, which depend on what is sent and not on the link, are measured on clean test images. Prints
-Markdown; the picture shows the best way over rate and clients.
+feature map as float32, float16, uint8, uint4 and, where zstandard is installed, uint8+zstd. What encoding and decoding
+take is counted for feature maps as for images (processor time here, times the client's slowdown). The best has the
+least T_eff, or by OBJECTIVE the most frames a second or the least latency. Accuracies, which depend on what is sent and
+not on the link, are measured on clean test images. Prints Markdown; the picture shows the best way over rate and
+clients, of those that lose at most EPSILON of validation accuracy.
 """
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ if __name__ == '__main__':
 
 import sys
 from dataclasses import replace
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -35,23 +37,27 @@ from matplotlib.patches import Patch
 
 import lut_manager
 from benchmarks.links import on_link
+from benchmarks.wire_formats import measured
 from config import Settings
-from costs.cost_model import Configuration, HardwareTable, ImageFormat, Solution
+from costs.cost_model import TIERS, Configuration, HardwareTable, ImageFormat, Solution
 from domain_dataset import load_clean
 from domains.image_sets import ImageSet, wilson_interval
-from hyper_repvgg import HyperRepVGG
+from hyper_repvgg import DeployedNetwork, HyperRepVGG, deploy
 from network.alpha import surviving_branches, unpruned_alpha
 from report import style
 from search import domain_inputs, wire_loss
 from search.one_tier import SentImages, solve_end
 from throughput_optimizer import solve_exact
+from wire.compression import available
+from wire.formats import plain
 
-WIRES = ('float32', 'float16', 'uint8')
+WIRES = ('float32', 'float16', 'uint8', 'uint4', *(('uint8+zstd',) if 'zstd' in available() else ()))
+CODEC_IMAGES = 8  # of which feature maps are encoded and decoded, to know sizes and times
 TABLE_MBPS, TABLE_CLIENTS = (2, 10, 50, 100, 1000), (1, 8)
 MAP_MBPS = tuple(float(f'{rate:.2g}') for rate in np.geomspace(1, 1000, 13))
 MAP_CLIENTS = (1, 2, 4, 8, 16, 32)
 COLOURS = {'client': style.ORANGE, 'image': style.YELLOW, 'PNG': style.SKY, 'JPEG': style.PURPLE,
-           'float32': style.RED, 'float16': style.BLUE, 'uint8': style.GREEN}
+           'float32': style.RED, 'float16': style.BLUE, 'uint8': style.GREEN, 'uint4': '0.7', 'uint8+zstd': '0.5'}
 OBJECTIVES = {'T_eff': 'the least T_eff', 'throughput': 'the most frames a second', 'latency': 'the least latency'}
 
 
@@ -72,22 +78,48 @@ def ways(device: Device, alpha: np.ndarray, mbps: float, clients: int, settings:
     return found
 
 
-def best_of(found: Dict[str, Solution]) -> str:
-    """The way with the least T_eff; of equal ones the first."""
-    return min(found, key=lambda name: found[name].times.rank())
+def with_codecs(table: HardwareTable, network: DeployedNetwork, images: torch.Tensor, settings: Settings,
+                ) -> HardwareTable:
+    """The table with what each of WIRES makes of these images' feature maps: bytes, ms of encoding and decoding."""
+    n_bytes = {wire: table.block_bytes['float32'].astype(float).copy() for wire in WIRES}
+    codec_ms = {wire: np.zeros((table.n_blocks, 2)) for wire in WIRES}
+    for split in range(1, table.n_blocks):
+        for wire, (size, encode_ms, decode_ms) in measured(network, images, split, WIRES, settings).items():
+            n_bytes[wire][split - 1] = size
+            codec_ms[wire][split - 1] = encode_ms, decode_ms
+    slower = {tier: float(table.tier_info[tier].get('slowdown', 1.0)) for tier in TIERS}
+    return replace(table, block_bytes=n_bytes, codec_ms={
+        wire: {tier: slower[tier] * ms for tier in TIERS} for wire, ms in codec_ms.items()})
 
 
 class Accuracies:
-    """Accuracy of the unpruned network on what arrives, on clean test images."""
+    """Accuracy of the unpruned network on what arrives, on clean images."""
 
     def __init__(self, model: HyperRepVGG, alpha: np.ndarray, settings: Settings, n_images: int) -> None:
         self.model, self.alpha, self.settings = model, alpha, settings
         self.val, self.test = (load_clean(settings, subset, n_images) for subset in ('val', 'test'))
+        self._lost: Dict[Tuple[str, int], float] = {}  # by wire format and split
 
     def right(self, data: ImageSet, split: int = 0, wire: str = 'float32') -> torch.Tensor:
         """Which images are classified correctly, bool [n]."""
         chosen = Configuration(self.alpha, (), split, wire)
         return torch.as_tensor(wire_loss.classified_right(self.model, chosen, data, self.settings))
+
+    def is_within(self, wire: str, split: int) -> bool:
+        """Does a feature map sent so lose at most EPSILON of validation accuracy?"""
+        if wire == 'float32':
+            return True
+        if (wire, split) not in self._lost:
+            right, whole = (self.right(self.val, *sent).double().mean() for sent in ((split, wire), ()))
+            self._lost[wire, split] = float(whole - right)
+        return self._lost[wire, split] <= self.settings.EPSILON
+
+    def best_of(self, found: Dict[str, Solution]) -> str:
+        """The way with the least T_eff of those that keep the accuracy; of equal ones the first."""
+        for name in sorted(found, key=lambda name: found[name].times.rank()):
+            if name not in WIRES or self.is_within(plain(name), found[name].split):
+                return name
+        raise AssertionError('the client alone keeps the accuracy')
 
     def text(self, right: torch.Tensor) -> str:
         """'91.2 % [89.0, 93.1]'."""
@@ -117,7 +149,7 @@ def print_table(device: Device, alpha: np.ndarray, accuracies: Accuracies, setti
     for clients in TABLE_CLIENTS:
         for mbps in TABLE_MBPS:
             found = ways(device, alpha, mbps, clients, settings)
-            winner, cells = best_of(found), []
+            winner, cells = accuracies.best_of(found), []
             for name, solution in found.items():
                 text = f'{solution.times.throughput_fps:.1f}, {solution.times.T_lat_ms:.0f} ms' + (
                     f', λ {solution.split}' if name in WIRES else '')
@@ -126,9 +158,10 @@ def print_table(device: Device, alpha: np.ndarray, accuracies: Accuracies, setti
             print(f'| {clients} | {mbps} | ' + ' | '.join(cells) + ' |')
     print()
     for wire, split in sorted(splits):
-        if wire != 'float32':
+        if wire == plain(wire) != 'float32':
             print(f'{wire} at λ = {split}: {device.table.block_bytes[wire][split - 1]:,.0f} bytes, accuracy '
-                  f'{accuracies.text(accuracies.right(accuracies.test, split, wire))}')
+                  f'{accuracies.text(accuracies.right(accuracies.test, split, wire))}'
+                  f"{'' if accuracies.is_within(wire, split) else ', more lost than allowed on validation images'}")
 
 
 def words(name: str, device: Device) -> str:
@@ -139,7 +172,7 @@ def words(name: str, device: Device) -> str:
 
 
 @style.styled
-def picture(devices: Sequence[Device], alpha: np.ndarray, settings: Settings) -> Figure:
+def picture(devices: Sequence[Device], alpha: np.ndarray, accuracies: Accuracies, settings: Settings) -> Figure:
     """The best way over rate and clients, a panel a device; frames a second of each client in the cells."""
     figure, panels = style.subplots(1, len(devices), (7.5 * len(devices), 4.6), squeeze=False)
     names = list(COLOURS)
@@ -149,7 +182,7 @@ def picture(devices: Sequence[Device], alpha: np.ndarray, settings: Settings) ->
         for row, clients in enumerate(MAP_CLIENTS):
             for column, mbps in enumerate(MAP_MBPS):
                 found = ways(device, alpha, mbps, clients, settings)
-                winner = best_of(found)
+                winner = accuracies.best_of(found)
                 cells[row, column] = names.index(winner)
                 seen += [winner] * (winner not in seen)
                 axes.text(column, row, f'{found[winner].times.throughput_fps:.0f}', ha='center', va='center',
@@ -176,7 +209,9 @@ def main(argv: Optional[Sequence[str]]) -> None:
     accuracies = Accuracies(model, alpha, settings, args.images)
     print(f'{settings.MODEL_NAME}, {settings.INPUT_SIZE} pixels, unpruned; accuracy on {len(accuracies.test)} clean '
           f'test images: {accuracies.text(accuracies.right(accuracies.test))}')
-    tables = [lut_manager.read(path, replace(settings, WIRE_FORMATS=WIRES)) for path in args.lut_files]
+    tables = [lut_manager.read(path, settings) for path in args.lut_files]
+    network = deploy(model)
+    tables = [with_codecs(table, network, accuracies.val.images[:CODEC_IMAGES], settings) for table in tables]
     sent = [SentImages(accuracies.val, accuracies.test, table, settings) for table in tables]
     quality = smallest_jpeg(sent[0], accuracies, settings)
     devices: List[Device] = []
@@ -187,7 +222,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
     for device in devices:
         print_table(device, alpha, accuracies, settings)
     if args.picture:
-        style.save(picture(devices, alpha, settings), args.picture)
+        style.save(picture(devices, alpha, accuracies, settings), args.picture)
         print(f'-> {args.picture}')
 
 
