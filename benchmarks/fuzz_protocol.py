@@ -84,8 +84,8 @@ VALUES = (None, True, -1, 0, 1, 3, 11, 2 ** 62, -2 ** 63, 1.5, 1e308, '', 'a', '
           'x' * 4096, [], [1], [1, 3, 4, 4], [None] * 50, ['a'] * 50, '0' * 64, 'float32', 'RepVGG-Micro', 'head',
           'as_computed', 'onnxruntime')
 NAMES = ('id', 'op', 'hashes', 'hash', 'size', 'offset', 'model', 'classes', 'first', 'last', 'dtype', 'mean', 'std',
-         'folded', 'place', 'engine', 'gamma', 'step', 'keep', 'input_grad', 'wire', 'wire_back', 'shape', 'images', 'n_images',
-         'input_size', 'reply_bytes', 'role', 'total', 'formats', 'round', 'rounds')
+         'folded', 'place', 'engine', 'gamma', 'step', 'keep', 'input_grad', 'wire', 'wire_back', 'shape', 'images',
+         'n_images', 'input_size', 'reply_bytes', 'role', 'total', 'formats', 'round', 'rounds')
 OPS = ('facts', 'have', 'put', 'part', 'echo', 'time_wire', 'forward', 'backward', 'stream', 'nothing')
 VALID: Dict[str, Dict[str, Any]] = {
     'part': {'model': 'RepVGG-Micro', 'classes': 10, 'first': 13, 'last': 13, 'dtype': 'float32', 'mean': [0, 0, 0],

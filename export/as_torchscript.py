@@ -12,7 +12,7 @@ from typing import Any, Callable, Iterator, Optional, Sequence, Tuple
 import torch
 import torch.nn as nn
 
-from export.boundary import DTYPES
+from export.boundary import DTYPES, TensorSpec
 from export.chosen import ChosenSplit, NamedUnits
 from wire import codec
 from wire.formats import AS_COMPUTED
@@ -67,34 +67,35 @@ class Tail(Units):
 
 def head_bytes(chosen: ChosenSplit) -> Optional[bytes]:
     """Images -> what is sent. None where the images themselves are (λ = 0)."""
-    return _traced(Head(chosen), _examples([chosen.images])) if chosen.head_units else None
+    return _traced(Head(chosen), examples_of([chosen.images])) if chosen.head_units else None
 
 
 def tail_bytes(chosen: ChosenSplit) -> Optional[bytes]:
     """What was sent -> logits. None where these are what is sent (λ = N)."""
-    return _traced(Tail(chosen), _examples(chosen.sent)) if chosen.tail_units else None
+    return _traced(Tail(chosen), examples_of(chosen.sent)) if chosen.tail_units else None
 
 
-def _examples(specs) -> Tuple[torch.Tensor, ...]:
+def examples_of(specs: Sequence[TensorSpec]) -> Tuple[torch.Tensor, ...]:
+    """Inputs for tracing, two images of each."""
     return tuple(torch.ones(2, *spec.shape).to(DTYPES[spec.dtype]) for spec in specs)
 
 
 def _traced(module: nn.Module, examples: Tuple[torch.Tensor, ...]) -> bytes:
     data = io.BytesIO()
-    with _no_deprecation(), torch.no_grad():
+    with no_deprecation(), torch.no_grad():
         torch.jit.save(torch.jit.trace(module.eval(), examples, check_trace=False), data)
     return data.getvalue()
 
 
 def load(data: bytes) -> Callable[..., Any]:
     """The module in the bytes of a file."""
-    with _no_deprecation():
+    with no_deprecation():
         return torch.jit.load(io.BytesIO(data))
 
 
 @contextmanager
-def _no_deprecation() -> Iterator[None]:
-    """PyTorch 2.14 warns of TorchScript, which is what PyTorch 1.10 reads."""
+def no_deprecation() -> Iterator[None]:
+    """Within: nothing is said of tracing and TorchScript, which PyTorch 2.14 warns of and PyTorch 1.10 reads."""
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         yield

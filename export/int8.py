@@ -22,7 +22,7 @@ from network.alpha import surviving_branches
 from network.gammas import fused_gamma
 from network.inputs import batches
 from tier.block_timing import only_errors_of
-from tier.onnx_graph import onnx_package
+from tier.onnx_graph import is_written, onnx_package
 from tier.onnx_session import onnxruntime_package
 
 RANGE_IMAGES = 128  # training images
@@ -51,7 +51,10 @@ def fused(point: Point) -> Point:
 
 def check_kept(kept: Collection[str], chosen: ChosenSplit) -> None:
     """Raise `UserError` for a unit that there is not."""
-    names = [name for name, _ in (*chosen.head_units, *chosen.tail_units)]
+    units = dict((*chosen.head_units, *chosen.tail_units))
+    names = list(units)
+    if kept and not all(map(is_written, units.values())):
+        raise UserError('--keep_float knows the units of RepVGG only: a traced graph does not name them')
     for name in kept:
         if name not in names:
             raise UserError(f'--keep_float {name}: the units are {", ".join(names)}')

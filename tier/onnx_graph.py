@@ -133,8 +133,8 @@ class Graph:
         if isinstance(unit, nn.Linear):
             return self._node('Gemm', self._rows(self._node('GlobalAveragePool', x)), self._constant(unit.weight),
                               self._constant(unit.bias), transB=1)
-        if not isinstance(unit, BlockPlan):
-            raise UserError(f'{name} is a {type(unit).__name__}, which cannot be written as ONNX')
+        if not is_written(unit):
+            raise UserError(f'{name} is a {type(unit).__name__}: the engine onnxruntime runs RepVGG only')
         y = self._path(unit.paths[0], x)
         for path in unit.paths[1:]:
             y = self._node('Add', y, self._path(path, x))
@@ -174,6 +174,11 @@ class Graph:
 
         squeezed = self._node('Relu', layer(self._node('GlobalAveragePool', x), se.down))
         return self._node('Mul', x, self._node('Sigmoid', layer(squeezed, se.up)))
+
+
+def is_written(unit: nn.Module) -> bool:
+    """Can `Graph.unit` write it?"""
+    return isinstance(unit, (BlockPlan, nn.Linear))
 
 
 def part_graph(units: Sequence[Tuple[str, nn.Module]], dtype: torch.dtype, shape: Sequence[int],

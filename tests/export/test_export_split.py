@@ -24,8 +24,8 @@ import export_split
 from config import UserError
 from domain_dataset import load_domain
 from export import as_onnx, as_torchscript, check, run
-from export.boundary import wire_in_graph
-from export.chosen import Point, split_of
+from export.boundary import image_spec, logits_spec, sent_specs, wire_in_graph
+from export.chosen import ChosenSplit, Point, split_of
 from hyper_repvgg import create_hyper_repvgg, deploy
 from network import shapes
 from network.gammas import GAMMAS
@@ -99,7 +99,42 @@ def test_a_file_that_computes_something_else_is_found(file_format, wire):
             check.check(chosen, head, tail, file_format, images)
 
 
+class Residual(torch.nn.Module):
+    """A block that is none of RepVGG's."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = torch.nn.Conv2d(8, 8, 3, padding=1), torch.nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        return torch.relu(self.bn(self.conv(x)) + x)
+
+
+class Classifier(torch.nn.Module):
+    """Mean and linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.linear(x.mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize('file_format', ['onnx', 'torchscript'])
+@pytest.mark.parametrize('wire', ['float32', 'float16', 'uint8'])
+def test_modules_of_any_network_can_be_exported(file_format, wire):
+    head = [('stem', torch.nn.Conv2d(3, 8, 3, padding=1)), ('residual', randomise(Residual(), 1))]
+    sent = sent_specs(wire, (8, 32, 32), False)
+    chosen = ChosenSplit(head, [('classifier', Classifier())], wire, image_spec(32), sent, logits_spec(10),
+                         SETTINGS.NORM_MEAN, SETTINGS.NORM_STD)
+    builder = BUILDERS[file_format]
+    check.check(chosen, builder.head_bytes(chosen), builder.tail_bytes(chosen), file_format, batch(0, 5)[0])
+
+
 def test_a_format_that_cannot_be_part_of_a_graph_is_refused():
+    with pytest.raises(UserError, match='wire format uint8@0.5 cannot be part of an exported graph'):
+        wire_in_graph('uint8@0.5', 3, 11)
     with pytest.raises(UserError, match='wire format uint4 cannot be part of an exported graph'):
         wire_in_graph('uint4', 3, 11)
     assert wire_in_graph('uint4', 0, 11) == wire_in_graph('uint4', 11, 11) == 'as_computed'
