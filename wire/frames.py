@@ -31,6 +31,7 @@ NAME = re.compile(r'[a-z0-9_.]{1,64}\Z')
 DTYPES: Dict[str, torch.dtype] = {'float64': torch.float64, 'float32': torch.float32, 'float16': torch.float16,
                                   'int64': torch.int64, 'uint8': torch.uint8}
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+PLAIN = (int, float, bool, type(None))  # values of fields that are neither texts nor lists
 ITEM_BYTES = {'float64': 8, 'float32': 4, 'float16': 2, 'int64': 8, 'uint8': 1}
 
 
@@ -173,7 +174,7 @@ def encode_headers(kind: Kind, fields: Mapping[str, Any], specs: Sequence[Tensor
     """Fixed and typed header of a message. Raises `ValueError` for what the protocol cannot carry."""
     typed = b''
     if fields or specs:
-        typed = json.dumps({'fields': dict(fields), 'tensors': specs}, separators=(',', ':'), allow_nan=False).encode()
+        typed = ENCODER.encode({'fields': dict(fields), 'tensors': specs}).encode()
     if len(typed) > MAX_HEADER_BYTES:
         raise ValueError(f'{kind.name}: typed header of {len(typed)} bytes, the limit is {MAX_HEADER_BYTES}')
     payload_bytes = sum(spec_bytes(spec) for spec in specs)
@@ -210,16 +211,16 @@ def parse_typed(data: bytes, crc: int, payload_bytes: int) -> Tuple[Dict[str, An
         content: Any = {'fields': {}, 'tensors': []}
     else:
         try:
-            content = json.loads(data.decode('utf-8'), object_pairs_hook=_unique, parse_constant=_refuse,
-                                 parse_int=_parse_int, parse_float=_parse_float)
+            content = DECODER.decode(data.decode('utf-8'))
         except (ValueError, RecursionError) as error:
             raise ProtocolError(f'typed header is not valid ({type(error).__name__})') from None
     if not isinstance(content, dict) or set(content) != {'fields', 'tensors'}:
         raise ProtocolError("typed header must hold 'fields' and 'tensors'")
     fields, tensors = content['fields'], content['tensors']
-    if not isinstance(fields, dict) or len(fields) > MAX_FIELDS or not all(map(_valid_field, fields.items())):
+    if not isinstance(fields, dict) or len(fields) > MAX_FIELDS or not all(map(NAME.match, fields)):
         raise ProtocolError('typed header: fields out of limits')
-    fields = {name: _printable_field(value) for name, value in fields.items()}
+    fields = {name: [_checked_value(part) for part in value] if type(value) is list else _checked_value(value)
+              for name, value in fields.items()}
     if not isinstance(tensors, list) or len(tensors) > MAX_TENSORS:
         raise ProtocolError('typed header: tensors out of limits')
     specs = [_checked_spec(entry) for entry in tensors]
@@ -253,18 +254,13 @@ def _parse_float(text: str) -> float:
     return float(text)
 
 
-def _valid_field(item: Tuple[str, Any]) -> bool:
-    name, value = item
-    return bool(NAME.match(name)) and all(
-        part is None or isinstance(part, (bool, int, float)) or (isinstance(part, str) and len(part) <= MAX_TEXT)
-        for part in (value if isinstance(value, list) else [value]))
-
-
-def _printable_field(value: object) -> object:
-    """A field's value with the control characters of its texts replaced: whatever becomes of it can be printed."""
-    if isinstance(value, list):
-        return [_printable_field(part) for part in value]
-    return printable(value) if isinstance(value, str) else value
+def _checked_value(value: object) -> object:
+    """A value that is no list, texts with their control characters replaced: whatever becomes of it can be printed."""
+    if type(value) in PLAIN:
+        return value
+    if type(value) is str and len(value) <= MAX_TEXT:
+        return printable(value)
+    raise ProtocolError('typed header: fields out of limits')
 
 
 def _checked_spec(entry: object) -> TensorSpec:
@@ -279,6 +275,11 @@ def _checked_spec(entry: object) -> TensorSpec:
     if math.prod(max(d, 1) for d in shape) > MAX_PAYLOAD_BYTES:  # strides of an empty tensor can overflow, too
         raise ProtocolError(f"typed header: shape of tensor '{name}' out of limits")
     return name, dtype, tuple(shape)
+
+
+ENCODER = json.JSONEncoder(separators=(',', ':'), allow_nan=False)  # made once: each takes longer than a header
+DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse, parse_int=_parse_int,
+                           parse_float=_parse_float)
 
 
 def spec_bytes(spec: TensorSpec) -> int:

@@ -66,12 +66,11 @@ class Transport:
 
     def read(self, count: int, end: float) -> bytes:
         """So many bytes, until the point in time `end`."""
-        found = bytearray()
+        found = bytes(self._take(count))
         while len(found) < count:
-            if self._next == self._filled:
-                self._next, self._filled = 0, self._receive_into(self._ahead, end)
+            self._next, self._filled = 0, self._receive_into(self._ahead, end)
             found += self._take(count - len(found))
-        return bytes(found)
+        return found
 
     def _take(self, count: int) -> memoryview:
         """At most so many bytes of those that were read ahead."""
