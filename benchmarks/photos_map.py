@@ -49,7 +49,7 @@ from search import domain_inputs, wire_loss
 from search.one_tier import SentImages, solve_end
 from throughput_optimizer import solve_exact
 from wire.compression import available
-from wire.formats import plain
+from wire.formats import without_compression
 
 WIRES = ('float32', 'float16', 'uint8', 'uint4', *(('uint8+zstd',) if 'zstd' in available() else ()))
 CODEC_IMAGES = 8  # of which feature maps are encoded and decoded, to know sizes and times
@@ -117,7 +117,7 @@ class Accuracies:
     def best_of(self, found: Dict[str, Solution]) -> str:
         """The way with the least T_eff of those that keep the accuracy; of equal ones the first."""
         for name in sorted(found, key=lambda name: found[name].times.rank()):
-            if name not in WIRES or self.is_within(plain(name), found[name].split):
+            if name not in WIRES or self.is_within(without_compression(name), found[name].split):
                 return name
         raise AssertionError('the client alone keeps the accuracy')
 
@@ -158,7 +158,7 @@ def print_table(device: Device, alpha: np.ndarray, accuracies: Accuracies, setti
             print(f'| {clients} | {mbps} | ' + ' | '.join(cells) + ' |')
     print()
     for wire, split in sorted(splits):
-        if wire == plain(wire) != 'float32':
+        if wire == without_compression(wire) != 'float32':
             print(f'{wire} at λ = {split}: {device.table.block_bytes[wire][split - 1]:,.0f} bytes, accuracy '
                   f'{accuracies.text(accuracies.right(accuracies.test, split, wire))}'
                   f"{'' if accuracies.is_within(wire, split) else ', more lost than allowed on validation images'}")
