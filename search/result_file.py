@@ -266,7 +266,9 @@ def channels_from_json(document: Document, split: int, wire: str, table: Hardwar
     n = block_shapes(architecture(table.model), table.input_shape[1])[1][split - 1].out_channels
     where = (*at, 'channels')
     try:
-        sent = [int(channel) for channel in document.numbers((*where, 'sent'), channels_sent(wire, n), lowest=0)]
-        return CutChannels(tuple(sent), tuple(map(float, document.numbers((*where, 'fill'), n))))
+        sent = document.numbers((*where, 'sent'), channels_sent(wire, n), lowest=0)
+        if not all(channel.is_integer() for channel in map(float, sent)):
+            raise ValueError('channels have whole numbers')
+        return CutChannels(tuple(map(int, sent)), tuple(map(float, document.numbers((*where, 'fill'), n))))
     except ValueError as error:
         raise document.refuse(f"field '{'.'.join(where)}': {error}") from None

@@ -18,7 +18,7 @@ import network_utils
 from network.alpha import surviving_branches
 from network.gammas import fused_gamma
 from tier import worker as worker_module
-from tier.part import pack_unit, units_of
+from tier.part import cut_shape, pack_unit, units_of
 from tier.tasks import Tasks
 from tier.worker import Worker
 from wire import codec, connection, frames
@@ -141,3 +141,35 @@ def test_an_older_python_gets_one_line(tmp_path):
     assert done.returncode == 2 and done.stderr.count('\n') == 1 and 'needs Python 3.8 or newer' in done.stderr
     with open('client_worker.py', encoding='utf-8') as stream:
         assert 'annotations' not in stream.read()  # `from __future__ import annotations` is a SyntaxError before 3.7
+
+
+def test_a_part_sends_the_channels_that_it_is_told_to_and_refuses_others(ends):
+    model, tasks = random_model(2), ends[0].tasks
+    tasks.store.max_bytes = 1 << 30
+    hashes = [tasks.store.add(pack_unit(unit)) for unit in units_of(model)]
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+
+    def part(first, last, sent, fill):
+        alpha = model.alpha_array()[max(first - 1, 0):last - 1]
+        gamma = [fused_gamma(tuple(row)) for row in surviving_branches(alpha)]
+        return asked(ends, 'part', {
+            'model': model.model_name, 'classes': model.num_classes, 'input_size': 32, 'first': first, 'last': last,
+            'dtype': 'float32', 'mean': [0.5] * 3, 'std': [0.5] * 3, 'hashes': hashes[first:last], 'folded': True,
+            'gamma': gamma, 'place': 0}, {'alpha': torch.from_numpy(alpha), 'sent': torch.tensor(sent),
+                                          'fill': torch.tensor(fill)})
+
+    assert part(0, 4, [0], [0.0]).kind == Kind.ERROR  # the cut has more channels than one
+    n_channels = channels_into(model, 4)
+    for sent in ([1, 0], [0, 0], [n_channels], [-1]):
+        assert part(0, 4, sent, [0.0] * n_channels).kind == Kind.ERROR
+    assert part(0, 4, [1, 3], [0.0] * n_channels).kind == Kind.REPLY
+    with torch.no_grad():
+        z = tasks.current_part()(images)
+        assert z.shape[1] == 2
+        assert part(4, len(hashes), [1, 3], [0.0] * n_channels).kind == Kind.REPLY
+        assert tasks.current_part()(z).shape == (2, model.num_classes)
+
+
+def channels_into(model, unit: int) -> int:
+    """Channels of what flows into this unit."""
+    return cut_shape(model.model_name, model.num_classes, 32, unit)[0]
