@@ -22,14 +22,16 @@ ENDLESS_FPS = 1e4  # a source that delivers as fast as its frames are taken
 
 def conditions_of(recent: Sequence[Answered], choice: Choice, number: int, now_s: float) -> Optional[Conditions]:
     """What a client meets now, from its answers under configuration `number`, which is this choice; None while there
-    are too few. The link's rate is that of a frame's bytes from its first to its last."""
+    are too few. The link's rate is that of a frame's bytes from its first to its last. The round trip is the least time
+    that an answer of the last OLDEST_S, under any configuration, cannot be accounted for otherwise: what is above that
+    are frames that queue before a link that is too slow for this choice, and would not with another."""
     frames = [one for one in list(recent)[-FRAMES:] if one.number == number and now_s - one.at_s <= OLDEST_S]
     if len(frames) < LEAST_FRAMES:
         return None
     link_mbps = statistics.median(8 * one.n_bytes / max(one.link_ms, 1e-6) / 1000 for one in frames)
-    latencies = [one.latency_ms - one.head_ms - one.link_ms - one.wait_ms - one.tail_ms for one in frames
-                 if one.latency_ms is not None]
-    return Conditions(min(FASTEST_MBPS, link_mbps), max(0.0, statistics.median(latencies or [0.0])),
+    round_trips = [one.latency_ms - one.head_ms - one.link_ms - one.wait_ms - one.tail_ms for one in recent
+                   if one.latency_ms is not None and now_s - one.at_s <= OLDEST_S]
+    return Conditions(min(FASTEST_MBPS, link_mbps), max(0.0, min(round_trips, default=0.0)),
                       slowdown(statistics.median(one.head_ms for one in frames), choice.T_client_ms),
                       slowdown(statistics.median(one.tail_ms / one.batch for one in frames), choice.T_server_ms))
 

@@ -32,11 +32,12 @@ from service.figures import Answered
 MS = st.floats(0.1, 50)
 
 
-def answered(choice: Choice, link: Conditions, at_s: float, number: int = 0, batch: int = 1, wait_ms: float = 0.0):
+def answered(choice: Choice, link: Conditions, at_s: float, number: int = 0, batch: int = 1, wait_ms: float = 0.0,
+             queue_ms: float = 0.0):
     """A frame under these conditions."""
     head, tail = choice.T_client_ms * link.client_slowdown, choice.T_server_ms * link.server_slowdown * batch
-    return Answered(at_s, head, link.com_ms(choice), wait_ms, tail,
-                    head + link.com_ms(choice) + wait_ms + tail + link.rtt_ms, batch, number, int(choice.n_bytes))
+    latency = head + link.com_ms(choice) + wait_ms + tail + link.rtt_ms + queue_ms
+    return Answered(at_s, head, link.com_ms(choice), wait_ms, tail, latency, batch, number, int(choice.n_bytes))
 
 
 @given(MS, MS, st.integers(1000, 100_000), st.floats(1, 1000), st.floats(0, 50), st.floats(0.1, 10), st.floats(0.1, 10),
@@ -77,13 +78,15 @@ def test_what_is_cheapest_is_what_brute_force_finds(choices, mbps, fps, share, f
                 omega * (client + link + server + 3.0) + (1 - omega) * cycle, rel=1e-9)
 
 
-def simulated_switches(mbps_at, seconds: int, settings=SETTINGS):
-    """When, and to which choice, a client switches whose link is as fast as `mbps_at(second)`."""
+def simulated_switches(mbps_at, seconds: int, settings=SETTINGS, queue_ms=lambda mbps: 0.0):
+    """When, and to which choice, a client switches whose link is as fast as `mbps_at(second)`, and before which frames
+    queue for `queue_ms(mbps)`."""
     choices = [Choice(1, 'float32', 1.0, 4.0, 30_000.0), Choice(8, 'float32', 12.0, 1.0, 4_000.0)]
     state, current, number, frames, found = Switching(), 0, 0, [], []
     for tick in range(2 * seconds):
         at_s = tick / 2
-        frames += [answered(choices[current], Conditions(mbps_at(at_s)), at_s + k / 20, number) for k in range(5)]
+        frames += [answered(choices[current], Conditions(mbps_at(at_s)), at_s + k / 20, number,
+                            queue_ms=queue_ms(mbps_at(at_s))) for k in range(5)]
         now = conditions_of(frames, choices[current], number, at_s + 0.25)
         if now is not None:
             costs = costs_of(choices, now, None, 1.0, 1.0, 0.5)
@@ -98,6 +101,12 @@ def test_a_link_that_becomes_slow_and_fast_again_causes_two_switches_soon_after(
     found = simulated_switches(lambda s: 100.0 if s < 20 or s >= 120 else 5.0, 180)
     assert [choice for _, choice in found] == [1, 0]
     assert all(0 <= at_s - change <= SETTINGS.SWITCH_AFTER_S + 2 for (at_s, _), change in zip(found, (20, 120)))
+
+
+@given(st.floats(50, 5000))
+def test_frames_that_queue_before_a_slow_link_do_not_hide_that_another_choice_is_better(queue_ms):
+    found = simulated_switches(lambda s: 100.0 if s < 20 else 5.0, 60, queue_ms=lambda mbps: queue_ms * (mbps < 50))
+    assert [choice for _, choice in found] == [1] and 20 <= found[0][0] <= 20 + SETTINGS.SWITCH_AFTER_S + 2
 
 
 @given(st.floats(0.5, 40))

@@ -142,6 +142,25 @@ def test_the_page_its_data_and_metrics_are_served_on_loopback_to_this_machine_on
         page.close()
 
 
+BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
+
+
+@pytest.mark.skipif(BROWSER is None, reason='needs Chromium: apt-get install chromium, or a browser of that family as '
+                                            'chromium or google-chrome on the PATH')
+def test_the_page_shows_the_clients_in_a_real_browser(tmp_path):
+    page = Page(0, lambda: snapshot_of('<b>gate</b>', n=3))
+    try:
+        found = subprocess.run([BROWSER, '--headless', '--no-sandbox', '--disable-gpu', f'--user-data-dir={tmp_path}',
+                                '--virtual-time-budget=5000', '--dump-dom', f'http://127.0.0.1:{page.port}/'],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60, check=True).stdout.decode()
+    finally:
+        page.close()
+    rows = re.findall(r'<tr>(.*?)</tr>', re.search(r'<tbody id="clients">(.*)</tbody>', found, re.DOTALL)[1], re.DOTALL)
+    assert len(rows) == 3 and '3 client(s)' in found
+    for row in rows:
+        assert '&lt;b&gt;gate&lt;/b&gt;' in row and '12.5 of 15.0' in row and '<polyline' in row
+
+
 @pytest.mark.skipif(shutil.which('node') is None, reason='needs Node.js')
 def test_the_page_shows_names_as_text(tmp_path):
     """The page's script against a document that records what is written into it."""
