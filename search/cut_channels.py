@@ -23,6 +23,7 @@ from network.inputs import batches, normalise
 from wire.formats import channels_sent, format_at, share_of
 
 IMAGES = 256  # training images that choose
+MAPS_BYTES = 512 << 20  # of their feature maps, at most: fewer images where these are larger
 Maps = List[Tuple[torch.Tensor, torch.Tensor]]  # batches: feature maps [B, C, h, w] at the cut, images' labels [B]
 Tail = Callable[[torch.Tensor], torch.Tensor]  # what was sent -> logits [B, classes]
 
@@ -63,7 +64,7 @@ class ChannelChoice:
         return self._known[(*key, share)]
 
     def _maps(self, head: Callable[[torch.Tensor], torch.Tensor]) -> Maps:
-        """Feature maps of IMAGES training images, or of as many as ACTIVATION_CACHE_MB holds."""
+        """Feature maps of IMAGES training images, or of as many as MAPS_BYTES hold, one batch at least."""
         if self.train is None:
             raise ValueError('which channels are sent is chosen by training images, and there are none')
         found: Maps = []
@@ -71,7 +72,7 @@ class ChannelChoice:
             for part in batches(min(IMAGES, len(self.train)), self.settings.BATCH_SIZE):
                 x = normalise(self.train.images[part], self.settings.NORM_MEAN, self.settings.NORM_STD)
                 found.append((head(x), self.train.labels[part]))
-                if (len(found) + 1) * found[0][0].numel() * 4 > self.settings.ACTIVATION_CACHE_MB * 2 ** 20:
+                if (len(found) + 1) * found[0][0].numel() * found[0][0].element_size() > MAPS_BYTES:
                     break
         return found
 

@@ -13,6 +13,7 @@ from domains.image_sets import ImageSet
 from hyper_repvgg import deploy
 from network.channels import CutChannels
 from network.inputs import normalise
+from search import cut_channels
 from search.cut_channels import ChannelChoice, chosen, importance, loss, ranking
 from search.wire_loss import through_wire
 
@@ -132,3 +133,14 @@ def test_all_channels_as_float32_change_nothing_and_a_missing_choice_is_a_mistak
     for wire, channels in (('uint8@0.5', None), ('uint8', whole)):
         with pytest.raises(ValueError):
             through_wire(network, 6, wire, channels)
+
+
+def test_as_many_images_choose_as_memory_holds(monkeypatch):
+    model, data, seen = random_model(7), ImageSet(*batch(7, 40)), []
+    alpha, counted = model.alpha_array(), cut_channels.ranking
+    monkeypatch.setattr(cut_channels, 'ranking', lambda tail, maps: seen.append(sum(len(z) for z, _ in maps)) or
+                        counted(tail, maps))
+    for limit in (cut_channels.MAPS_BYTES, 20 * 4 * 64 * 8 * 8, 1):  # a map at split 4: 64 channels of 8 by 8
+        monkeypatch.setattr(cut_channels, 'MAPS_BYTES', limit)
+        ChannelChoice(model, data, SETTINGS).at(alpha, 4, 'uint4@0.5')
+    assert seen == [40, 16, SETTINGS.BATCH_SIZE]
