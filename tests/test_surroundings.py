@@ -210,7 +210,7 @@ def test_run_pipeline_refuses_them_before_its_first_step():
 
 ARGUMENTS = {'step1_measure_lut.py': ['--mode', 'server'], 'step_3_joint.py': ['--domain_id', '0'],
              'step3_accuracy_opt.py': ['--domain_id', '0'], 'step4_final_throughput_opt.py': ['--domain_id', '0'],
-             'plan_fleet.py': ['fleet.json']}
+             'plan_fleet.py': ['fleet.json'], 'export_split.py': ['--domain_id', '0', '--out', 'deployed']}
 
 
 @pytest.mark.parametrize('script', [name for name in SCRIPTS if not name.startswith('client_')])
