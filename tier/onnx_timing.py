@@ -26,7 +26,7 @@ from tier.onnx_session import Session
 
 OPERATOR = re.compile(r'(?:^|\s)unit(\d+)/.*_kernel_time')  # in the name of an event of the profile
 US_A_MS = 1000
-RUNS = 8  # that a pass stands for: the profile holds whole µs, and a block may take 5
+RUNS = 8  # that a pass stands for, at most: the profile holds whole µs, and a block may take 5
 LEAST_MS = 1e-4  # of a unit: no time is 0
 EMPTY = 'Flatten'  # an operator that computes nothing
 
@@ -39,16 +39,18 @@ def timed_passes(network: DeployedNetwork, x: torch.Tensor, threads: int, part: 
     graph = part_graph(units_of(network, *(part or (0, n))), x.dtype, x.shape[1:], None)
     with tempfile.TemporaryDirectory() as folder:
         session = Session(graph, threads, '' if part else os.path.join(folder, 'profile'))
-        start = time.perf_counter()
+        start, warm = time.perf_counter(), 0
         while 1000 * (time.perf_counter() - start) < warm_up_ms:
             session(x)
+            warm += 1
+        runs = min(RUNS, warm)  # one of a large network, whose blocks take many µs
         times_ms = []
-        for _ in range(passes * RUNS):
+        for _ in range(passes * runs):
             begun = time.perf_counter()
             session(x)
             times_ms.append([1000 * (time.perf_counter() - begun)])
-        rows = np.array(times_ms) if part else by_unit_ms(session.end_profile(), n + 2)[-passes * RUNS:]
-        return quiet_mean(rows.reshape(passes, RUNS, -1), axis=1)
+        rows = np.array(times_ms) if part else by_unit_ms(session.end_profile(), n + 2)[-passes * runs:]
+        return quiet_mean(rows.reshape(passes, runs, -1), axis=1)
 
 
 def quiet_mean(values: np.ndarray, axis: int = 0) -> np.ndarray:
