@@ -81,10 +81,10 @@ def namespace() -> Iterator[None]:
         run('ip', 'netns', 'del', SPACE)
 
 
-def shape(mbps: float) -> None:
+def shape(mbps: float, least_burst_bytes: int = 32 << 10) -> None:
     """Token buckets in both directions: a burst of 32 KiB or 0.5 ms, 50 ms of queue. A longer burst would let a good
     part of a frame after a pause pass at once, as no real link does."""
-    burst = str(max(32 << 10, int(mbps * 125 * 0.5)))
+    burst = str(max(least_burst_bytes, int(mbps * 125 * 0.5)))
     for prefix, device in (([], 'split0'), (['-n', SPACE], 'split1')):
         run('ip', *prefix, 'link', 'set', 'dev', device, 'gso_max_size', str(min(65536, int(burst) // 2)))
         run('tc', *prefix, 'qdisc', 'replace', 'dev', device, 'root', 'tbf', 'rate', f'{mbps}mbit', 'burst', burst,
