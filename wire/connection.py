@@ -10,12 +10,11 @@ into their own memory, which is claimed only after a frame's headers have been c
 from __future__ import annotations
 
 import hmac
-import itertools
 import math
 import socket
 import threading
 import time
-from typing import Any, Callable, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, List, Mapping, Optional, Tuple
 
 import torch
 
@@ -45,7 +44,6 @@ HEARTBEAT_S = 2.0  # as a rule
 SILENCE_S = 10.0  # a peer of which nothing is heard, or that takes nothing, for this long is lost
 HANDSHAKE_S = 10.0  # in all
 SLOWEST_BYTES_PER_S = 16 << 10  # a message that takes SILENCE_S longer than it would at this rate is given up
-PIECE_BYTES = 1 << 20  # of a large message, for one system call
 DRAIN_S, DRAIN_BYTES = 0.5, 1 << 18  # after the last words to a peer; at a time
 
 
@@ -81,65 +79,65 @@ class Connection:
     def send(self, kind: Kind, fields: Optional[Mapping[str, Any]] = None,
              tensors: Optional[Mapping[str, torch.Tensor]] = None) -> None:
         """Send one message; blocks while the peer takes nothing, for at most SILENCE_S. Raises `ConnectionLost`."""
-        pieces, n_bytes = self._frame(kind, fields or {}, tensors or {})
+        views, trailer = self._prepared(kind, fields or {}, tensors or {})
         with self._send_lock:
-            self._send_all(pieces, n_bytes)
+            self._send_all(self._whole(views, trailer))
 
     def begin_send(self, kind: Kind, fields: Mapping[str, Any], tensors: Mapping[str, torch.Tensor],
                    turn_s: float = -1) -> Optional[Callable[[], None]]:
         """Send what the system takes of a message without waiting. Returns what sends the rest, which must be called
         (from any thread; other messages wait for it), or None when nothing is left. Raises `ConnectionLost`, also when
         another message has been on its way for `turn_s` (-1: that may take as long as the peer lives)."""
-        pieces, n_bytes = self._frame(kind, fields, tensors)
+        views, trailer = self._prepared(kind, fields, tensors)
         if not self._send_lock.acquire(timeout=turn_s):
             raise self._lost(TimeoutError('takes data too slowly'), 'takes no data')
         try:
-            left = next(filter(None, map(self._offer, pieces)), None)
+            views = self._whole(views, trailer)
+            views = self._transport.send_once(views, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            pass
         except OSError as error:
             self._send_lock.release()
             raise self._lost(error, 'takes no data') from None
         except NetworkError:
             self._send_lock.release()
             raise
-        if left is None:
+        if not views:
             self._send_lock.release()
             return None
 
         def finish() -> None:
             try:
-                self._send_all(pieces, n_bytes, left)
+                self._send_all(views)
             finally:
                 self._send_lock.release()
         return finish
 
-    def _frame(self, kind: Kind, fields: Mapping[str, Any], tensors: Mapping[str, torch.Tensor],
-               ) -> Tuple[Iterator[List[memoryview]], int]:
-        """A message as pieces of memory, the tensors' own among them, each list for one system call; its size in bytes.
-        Trailers number frames: the pieces are to be taken in the order in which frames are sent."""
+    def _prepared(self, kind: Kind, fields: Mapping[str, Any], tensors: Mapping[str, torch.Tensor],
+                  ) -> Tuple[List[memoryview], Optional[Trailer]]:
+        """A message as the pieces of memory to send, the tensors' own among them, and what will follow them."""
         ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         specs = [(name, DTYPE_NAMES[value.dtype], tuple(value.shape)) for name, value in ready.items()]
         payload = [bytes_of(value) for value in ready.values() if value.numel()]
         header = encode_headers(kind, fields, specs)
         trailer = self._outgoing.begin(header, bool(payload))
-        return _pieces(header, payload, trailer), len(header) + sum(map(len, payload))
+        if trailer is not None:
+            for view in payload:
+                trailer.update(view)
+        return [memoryview(header), *payload], trailer
 
-    def _offer(self, views: List[memoryview]) -> List[memoryview]:
-        """Send what the system takes at once; what is left."""
-        views = self._transport.as_sent(views)
-        try:
-            return self._transport.send_once(views, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return views
+    def _whole(self, views: List[memoryview], trailer: Optional[Trailer]) -> List[memoryview]:
+        """A whole frame. To be called in the order in which frames are sent: MACs and TLS number them."""
+        views = views if trailer is None else [*views, memoryview(trailer.packed())]
+        return self._transport.as_sent(views)
 
-    def _send_all(self, pieces: Iterable[List[memoryview]], n_bytes: int, left: Sequence[memoryview] = ()) -> None:
-        """Send what is left of one list, as it is, and then these, in the time for a message of so many bytes."""
-        end = _latest_end(n_bytes)
+    def _send_all(self, views: List[memoryview]) -> None:
+        end = _latest_end(sum(map(len, views)))
         try:
-            for views in itertools.chain([left], map(self._transport.as_sent, pieces)):
-                while views:
-                    if time.monotonic() > end:
-                        raise TimeoutError('takes data too slowly')
-                    views = self._transport.send_once(views)
+            while views:
+                if time.monotonic() > end:
+                    raise TimeoutError('takes data too slowly')
+                views = self._transport.send_once(views)
         except OSError as error:
             raise self._lost(error, 'takes no data') from None
 
@@ -188,7 +186,7 @@ class Connection:
         self._transport.deadline = time.monotonic() + HANDSHAKE_S
         try:
             if self._transport.tls is not None:
-                self._transport.begin_tls(lambda views: self._send_all((), 0, views))
+                self._transport.begin_tls(self._send_all)
             keys = self._prove(role, peer_roles, token, starts)
         except OSError as error:  # of TLS
             raise self._lost(error, 'is silent') from None
@@ -276,7 +274,8 @@ class Connection:
         if self._send_lock.acquire(timeout=1.0):  # else it is in the middle of a message
             try:
                 self._transport.limit_waits(1.0)
-                self._send_all(*self._frame(Kind.ERROR, {'id': 0, 'code': code, 'text': printable(text)[:200]}, {}))
+                self._send_all(self._whole(*self._prepared(
+                    Kind.ERROR, {'id': 0, 'code': code, 'text': printable(text)[:200]}, {})))
             except (NetworkError, OSError):
                 pass
             finally:
@@ -304,22 +303,6 @@ class Connection:
         except OSError:
             pass
         self._sock.close()
-
-
-def _pieces(header: bytes, payload: List[memoryview], trailer: Optional[Trailer]) -> Iterator[List[memoryview]]:
-    """A frame for one system call after the other. Most go at once (a peer woken for a part of one costs time); of a
-    large one the peer gets a piece while the next is summed, MACed or encrypted."""
-    ready, size = [memoryview(header)], 0
-    for view in payload:
-        for start in range(0, len(view), PIECE_BYTES):
-            if size >= PIECE_BYTES:
-                yield ready
-                ready, size = [], 0
-            ready.append(view[start:start + PIECE_BYTES])
-            size += len(ready[-1])
-            if trailer is not None:
-                trailer.update(ready[-1])
-    yield ready if trailer is None else [*ready, memoryview(trailer.packed())]
 
 
 def _tune(sock: socket.socket) -> None:

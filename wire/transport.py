@@ -10,6 +10,7 @@ from wire.integrity import WORD_BYTES, Trailer
 from wire.tls import PlainPeer, Tls
 
 AHEAD_BYTES = 1 << 12  # a message's headers, all of a small one, the beginning of the next
+ALIGNED_BYTES = 1 << 12  # where most pieces of a payload begin: the system copies to such places faster
 CHUNK_BYTES = 1 << 18  # summed as soon as they are here, while they are in the cache and the rest is on its way
 
 
@@ -84,7 +85,7 @@ class Transport:
         view[:done] = ahead
         while counted < len(view):
             if done < len(view):
-                done += self._receive_into(view[done:done + CHUNK_BYTES], end, socket.MSG_WAITALL)
+                done += self._receive_into(view[done:done + CHUNK_BYTES - done % ALIGNED_BYTES], end, socket.MSG_WAITALL)
             if done == len(view) or done - counted >= CHUNK_BYTES:
                 stop = done if done == len(view) else done // WORD_BYTES * WORD_BYTES
                 if trailer is not None:
