@@ -85,7 +85,8 @@ class Transport:
         view[:done] = ahead
         while counted < len(view):
             if done < len(view):
-                done += self._receive_into(view[done:done + CHUNK_BYTES - done % ALIGNED_BYTES], end, socket.MSG_WAITALL)
+                size = CHUNK_BYTES - done % ALIGNED_BYTES
+                done += self._receive_into(view[done:done + size], end, socket.MSG_WAITALL)
             if done == len(view) or done - counted >= CHUNK_BYTES:
                 stop = done if done == len(view) else done // WORD_BYTES * WORD_BYTES
                 if trailer is not None:
