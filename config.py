@@ -325,6 +325,8 @@ def load(overrides: Tuple[str, ...] = (), environ: Optional[Mapping[str, str]] =
 def with_shares(formats: Tuple[str, ...], shares: Tuple[float, ...]) -> Tuple[str, ...]:
     """Every format with every share of the channels: 'uint4+zlib' with 0.5 is 'uint4@0.5+zlib', with 1 itself. A format
     that names a share stays as it is."""
+    if shares == (1.0,):
+        return formats
     found = []
     for name in formats:
         numbers, plus, compression = name.partition('+')
