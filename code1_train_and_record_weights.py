@@ -17,7 +17,8 @@ from typing import Any, Dict, Optional, Sequence
 import cli
 from config import Settings, UserError
 from costs.checks import check_settings
-from network.shapes import BRANCHES, architecture, block_names
+from network.outline import outline_for
+from network.shapes import BRANCHES
 from pipeline import documents, fingerprints, kinds, provenance, writing
 
 PICTURE = 'hyper_weights_heatmap.png'
@@ -42,7 +43,7 @@ def checked(document: documents.Document, kind: str, settings: Settings) -> Dict
             raise document.refuse(f'{domain!r} is no domain')
         document.get(('domains', domain, 'domain_name'), str)
         if kind == 'alpha':
-            for block, branch in product(block_names(architecture(settings.MODEL_NAME)), BRANCHES):
+            for block, branch in product(outline_for(settings).block_names, BRANCHES):
                 if document.find(('domains', domain, 'alpha', block, branch)) is not None:
                     document.number(('domains', domain, 'alpha', block, branch))
         else:

@@ -95,7 +95,7 @@ class Settings:
     SEED: int = setting(0, 'data', seed)  # of partition, corruptions, α training and search
 
     # --- model -------------------------------------------------------------------------------
-    MODEL_NAME: str = setting('RepVGG-Micro', 'model')  # a name of ARCHITECTURES in network/shapes.py
+    MODEL_NAME: str = setting('RepVGG-Micro', 'model')  # of ARCHITECTURES in network/shapes.py, 'torchvision:resnet50'
     NUM_CLASSES: int = setting(10, 'model', above_0)
     INPUT_SIZE: int = setting(32, 'model', above_0)  # pixels; images are squares of this side, 3 channels
     WEIGHT_PATH_SERVER: str = setting('data/weights/repvgg_micro_mnist5k.pt', 'weights')  # '': random weights

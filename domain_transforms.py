@@ -8,11 +8,9 @@ which is what a camera delivers and what split 0 sends.
 """
 from __future__ import annotations
 
-import functools
 import hashlib
 from contextlib import contextmanager
-from importlib import metadata
-from typing import Callable, Iterator, NamedTuple, Optional, Tuple
+from typing import Iterator, NamedTuple
 
 import torch
 
@@ -64,13 +62,8 @@ def corrupt(image: torch.Tensor, domain_id: int, seed: int, image_index: int) ->
 
 
 def gaussian_noise(image: torch.Tensor, sigma: float) -> torch.Tensor:
-    """float [..., 3, S, S] in [0, 1] plus noise of every pixel and channel, clipped; torch's current random state."""
-    transform = _torchvision_noise(sigma)
-    return transform(image) if transform else own_gaussian_noise(image, sigma)
-
-
-def own_gaussian_noise(image: torch.Tensor, sigma: float) -> torch.Tensor:
-    """What torchvision's GaussianNoise computes, for versions without it (before 0.20)."""
+    """float [..., 3, S, S] in [0, 1] plus noise of every pixel and channel, clipped; torch's current random state. What
+    torchvision's GaussianNoise computes (from 0.20 on), bit for bit."""
     return (image + torch.randn_like(image) * sigma).clamp_(0, 1)
 
 
@@ -81,23 +74,10 @@ def salt_and_pepper(image: torch.Tensor, amount: float) -> torch.Tensor:
     return torch.where(draw >= 1 - amount / 2, torch.ones_like(image), image)
 
 
-@functools.lru_cache(maxsize=None)
-def _torchvision_version() -> Tuple[int, int]:
-    major, minor = metadata.version('torchvision').split('.')[:2]
-    return int(major), int(minor)
-
-
-def _torchvision_noise(sigma: float) -> Optional[Callable[[torch.Tensor], torch.Tensor]]:
-    if _torchvision_version() < (0, 20):  # v2 has no GaussianNoise; importing early versions of v2 prints a warning
-        return None
-    from torchvision.transforms import v2  # slow to import, and only needed once images are read
-    return v2.GaussianNoise(mean=0.0, sigma=sigma, clip=True)
-
-
 @contextmanager
 def _random_numbers_of(seed: int, domain_id: int, image_index: int) -> Iterator[None]:
-    """Within: torch's CPU generator seeded by a stable hash of the three. Afterwards: as it was. (torchvision's
-    transform takes no generator of its own; `torch.manual_seed` would also reseed CUDA.)"""
+    """Within: torch's CPU generator seeded by a stable hash of the three. Afterwards: as it was.
+    (`torch.manual_seed` would also reseed CUDA.)"""
     digest = hashlib.sha256(f'{seed}/{domain_id}/{image_index}'.encode()).digest()
     before = torch.get_rng_state()
     torch.default_generator.manual_seed(int.from_bytes(digest[:8], 'little') >> 1)  # 63 bits

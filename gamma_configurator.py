@@ -5,7 +5,7 @@ run side by side on CUDA streams. γ never changes what a block computes, only h
 """
 from __future__ import annotations
 
-from typing import List, Optional
+from typing import List, Optional, Union
 
 import torch
 import torch.nn as nn
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from network.folding import FoldedBranch, fold_branch, fuse_branches, scale_branch
 from network.gammas import gamma_by_id
+from network.graph_network import AsItIs
 from network.shapes import BRANCHES, BlockShape
 from repvgg import RepVGGBlock
 
@@ -97,8 +98,8 @@ class BlockPlan(nn.Module):
         return [first, *outputs]
 
 
-def build_plan(block: RepVGGBlock, alpha: torch.Tensor, gamma: int) -> BlockPlan:
-    """The plan that runs `block` under γ with branch scales `alpha` [2 or 3] (0 = pruned).
+def build_plan(block: Union[RepVGGBlock, AsItIs], alpha: torch.Tensor, gamma: int) -> nn.Module:
+    """The plan that runs `block` under γ with branch scales `alpha` [1 to 3] (0 = pruned).
 
     Raises `ValueError` when γ is not valid for the surviving branches.
     """
@@ -107,6 +108,8 @@ def build_plan(block: RepVGGBlock, alpha: torch.Tensor, gamma: int) -> BlockPlan
     if spec.branches != surviving:
         raise ValueError(f'γ {gamma} ({spec.name}) runs {sorted(BRANCHES[b] for b in spec.branches)}, but the block '
                          f'keeps {sorted(BRANCHES[b] for b in surviving)}')
+    if isinstance(block, AsItIs):
+        return block
     modules = block.branches()
     paths: List[nn.Module] = []
     with torch.no_grad():

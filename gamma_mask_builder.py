@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from network.alpha import branches_of
 from network.gammas import GAMMAS
 from network.shapes import BRANCHES
 
@@ -21,6 +22,8 @@ def build_gamma_mask(surviving: np.ndarray) -> np.ndarray:
     return (surviving[..., None, :] == GAMMA_RUNS).all(axis=-1)
 
 
-def runnable_gammas(has_identity: np.ndarray) -> np.ndarray:
-    """γ that a block could run under some pruning, bool [N, 14]: all of them, or those without identity."""
-    return np.asarray(has_identity, dtype=bool)[:, None] | ~GAMMA_RUNS[:, BRANCHES.index('identity')]
+def runnable_gammas(n_branches: np.ndarray) -> np.ndarray:
+    """γ that a block with the first n of BRANCHES could run under some pruning, bool [N, 14]. `n_branches`: [N], or
+    bool: has it an identity?"""
+    missing = ~branches_of(n_branches)
+    return ~(missing[:, None, :] & GAMMA_RUNS).any(axis=-1)

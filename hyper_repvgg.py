@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import List, Optional, Sequence
+from typing import List, Optional, Sequence, Union
 
 import numpy as np
 import torch
@@ -20,8 +20,9 @@ from network.alpha import surviving_branches
 from network.checkpoints import load_checkpoint
 from network.folding import fold_branch
 from network.gammas import fused_gamma
+from network.graph_network import GraphNetwork
 from network.merged_convolution import BlockFunction, convolve, pays
-from network.shapes import BRANCHES, BlockShape
+from network.shapes import BRANCHES, BlockShape, is_graph
 from repvgg import RepVGG, RepVGGBlock
 
 
@@ -123,18 +124,36 @@ def create_hyper_repvgg(weight_path: Optional[str], model_name: str, num_classes
     return model
 
 
+Network = Union[HyperRepVGG, GraphNetwork]  # what has blocks, α and units, whatever they compute
+
+
+def create_network(weight_path: Optional[str], model_name: str, num_classes: int = 1000) -> Network:
+    """The network of this MODEL_NAME with base weights; `weight_path` None or '': random ones. Raises `UserError`."""
+    if not is_graph(model_name):
+        return create_hyper_repvgg(weight_path, model_name, num_classes)
+    network = GraphNetwork(model_name, num_classes)
+    if weight_path:
+        network.load_weights(weight_path)
+    return network
+
+
+def run_unit(unit: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """A unit's output; RepVGG's classifier, the only unit that is a linear layer, takes the means of its maps."""
+    return unit(x.mean(dim=(2, 3)) if isinstance(unit, nn.Linear) else x)
+
+
 class DeployedNetwork(nn.Module):
     """Folded stem, one plan per block, classifier: what runs on a tier. Splits anywhere."""
 
-    def __init__(self, stem: nn.Module, blocks: Sequence[nn.Module], classifier: nn.Linear) -> None:
+    def __init__(self, stem: nn.Module, blocks: Sequence[nn.Module], classifier: nn.Module) -> None:
         super().__init__()
         self.stem = stem
         self.blocks = nn.ModuleList(blocks)
         self.classifier = classifier
 
     def classify(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, C, h, w] -> [B, num_classes]."""
-        return self.classifier(x.mean(dim=(2, 3)))
+        """What the last block gives -> [B, num_classes]."""
+        return run_unit(self.classifier, x)
 
     def head(self, x: torch.Tensor, split: int) -> torch.Tensor:
         """Images -> what is sent at this split: the images (0), a feature map, or logits (N)."""
@@ -158,15 +177,17 @@ class DeployedNetwork(nn.Module):
         return self.classify(self.run(x, 0, len(self.blocks)))
 
 
-def deploy(model: HyperRepVGG, gamma: Optional[Sequence[int]] = None) -> DeployedNetwork:
+def deploy(model: Network, gamma: Optional[Sequence[int]] = None) -> DeployedNetwork:
     """Fold the model under γ [N] (None: every block fully fused); α is taken as it stands.
 
     Raises `ValueError` when a γ is not valid for its block.
     """
     if gamma is None:
         gamma = [fused_gamma(tuple(row)) for row in surviving_branches(model.alpha_array())]
-    stem = model.stage0
-    every = stem.branches()
-    folded_stem = build_plan(stem, torch.ones(len(every)).to(every[0].bn.weight), fused_gamma((True,) * len(every)))
     plans = [build_plan(block, block.alpha, g) for block, g in zip(model.blocks, gamma)]
-    return DeployedNetwork(folded_stem, plans, model.linear).eval()
+    return DeployedNetwork(fused_stem(model.stage0), plans, model.linear).eval()
+
+
+def fused_stem(stem: nn.Module) -> nn.Module:
+    """The stem as it runs: no γ is chosen for it."""
+    return build_plan(stem, torch.ones(stem.n_branches), fused_gamma((True,) * stem.n_branches))

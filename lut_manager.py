@@ -21,9 +21,10 @@ from costs.power_sensors import watts_of
 from costs.wire_costs import WireCosts, block_bytes_of, with_shares
 from costs.work import block_work, classifier_work, work_table
 from gamma_mask_builder import runnable_gammas
-from hyper_repvgg import HyperRepVGG, create_hyper_repvgg
+from hyper_repvgg import Network, create_network
 from network.gammas import GAMMAS, N_GAMMA, fused_gamma
-from network.shapes import architecture, block_names, block_shapes
+from network.outline import outline_for
+from network.shapes import GraphShape
 from pipeline import documents, fingerprints, kinds, provenance, writing
 from pipeline.documents import Document
 from pipeline.writing import numbers_or_none
@@ -77,14 +78,15 @@ def simulate_client(settings: Settings, roofline: Roofline,
     if settings.CLIENT_ENGINE != TORCH:
         raise UserError(f'DEVICE_PROFILE={settings.DEVICE_PROFILE} describes a device that runs PyTorch: CLIENT_ENGINE '
                         f'must be {TORCH}')
-    arch = architecture(settings.MODEL_NAME)
-    stem, shapes = block_shapes(arch, settings.INPUT_SIZE)
-    block_ms = np.stack([predict_block_ms(profile, shape) for shape in shapes])
+    outline = outline_for(settings)
+    if isinstance(outline.stem, GraphShape):
+        raise UserError(f'DEVICE_PROFILE={settings.DEVICE_PROFILE} models the kernels of RepVGG and no others: take '
+                        'edge-cpu, a profile with a slowdown, or measure a device')
+    block_ms = np.stack([predict_block_ms(profile, shape) for shape in outline.blocks])
     return TierCosts('client', {'name': profile.name, 'simulated': True, 'profile': profile.name,
                                 'source': profile.source},
-                     block_ms, np.where(np.isnan(block_ms), np.nan, 0.0), predict_stem_ms(profile, stem),
-                     predict_classifier_ms(profile, arch.channels[4], settings.NUM_CLASSES, shapes[-1].out_size),
-                     roofline, power=profile.power)
+                     block_ms, np.where(np.isnan(block_ms), np.nan, 0.0), predict_stem_ms(profile, outline.stem),
+                     predict_classifier_ms(profile, *outline.classifier), roofline, power=profile.power)
 
 
 def _measured(tier: str, settings: Settings, device: torch.device, threads: int, slowdown: float,
@@ -92,7 +94,7 @@ def _measured(tier: str, settings: Settings, device: torch.device, threads: int,
               power: Optional[Power] = None) -> TierCosts:
     """This machine as a tier; `power`: of the device that it stands for, where it stands for one (`extra`)."""
     torch.manual_seed(settings.SEED)  # random weights: times do not depend on their values
-    model = create_hyper_repvgg(None, settings.MODEL_NAME, settings.NUM_CLASSES).to(device)
+    model = create_network(None, settings.MODEL_NAME, settings.NUM_CLASSES).to(device)
     image = torch.rand(BATCH_SIZE, 3, settings.INPUT_SIZE, settings.INPUT_SIZE, device=device)
     engine = settings.SERVER_ENGINE if tier == 'server' else settings.CLIENT_ENGINE
     timing = time_network(ThisMachine(model, image, threads, engine), branch_counts(model), same_work(settings),
@@ -104,7 +106,7 @@ def _measured(tier: str, settings: Settings, device: torch.device, threads: int,
     return replace(costs_of(tier, timing, info, roofline, slowdown), power=power)
 
 
-def measured_power(model: HyperRepVGG, image: torch.Tensor) -> Optional[Power]:
+def measured_power(model: Network, image: torch.Tensor) -> Optional[Power]:
     """What this machine draws by its own sensors; sending is not measured and counts as idling."""
     found = watts_of(lambda: float(model(image).sum()))  # waits for a GPU
     if found is None or not possible(*found, found[1]):
@@ -124,8 +126,11 @@ def costs_of(tier: str, timing: NetworkTiming, info: Dict[str, Any], roofline: R
 
 def same_work(settings: Settings) -> np.ndarray:
     """Cells that do the same work have the same number: int [N, 14], below 0 where a block cannot run a γ."""
-    flops, n_bytes = work_table(block_shapes(architecture(settings.MODEL_NAME), settings.INPUT_SIZE)[1])
-    work = np.stack([flops, n_bytes], axis=-1).reshape(-1, 2)
+    shapes = outline_for(settings).blocks
+    flops, n_bytes = work_table(shapes)
+    operators = [shape.operators if isinstance(shape, GraphShape) else '' for shape in shapes]
+    kinds_of = np.broadcast_to(np.unique(operators, return_inverse=True)[1][:, None], flops.shape)
+    work = np.stack([flops, n_bytes, kinds_of], axis=-1).reshape(-1, 3)
     numbers = np.unique(np.nan_to_num(work, nan=-1.0), axis=0, return_inverse=True)[1].reshape(flops.shape)
     return np.where(np.isnan(flops), -1, numbers)
 
@@ -155,17 +160,17 @@ def load_tier(tier: str, settings: Settings, path: Optional[str] = None) -> Tier
     document = documents.read(path, kinds.command_for(f'lut_{tier}', settings))
     check_shape(document, settings)
     key = f'T_{tier}'
-    _, has_identity = blocks_of(settings)
-    return TierCosts(tier, document.get(f'metadata.{tier}'), rows_from_json(document, key, has_identity, settings),
-                     rows_from_json(document, 'IQR', has_identity, settings),
+    return TierCosts(tier, document.get(f'metadata.{tier}'), rows_from_json(document, key, settings),
+                     rows_from_json(document, 'IQR', settings),
                      document.number(f'stem.{key}', 0), document.number(f'classifier.{key}', 0),
-                     roofline_from_json(document, 'roofline'), parts_from_json(document, has_identity),
+                     roofline_from_json(document, 'roofline'), parts_from_json(document, settings),
                      power_from_json(document, 'power'))
 
 
-def parts_from_json(document: Document, has_identity: List[bool]) -> Tuple[PartTiming, ...]:
+def parts_from_json(document: Document, settings: Settings) -> Tuple[PartTiming, ...]:
     """The parts that were timed as a whole: spans and γ that the network can run."""
-    n, runnable, found = len(has_identity), runnable_gammas(np.array(has_identity)), []
+    outline, found = outline_for(settings), []
+    n, runnable = outline.n_blocks, runnable_gammas(outline.n_branches)
     for i, entry in enumerate(document.get('parts', list)):
         part = Document(document.path, {f'parts[{i}]': entry}, document.made_by)
         first, last = (part.get((f'parts[{i}]', name), int) for name in ('first', 'last'))
@@ -179,9 +184,9 @@ def parts_from_json(document: Document, has_identity: List[bool]) -> Tuple[PartT
 
 
 def blocks_of(settings: Settings) -> Tuple[List[str], List[bool]]:
-    """Block names and which have an identity branch, by the model's architecture."""
-    arch = architecture(settings.MODEL_NAME)
-    return block_names(arch), [shape.has_identity for shape in block_shapes(arch, settings.INPUT_SIZE)[1]]
+    """Block names and which have an identity branch."""
+    outline = outline_for(settings)
+    return list(outline.block_names), outline.has_identity
 
 
 def shape_metadata(settings: Settings) -> Dict[str, Any]:
@@ -209,11 +214,11 @@ def rows_to_json(names: List[str], values: np.ndarray) -> Dict[str, List[Optiona
     return {name: numbers_or_none(row) for name, row in zip(names, values)}
 
 
-def rows_from_json(document: Document, key: str, has_identity: List[bool], settings: Settings) -> np.ndarray:
+def rows_from_json(document: Document, key: str, settings: Settings) -> np.ndarray:
     """{block: [14]} -> [N, 14]; a number exactly where the block can run the γ."""
-    names, _ = blocks_of(settings)
+    outline, names = outline_for(settings), outline_for(settings).block_names
     values = np.array([document.numbers((key, name), N_GAMMA, none_allowed=True, lowest=0) for name in names])
-    wrong = np.isnan(values) == runnable_gammas(np.array(has_identity))
+    wrong = np.isnan(values) == runnable_gammas(outline.n_branches)
     if wrong.any():
         block, gamma = (int(i) for i in np.argwhere(wrong)[0])
         raise document.refuse(f"field '{key}.{names[block]}[{gamma}]' must be "
@@ -239,26 +244,24 @@ def merge(server: TierCosts, client: TierCosts, settings: Settings, link: Option
     """Two tiers, a link (None: the settings'), the wire formats' costs (None: sizes by formula where they do not
     depend on values, encoding taken as free) and what PNG and JPEG take (None: not measured) make the complete table.
     The tiers' times are corrected (costs/correction.py)."""
-    arch = architecture(settings.MODEL_NAME)
-    stem, shapes = block_shapes(arch, settings.INPUT_SIZE)
-    flops, bytes_moved = work_table(shapes)
-    stem_work = block_work(stem, fused_gamma((True, True, stem.has_identity)))
-    last = classifier_work(arch.channels[4], settings.NUM_CLASSES, shapes[-1].out_size)
-    names, has_identity = blocks_of(settings)
+    outline = outline_for(settings)
+    flops, bytes_moved = work_table(outline.blocks)
+    stem_work = block_work(outline.stem, fused_gamma((True,) * outline.stem.n_branches))
+    last = classifier_work(*outline.classifier)
     tiers = {'server': server, 'client': client}
     corrections = {tier: costs.correction() for tier, costs in tiers.items()}
     return HardwareTable(
         model=settings.MODEL_NAME, num_classes=settings.NUM_CLASSES,
         input_shape=(3, settings.INPUT_SIZE, settings.INPUT_SIZE), batch_size=BATCH_SIZE,
         tier_info={'server': server.info, 'client': client.info},
-        block_names=tuple(names), has_identity=np.array(has_identity),
+        block_names=outline.block_names, has_identity=np.array(outline.has_identity),
         T_ms={tier: corrections[tier].scale * costs.block_ms for tier, costs in tiers.items()},
         flops=flops, bytes_moved=bytes_moved,
         stem=EndCosts({tier: corrections[tier].part_ms(costs.stem_ms) for tier, costs in tiers.items()}, *stem_work),
         classifier=EndCosts({tier: corrections[tier].part_ms(costs.classifier_ms) for tier, costs in tiers.items()},
                             *last), correction=corrections,
         input_bytes=3 * settings.INPUT_SIZE ** 2,
-        **vars(with_shares(wire or WireCosts(block_bytes_of(shapes), {}), shapes, settings)),
+        **vars(with_shares(wire or WireCosts(block_bytes_of(outline.blocks), {}), outline.blocks, settings)),
         image_codec_ms=image_codec_ms or {},
         logits_bytes=4 * settings.NUM_CLASSES,
         link=link or Link(settings.BANDWIDTH_MBPS, settings.RTT_MS, measured=False),
@@ -322,13 +325,13 @@ def read(path: str, settings: Settings) -> HardwareTable:
     names, has_identity = blocks_of(settings)
     if document.get('N_stream', list) != [g.n_streams for g in GAMMAS]:
         raise document.refuse("field 'N_stream' is not that of the 14 γ configurations")
-    rows = {key: rows_from_json(document, key, has_identity, settings)
+    rows = {key: rows_from_json(document, key, settings)
             for key in ('T_server', 'T_client', 'FLOPs', 'Bytes')}
     wires = [wire for wire in dict.fromkeys((*WIRE_FORMATS, *settings.WIRE_FORMATS))
              if wire in document.get(('Comm_size', names[0]))]
     costs = with_shares(WireCosts({wire: np.array([document.number(('Comm_size', name, wire), 1) for name in names])
                                    for wire in wires}, codec_from_json(document, wires, names)),
-                        block_shapes(architecture(settings.MODEL_NAME), settings.INPUT_SIZE)[1], settings)
+                        outline_for(settings).blocks, settings)
     missing = [wire for wire in settings.WIRE_FORMATS if wire not in costs.block_bytes]
     if missing:
         raise document.refuse(f'has no sizes for wire format {missing[0]!r}, only for {", ".join(costs.block_bytes)}')

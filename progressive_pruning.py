@@ -18,6 +18,7 @@ from typing import Callable, List, Optional, Tuple, Type
 
 import numpy as np
 
+import cli
 from network.alpha import PruningMask, mask_of, pruned
 from search import alpha_training
 from search.acquisition import Acquisition
@@ -49,6 +50,10 @@ class ProgressivePruning:
     def run(self, state: SearchState, save: Callable[[SearchState], None]) -> SearchState:
         """Rounds until the search is done."""
         self.recovery.work = state.work
+        if not self.candidates.any:
+            cli.say(f'domain {self.problem.domain_id}: no block has a branch to spare, so there is nothing to prune: '
+                    'the result is what γ, λ and the wire format give')
+            state.phase = Phase.DONE
         phases = {Phase.START: self.measure_single_changes, Phase.EXPLORE: self.explore}
         while state.phase is not Phase.DONE:
             state.phase = phases[state.phase](state)

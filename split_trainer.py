@@ -68,7 +68,7 @@ def predict(model: HyperRepVGG, gamma: Sequence[int], split: int, client: Remote
 def split_network(session: Session, table: HardwareTable) -> Callable[[HyperRepVGG], SplitNetwork]:
     """What turns a model into one that trains its α through the split that is best for the unpruned network."""
     settings = session.settings
-    split = solve_exact(table, surviving_branches(unpruned_alpha(table.has_identity)), settings).split
+    split = solve_exact(table, surviving_branches(unpruned_alpha(table.n_branches)), settings).split
     return lambda model: SplitNetwork(model, session.client, split, settings)
 
 

@@ -293,7 +293,7 @@ def check_possible(table: HardwareTable, settings: Settings) -> None:
     """Raise `NothingFits` when no pruned network can be within the settings' limits: not even with any γ anywhere."""
     limits = limits_of(settings)
     if limits.any:
-        problem = LimitedProblem(table, runnable_gammas(table.has_identity), settings, limits)
+        problem = LimitedProblem(table, runnable_gammas(table.n_branches), settings, limits)
         if problem.optimum()[0] is None:
             nearest = problem.nearest()
             raise NothingFits('no configuration is within the limits, whatever is pruned', nearest, limits,

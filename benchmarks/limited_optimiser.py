@@ -30,7 +30,7 @@ from costs.memory import MemoryTable, memory_table
 from costs.work import out_elements, work_table
 from gamma_mask_builder import build_gamma_mask, runnable_gammas
 from network.alpha import surviving_branches, unpruned_alpha
-from network.shapes import architecture, block_shapes
+from network.shapes import ClassifierShape, architecture, block_shapes
 from throughput_optimizer import solve_exact
 from throughput_optimizer_limit import LimitedProblem, solve_limited
 
@@ -42,7 +42,9 @@ def random_case(n_blocks: int, kind: str, seed: int):
     rng = np.random.default_rng(seed)
     stem, shapes = block_shapes(dataclasses.replace(architecture('RepVGG-B3'), depths=DEPTHS[n_blocks]), 224)
     has_identity = np.array([shape.has_identity for shape in shapes])
-    runnable, memory = runnable_gammas(has_identity), memory_table(shapes, stem, 1000, side_by_side=True)
+    runnable = runnable_gammas(has_identity)
+    memory = memory_table(shapes, stem, ClassifierShape(shapes[-1].out_channels, 1000, shapes[-1].out_size),
+                          side_by_side=True)
     if kind == 'distinct':
         sizes = np.where(runnable, rng.integers(10 ** 5, 10 ** 7, (2, n_blocks, 14)), np.nan)
         memory = MemoryTable(*sizes, memory.stem, memory.classifier)

@@ -5,9 +5,9 @@ import os
 from importlib.util import find_spec
 
 from config import ONNXRUNTIME, ROOT, Settings, UserError
-from network.shapes import architecture
+from network.shapes import architecture, is_graph
 from pipeline import kinds
-from wire.formats import formats_of
+from wire.formats import formats_of, share_of
 
 PROFILE_DIR = os.path.join(ROOT, 'data', 'device_profiles')
 EDGE_CPU, JETSON_TX2 = BUILT_IN = ('edge-cpu', 'jetson-tx2')
@@ -17,7 +17,11 @@ def check_settings(settings: Settings, weights: bool = True) -> None:
     """Raise `UserError` for a network, wire format, range of splits, device profile or engine that does not exist; with
     `weights` for a weights file that is not there, too."""
     formats_of(settings.WIRE_FORMATS)
-    split_range(sum(architecture(settings.MODEL_NAME).depths), settings)
+    if not is_graph(settings.MODEL_NAME):  # whose blocks are counted where they are needed: it takes seconds
+        split_range(sum(architecture(settings.MODEL_NAME).depths), settings)
+    elif any(share_of(wire) < 1 for wire in settings.WIRE_FORMATS):
+        raise UserError(f'MODEL_NAME={settings.MODEL_NAME}: a share of the channels can only be sent of RepVGG; leave '
+                        'such formats out of WIRE_FORMATS')
     if settings.DEVICE_PROFILE:
         profile_path(settings.DEVICE_PROFILE)
     for name in ('SERVER_ENGINE', *(['CLIENT_ENGINE'] if settings.DEVICE_PROFILE else [])):

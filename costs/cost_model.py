@@ -15,6 +15,7 @@ from costs.correction import Correction
 from costs.energy import Power
 from costs.queueing import mean_wait_ms
 from network.channels import CutChannels
+from network.shapes import BRANCHES
 
 TIERS = ('client', 'server')
 FLOAT32 = 'float32'
@@ -128,6 +129,12 @@ class HardwareTable:
     def n_blocks(self) -> int:
         """N."""
         return len(self.block_names)
+
+    @property
+    def n_branches(self) -> np.ndarray:
+        """Branches of every block, int [N]: the first so many of BRANCHES, each of which the γ of its number runs
+        alone."""
+        return np.isfinite(self.flops[:, :len(BRANCHES)]).sum(axis=1)
 
     def undivided_ms(self, tier: str) -> float:
         """What a whole network on one tier takes beyond stem, blocks and classifier: the correction's offset is in the

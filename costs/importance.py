@@ -7,17 +7,13 @@ import numpy as np
 
 from config import Settings
 from costs.work import branch_flops
-from network.shapes import BRANCHES, BlockShape, architecture, block_shapes
-
-
-def shapes_of(settings: Settings) -> List[BlockShape]:
-    """The shapes of the model's blocks for one image."""
-    return block_shapes(architecture(settings.MODEL_NAME), settings.INPUT_SIZE)[1]
+from network.outline import outline_for
+from network.shapes import BRANCHES
 
 
 def model_branch_flops(settings: Settings) -> np.ndarray:
-    """FLOPs [N, 3] of the model's branches for one image; NaN without identity."""
-    return np.array([branch_flops(shape) for shape in shapes_of(settings)], dtype=float)
+    """FLOPs [N, 3] of the model's branches for one image; NaN where there is no branch."""
+    return np.array([branch_flops(shape) for shape in outline_for(settings).blocks], dtype=float)
 
 
 def importance_of(alpha: np.ndarray, flops: np.ndarray) -> np.ndarray:

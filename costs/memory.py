@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import List, Tuple
+from typing import Sequence, Tuple
 
 import numpy as np
 
 from config import Settings
 from costs.cost_model import HardwareTable
 from costs.work import FLOAT_BYTES, out_elements
-from network.gammas import GAMMAS, N_GAMMA, fused_gamma
-from network.shapes import DENSE, IDENTITY, BlockShape, architecture, block_shapes
+from network.gammas import GAMMAS, N_GAMMA, fused_gamma, runnable_ids
+from network.outline import Shape, outline_of
+from network.shapes import DENSE, IDENTITY, ClassifierShape, GraphShape
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,10 @@ class MemoryTable:
     classifier: UnitMemory
 
 
-def weight_bytes(shape: BlockShape, gamma: int) -> int:
+def weight_bytes(shape: Shape, gamma: int) -> float:
     """Bytes of a plan's weights: kernels and biases where folded, kernels and four BatchNorm vectors where not."""
+    if isinstance(shape, GraphShape):
+        return shape.weight_bytes
     spec, count = GAMMAS[gamma], 0
     for path in spec.paths:
         if path == (IDENTITY,):
@@ -52,13 +55,15 @@ def weight_bytes(shape: BlockShape, gamma: int) -> int:
     return FLOAT_BYTES * count
 
 
-def activation_bytes(shape: BlockShape, gamma: int, side_by_side: bool) -> int:
+def activation_bytes(shape: Shape, gamma: int, side_by_side: bool) -> float:
     """Peak bytes of the tensors alive while a block runs, its input included.
 
     A path makes one output; unfolded with a convolution two, as BatchNorm reads one and writes another. One after
     another (CPU) a path's second tensor is gone before the next starts; `side_by_side` (CUDA streams, each with a
     memory pool of its own) the paths' peaks add up. Sums and ReLU work in place; SE writes one more output.
     """
+    if isinstance(shape, GraphShape):
+        return shape.activation_bytes
     spec, elements = GAMMAS[gamma], out_elements(shape)
     peaks = [1 if spec.folded or path == (IDENTITY,) else 2 for path in spec.paths]  # in outputs
     outputs = sum(peaks) if side_by_side else max(done + peak for done, peak in enumerate(peaks))
@@ -74,19 +79,17 @@ def classifier_memory(channels: int, num_classes: int, feature_size: int) -> Uni
                       FLOAT_BYTES * (channels * feature_size ** 2 + channels + num_classes))
 
 
-def memory_table(shapes: List[BlockShape], stem: BlockShape, num_classes: int, side_by_side: bool) -> MemoryTable:
+def memory_table(shapes: Sequence[Shape], stem: Shape, classifier: ClassifierShape, side_by_side: bool) -> MemoryTable:
     """The bytes of all units."""
     weights, activations = np.full((2, len(shapes), N_GAMMA), np.nan)
     for k, shape in enumerate(shapes):
-        for gamma in GAMMAS:
-            if shape.has_identity or IDENTITY not in gamma.branches:
-                weights[k, gamma.id] = weight_bytes(shape, gamma.id)
-                activations[k, gamma.id] = activation_bytes(shape, gamma.id, side_by_side)
-    folded = fused_gamma((True, True, stem.has_identity))
-    last = shapes[-1]
+        for gamma in runnable_ids(shape.n_branches):
+            weights[k, gamma] = weight_bytes(shape, gamma)
+            activations[k, gamma] = activation_bytes(shape, gamma, side_by_side)
+    folded = fused_gamma((True,) * stem.n_branches)
     return MemoryTable(weights, activations,
                        UnitMemory(weight_bytes(stem, folded), activation_bytes(stem, folded, side_by_side)),
-                       classifier_memory(last.out_channels, num_classes, last.out_size))
+                       classifier_memory(*classifier))
 
 
 def client_memory(table: HardwareTable, settings: Settings) -> MemoryTable:
@@ -97,8 +100,8 @@ def client_memory(table: HardwareTable, settings: Settings) -> MemoryTable:
 
 @lru_cache(maxsize=4)
 def _of_model(model_name: str, input_size: int, num_classes: int, side_by_side: bool) -> MemoryTable:
-    stem, shapes = block_shapes(architecture(model_name), input_size)
-    return memory_table(shapes, stem, num_classes, side_by_side)
+    outline = outline_of(model_name, num_classes, input_size)
+    return memory_table(outline.blocks, outline.stem, outline.classifier, side_by_side)
 
 
 def client_ends(split: int, n_blocks: int, head_tier: str) -> Tuple[range, bool, bool]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from config import Settings
 from costs.work import out_elements
-from network.shapes import BlockShape
+from network.outline import Shape
 from wire.formats import WIRE_FORMATS, channels_sent, compression_of, encoding_of, share_of, wire_bytes
 
 
@@ -19,14 +19,14 @@ class WireCosts:
     codec_ms: Dict[str, Dict[str, np.ndarray]]  # by wire format, then tier: [N, 2] encoding, decoding
 
 
-def block_bytes_of(shapes: Sequence[BlockShape]) -> Dict[str, np.ndarray]:
+def block_bytes_of(shapes: Sequence[Shape]) -> Dict[str, np.ndarray]:
     """By wire format: [N] bytes of each block's output, for the formats whose size follows from the shape."""
     sizes = {wire: [wire_bytes(wire, out_elements(shape), shape.out_channels) for shape in shapes]
              for wire in WIRE_FORMATS}
     return {wire: np.array(row, dtype=np.int64) for wire, row in sizes.items() if None not in row}
 
 
-def with_shares(wire: WireCosts, shapes: Sequence[BlockShape], settings: Settings) -> WireCosts:
+def with_shares(wire: WireCosts, shapes: Sequence[Shape], settings: Settings) -> WireCosts:
     """Adds the settings' formats with a share of the channels whose size follows from the shape: encoding takes that
     share of what it takes for all channels, where it was not measured."""
     block_bytes, codec_ms = dict(wire.block_bytes), dict(wire.codec_ms)

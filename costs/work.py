@@ -1,12 +1,14 @@
 """FLOP and bytes of branches, blocks under a γ, stem and classifier, for one image; 2 FLOP a multiply-add."""
 from __future__ import annotations
 
-from typing import List, NamedTuple, Tuple
+import math
+from typing import List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 
-from network.gammas import GAMMAS, N_GAMMA
-from network.shapes import DENSE, IDENTITY, BlockShape
+from network.gammas import GAMMAS, N_GAMMA, runnable_ids
+from network.outline import Shape
+from network.shapes import DENSE, IDENTITY, BlockShape, GraphShape
 
 BN_FLOPS = 4  # an element: subtract mean, times 1/std, times weight, add bias
 AFFINE_FLOPS = 2  # a folded BatchNorm on its own: times scale, add bias
@@ -19,9 +21,9 @@ class Work(NamedTuple):
     n_bytes: float
 
 
-def out_elements(shape: BlockShape) -> int:
+def out_elements(shape: Shape) -> int:
     """Elements of a block's output for one image."""
-    return shape.out_channels * shape.out_size ** 2
+    return math.prod(shape.out_shape)
 
 
 def conv_flops(shape: BlockShape, kernel_size: int) -> int:
@@ -29,15 +31,19 @@ def conv_flops(shape: BlockShape, kernel_size: int) -> int:
     return 2 * shape.in_channels // shape.groups * kernel_size ** 2 * out_elements(shape)
 
 
-def branch_flops(shape: BlockShape) -> List[float]:
-    """FLOP of each branch as trained (convolution + BatchNorm), in the order of BRANCHES; NaN without identity."""
+def branch_flops(shape: Shape) -> List[float]:
+    """FLOP of each branch as trained (convolution + BatchNorm), in the order of BRANCHES; NaN where there is none."""
+    if isinstance(shape, GraphShape):
+        return [shape.flops, float('nan'), float('nan')]
     bn = BN_FLOPS * out_elements(shape)
     return [conv_flops(shape, 3) + bn, conv_flops(shape, 1) + bn, float(bn) if shape.has_identity else float('nan')]
 
 
-def block_work(shape: BlockShape, gamma: int) -> Work:
+def block_work(shape: Shape, gamma: int) -> Work:
     """Work of a block under one γ: each path reads the input and its weights and writes an output; sums of paths
     and SE are counted, ReLU (0 FLOP, in place) is not."""
+    if isinstance(shape, GraphShape):
+        return Work(shape.flops, shape.moved_bytes)
     spec = GAMMAS[gamma]
     elements, in_elements = out_elements(shape), shape.in_channels * shape.in_size ** 2
     flops = float(elements * (spec.n_streams - 1))
@@ -58,13 +64,12 @@ def block_work(shape: BlockShape, gamma: int) -> Work:
     return Work(flops, n_bytes)
 
 
-def work_table(shapes: List[BlockShape]) -> Tuple[np.ndarray, np.ndarray]:
-    """FLOP and bytes [N, 14] each; NaN where a block has no identity and γ needs one."""
+def work_table(shapes: Sequence[Shape]) -> Tuple[np.ndarray, np.ndarray]:
+    """FLOP and bytes [N, 14] each; NaN where a block lacks a branch that γ needs."""
     flops, n_bytes = np.full((2, len(shapes), N_GAMMA), np.nan)
     for k, shape in enumerate(shapes):
-        for gamma in GAMMAS:
-            if shape.has_identity or IDENTITY not in gamma.branches:
-                flops[k, gamma.id], n_bytes[k, gamma.id] = block_work(shape, gamma.id)
+        for gamma in runnable_ids(shape.n_branches):
+            flops[k, gamma], n_bytes[k, gamma] = block_work(shape, gamma)
     return flops, n_bytes
 
 

@@ -61,7 +61,7 @@ class Tail(Units):
     def forward(self, z: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
         if self.quantised:
             scale, offset = rest
-            z = z.float() * scale[:, :, None, None] + offset[:, :, None, None]
+            z = z.float() * codec.beside(scale, z) + codec.beside(offset, z)
         return super().forward(z.float() if self.halved else z)
 
 

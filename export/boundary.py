@@ -58,6 +58,7 @@ def sent_specs(wire: str, shape: Tuple[int, ...], images: bool) -> List[TensorSp
         return [image_spec(shape[-1]) if images else logits_spec(shape[0])]
     if wire != 'uint8':
         return [TensorSpec('z', wire, shape, 'feature map')]
+    channels = shape[:1] if len(shape) > 1 else (1,)  # a vector is one channel
     return [TensorSpec('z', 'uint8', shape, 'feature map = scale * z + offset, for each image and channel'),
-            TensorSpec('scale', 'float32', shape[:1], 'feature map for each step of z'),
-            TensorSpec('offset', 'float32', shape[:1], 'feature map where z is 0')]
+            TensorSpec('scale', 'float32', channels, 'feature map for each step of z'),
+            TensorSpec('offset', 'float32', channels, 'feature map where z is 0')]

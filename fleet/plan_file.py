@@ -7,7 +7,7 @@ from config import Settings
 from costs.cost_model import Link
 from fleet.plan import LIMITS, Plan, PlannedClient, PlannedGroup, PlannedPoint, PlannedServer
 from network.gammas import gamma_by_id
-from network.shapes import architecture, block_names
+from network.outline import outline_for
 from pipeline import kinds, provenance, writing
 from pipeline.documents import Document
 from wire.formats import exists
@@ -16,7 +16,7 @@ from wire.formats import exists
 def save(plan: Plan, settings: Settings, inputs: Dict[str, str]) -> str:
     """Write the plan; returns its path. `inputs`: what it was made from, path -> SHA-256."""
     path = kinds.path_of('fleet_plan', settings)
-    names = block_names(architecture(settings.MODEL_NAME))
+    names = outline_for(settings).block_names
     sets: Dict[Tuple[int, ...], int] = {}  # thousands of groups share few sets of points
     groups = [{'name': group.name, 'count': group.count, 'bandwidth_mbps': group.link.bandwidth_mbps,
                'rtt_ms': group.link.rtt_ms, 'link_trace': group.link_trace, 'min_fps': group.min_fps,
@@ -82,7 +82,7 @@ def _maybe(entry: Document, field: str, lowest: float = 0) -> Optional[float]:
 
 
 def _point(entry: Document, settings: Settings) -> PlannedPoint:
-    names = block_names(architecture(settings.MODEL_NAME))
+    names = outline_for(settings).block_names
     gamma = tuple(gamma_by_id(entry.get(('gamma', name), int), entry.path).id for name in names)
     split, wire = _index(entry, 'lambda', entry.find('lambda'), len(names) + 1), entry.get('wire', str)
     if not exists(wire):

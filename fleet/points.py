@@ -102,7 +102,7 @@ def not_dominated(costs: np.ndarray) -> List[int]:
 
 def unpruned_network(table: HardwareTable, accuracy: Optional[float] = None) -> Network:
     """The network with all its branches."""
-    return Network(UNPRUNED, unpruned_alpha(table.has_identity), accuracy, True)
+    return Network(UNPRUNED, unpruned_alpha(table.n_branches), accuracy, True)
 
 
 def lossy_at(choice: Configuration) -> Optional[Tuple[int, str]]:

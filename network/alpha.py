@@ -12,11 +12,17 @@ BlockMask = Tuple[bool, ...]  # which branches a block keeps, in the order of BR
 PruningMask = Tuple[BlockMask, ...]  # of every block, or of the first few
 
 
-def unpruned_alpha(has_identity: Sequence[bool]) -> np.ndarray:
-    """α = 1 everywhere, [N, 3]; NaN where there is no identity."""
-    alpha = np.ones((len(has_identity), len(BRANCHES)))
-    alpha[~np.asarray(has_identity, dtype=bool), BRANCHES.index('identity')] = np.nan
-    return alpha
+def branches_of(n_branches: Sequence[int]) -> np.ndarray:
+    """Which branches blocks have that have the first n of BRANCHES, bool [N, 3]. `n_branches`: [N]; bool: has it an
+    identity, and so 3, or not, and so 2?"""
+    counts = np.asarray(n_branches)
+    counts = 2 + counts if counts.dtype == bool else counts
+    return np.arange(len(BRANCHES)) < counts[:, None]
+
+
+def unpruned_alpha(n_branches: Sequence[int]) -> np.ndarray:
+    """α = 1 everywhere, [N, 3]; NaN where there is no branch. `n_branches`: as for `branches_of`."""
+    return np.where(branches_of(n_branches), 1.0, np.nan)
 
 
 def surviving_branches(alpha: np.ndarray) -> np.ndarray:

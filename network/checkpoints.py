@@ -173,6 +173,11 @@ def normalise_keys(state: Dict[str, torch.Tensor], path: str = '') -> Dict[str, 
     return result
 
 
+def unprefixed(state: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
+    """The tensors of a state dict without prefixes such as `module.`."""
+    return {_PREFIXES.sub('', name): value for name, value in state.items()}
+
+
 def _listed(names: Sequence[str], what: str) -> List[str]:
     """['a, b and 3 more are missing'], [] without names."""
     more = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, FrozenSet, Tuple
+from typing import Dict, FrozenSet, List, Tuple
 
 from config import UserError
 from network.shapes import DENSE, IDENTITY, ONE
@@ -51,6 +51,11 @@ def gamma_by_id(gamma: int, where: str = '') -> Gamma:
     if not (isinstance(gamma, int) and 0 <= gamma < N_GAMMA):
         raise UserError(f'{where + ": " if where else ""}there is no γ {gamma!r}; γ ids are 0 to {N_GAMMA - 1}')
     return GAMMAS[gamma]
+
+
+def runnable_ids(n_branches: int) -> List[int]:
+    """The γ that a block with the first `n_branches` of BRANCHES can run."""
+    return [g.id for g in GAMMAS if max(g.branches) < n_branches]
 
 
 def fused_gamma(surviving: Tuple[bool, ...]) -> int:

@@ -1,4 +1,5 @@
-"""The RepVGG variants as numbers: depths, widths, strides, and the shape of every block. No PyTorch."""
+"""Networks as numbers: the RepVGG variants by depths, widths and strides, the shape of every block, and what is known
+of a unit of any other network. No PyTorch."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from config import UserError
 
 BRANCHES = ('dense', '1x1', 'identity')  # the order of every array over branches
 DENSE, ONE, IDENTITY = range(3)
+TORCHVISION = 'torchvision:'  # a MODEL_NAME that begins so is one of torchvision's classifiers
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,20 @@ ARCHITECTURES: Dict[str, Architecture] = {
 
 def architecture(name: str) -> Architecture:
     """The variant of this name; `UserError` names the known ones (case and 'RepVGG-' may be left out)."""
+    if is_graph(name):
+        raise UserError(f'MODEL_NAME={name}: this works with RepVGG networks only (docs/any_network.md)')
     known = {key.lower(): key for key in ARCHITECTURES}
     key = name.lower().replace('_', '-')
     key = key if key in known else 'repvgg-' + key
     if key not in known:
-        raise UserError(f'unknown MODEL_NAME {name!r}: choose one of {", ".join(ARCHITECTURES)}')
+        raise UserError(f'unknown MODEL_NAME {name!r}: choose one of {", ".join(ARCHITECTURES)}; or '
+                        f'{TORCHVISION}resnet50 and the like, which is cut and not pruned')
     return ARCHITECTURES[known[key]]
+
+
+def is_graph(name: str) -> bool:
+    """Is a MODEL_NAME that of a network that runs as it is, cut along its graph?"""
+    return name.startswith(TORCHVISION)
 
 
 class BlockShape(NamedTuple):
@@ -62,6 +72,41 @@ class BlockShape(NamedTuple):
     def out_size(self) -> int:
         """Height = width of the output, pixels (3x3 with padding 1 and 1x1 agree)."""
         return (self.in_size - 1) // self.stride + 1
+
+    @property
+    def out_shape(self) -> Tuple[int, ...]:
+        """Of the output, without the batch."""
+        return self.out_channels, self.out_size, self.out_size
+
+    @property
+    def n_branches(self) -> int:
+        """The first so many of BRANCHES."""
+        return 3 if self.has_identity else 2
+
+
+class GraphShape(NamedTuple):
+    """What the cost of a unit of any other network depends on, for one image. It runs as it is: under γ 0, as if it had
+    one branch, 'dense', whose α is 1."""
+    operators: str  # 'conv2d batch_norm': of equal ones with equal costs the times are equal
+    out_shape: Tuple[int, ...]  # without the batch
+    flops: float
+    moved_bytes: float  # inputs + weights + outputs of all its operators
+    weight_bytes: float
+    activation_bytes: float  # alive at the worst moment, the input included
+    n_branches: int = 1
+    has_identity: bool = False
+
+    @property
+    def out_channels(self) -> int:
+        """The first axis of the output; a vector is one channel."""
+        return self.out_shape[0] if len(self.out_shape) > 1 else 1
+
+
+class ClassifierShape(NamedTuple):
+    """Global average pool of [channels, feature_size, feature_size] and a linear layer; no channels: there is none."""
+    channels: int
+    num_classes: int
+    feature_size: int
 
 
 def block_shapes(arch: Architecture, input_size: int) -> Tuple[BlockShape, List[BlockShape]]:

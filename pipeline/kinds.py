@@ -81,8 +81,9 @@ def in_default_folder(settings: Settings) -> bool:
 def path_of(kind: str, settings: Settings, domain: Optional[int] = None) -> str:
     """Where a kind of file is written under these settings; `fingerprints.found_at` says where it is read."""
     prepared = '' if in_default_folder(settings) else os.path.join(settings.RESULTS_DIR, '')
-    return KINDS[kind].path.format(results=settings.RESULTS_DIR, prepared=prepared, model=settings.MODEL_NAME,
-                                   domain=domain, partition=_own(settings, 'PARTITION_FILE', 'partition_info.json'),
+    return KINDS[kind].path.format(results=settings.RESULTS_DIR, prepared=prepared, domain=domain,
+                                   model=settings.MODEL_NAME.replace(':', '_'),  # which no Windows path may hold
+                                   partition=_own(settings, 'PARTITION_FILE', 'partition_info.json'),
                                    weights=os.path.splitext(weights_to_write(settings))[0])
 
 

@@ -23,10 +23,10 @@ from costs.cost_model import HardwareTable
 from costs.wire_costs import WireCosts, block_bytes_of, with_shares
 from domains import image_formats
 from domain_dataset import load_domain
-from hyper_repvgg import create_hyper_repvgg, deploy
+from hyper_repvgg import create_network, deploy
 from lut_manager import TierCosts
 from network.inputs import normalise
-from network.shapes import architecture, block_shapes
+from network.outline import outline_for
 from pipeline import documents, fingerprints, kinds, writing
 from remote import replies
 from remote.client import OtherDevice, RemoteClient, wait_for_client
@@ -139,7 +139,7 @@ class Session:
         """Block timings on the client. Every finished round is kept on disk until the table is complete."""
         settings = self.settings
         rounds_file = _RoundsFile(settings, facts)
-        n_branches = [3 if has else 2 for has in lut_manager.blocks_of(settings)[1]]
+        n_branches = outline_for(settings).n_branches
         with tqdm(desc='timing blocks (client)', unit='visit', leave=False, delay=2, disable=None) as bar:
             def progress(done: int, total: int) -> None:
                 bar.total = total
@@ -153,14 +153,14 @@ class Session:
     def wire_costs(self, images: torch.Tensor) -> WireCosts:
         """Sizes of the formats on feature maps of real images, and what encoding and decoding take on both tiers."""
         settings = self.settings
-        shapes = block_shapes(architecture(settings.MODEL_NAME), settings.INPUT_SIZE)[1]
+        shapes = outline_for(settings).blocks
         formats = tuple(dict.fromkeys(('float32', *settings.WIRE_FORMATS)))
         block_bytes = with_shares(WireCosts(block_bytes_of(shapes), {}), shapes, settings).block_bytes
         sizes = {wire: np.zeros(len(shapes), dtype=np.int64) for wire in formats}
         codec = {wire: {tier: np.zeros((len(shapes), 2)) for tier in ('client', 'server')} for wire in formats}
         device = devices.device_of(settings.SERVER_DEVICE)
         torch.manual_seed(settings.SEED)
-        model = create_hyper_repvgg(kinds.weights_file(settings), settings.MODEL_NAME, settings.NUM_CLASSES).to(device)
+        model = create_network(kinds.weights_file(settings), settings.MODEL_NAME, settings.NUM_CLASSES).to(device)
         with torch.inference_mode(), thread_count(settings.threads(settings.SERVER_THREADS)):
             z = deploy(model).stem(normalise(images, settings.NORM_MEAN, settings.NORM_STD).to(device))
             for k, block in enumerate(deploy(model).blocks):

@@ -42,7 +42,7 @@ def rates(result: JointResult, table: HardwareTable, settings: Settings, clients
     """Frames a second of each client, by method and for every number of clients; each method takes the γ, λ and wire
     format that give the most. All but `split_unpruned` run the network that was chosen for the domain."""
     pruned = surviving_branches(result.configuration.alpha)
-    whole = surviving_branches(unpruned_alpha(table.has_identity))
+    whole = surviving_branches(unpruned_alpha(table.n_branches))
     n, head = table.n_blocks, settings.HEAD_TIER
     ends = {f'all_{head}': [n], f'all_{other_tier(head)}': [0]}
     jpeg = jpeg_of(result)

@@ -59,9 +59,11 @@ def lut_heatmap(table: HardwareTable) -> Figure:
         axes.set_ylabel('how the block runs')
     both[-1].set_xlabel('block, in the order of execution (hatched: it would need an identity branch that this block '
                         'lacks)' if not table.has_identity.all() else 'block, in the order of execution')
-    ratios = ' and '.join(f'{dense_over_1x1(table, tier):.1f} times on the {tier}' for tier in TIERS)
-    headline(figure, f'Time of every block of {plain(table.model)} by how it runs: its 3x3 alone takes {ratios} as '
-                     'long as its 1x1 alone (median over blocks)')
+    said = f'Time of every block of {plain(table.model)}'
+    if table.n_branches.max() > 1:
+        ratios = ' and '.join(f'{dense_over_1x1(table, tier):.1f} times on the {tier}' for tier in TIERS)
+        said += f' by how it runs: its 3x3 alone takes {ratios} as long as its 1x1 alone (median over blocks)'
+    headline(figure, said)
     return figure
 
 

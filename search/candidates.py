@@ -27,6 +27,11 @@ class Candidates:
         self.unpruned, self.options = unpruned, [list(choices) for choices in options]
         self._rank = {pair: position for position, pair in enumerate(importance)}
 
+    @property
+    def any(self) -> bool:
+        """Has a block more than one branch?"""
+        return any(sum(kept) > 1 for kept in self.unpruned)
+
     def single_changes(self, relative_T_eff: Callable[[List[PruningMask]], np.ndarray]) -> List[PruningMask]:
         """Masks that change one block, in turn from the ranking by the time that is left and the ranking by the
         importance of what is dropped."""

@@ -6,12 +6,12 @@ from typing import Dict, List, Sequence, Tuple
 
 import numpy as np
 
-import lut_manager
 from config import Settings, UserError
 from domain_dataset import load_domain
 from domains.image_sets import ImageSet
-from hyper_repvgg import HyperRepVGG, create_hyper_repvgg
+from hyper_repvgg import HyperRepVGG, create_network
 from network.alpha import alpha_from_blocks, unpruned_alpha
+from network.outline import outline_for
 from network.shapes import BRANCHES
 from pipeline import fingerprints, kinds, provenance
 from search import alpha_training
@@ -27,17 +27,17 @@ class TrainedAlpha:
 
 def load_alphas(settings: Settings) -> Dict[str, TrainedAlpha]:
     """Task 1's α by domain id; `UserError` when missing or damaged."""
-    names, has_identity = lut_manager.blocks_of(settings)
+    outline = outline_for(settings)
     document = provenance.read_kind('alpha', settings)
     result = {}
     for domain, entry in document.get('domains').items():
         try:
-            alpha = alpha_from_blocks(entry['alpha'], names)
+            alpha = alpha_from_blocks(entry['alpha'], outline.block_names)
             result[domain] = TrainedAlpha(str(entry['domain_name']), alpha)
         except (KeyError, TypeError, ValueError, OverflowError):
             raise document.refuse(f'domain {domain} does not hold the α of {settings.MODEL_NAME}') from None
-        if (np.isnan(alpha) != np.isnan(unpruned_alpha(has_identity))).any():
-            raise document.refuse(f'domain {domain}: α must be null exactly where a block has no identity')
+        if (np.isnan(alpha) != np.isnan(unpruned_alpha(outline.n_branches))).any():
+            raise document.refuse(f'domain {domain}: α must be null exactly where a block has no such branch')
     return result
 
 
@@ -70,7 +70,7 @@ def trained_or_ones(model: HyperRepVGG, val: ImageSet, trained: np.ndarray, sett
                     ) -> Tuple[np.ndarray, float]:
     """(α [N, 3], its accuracy): a domain's trained α, or α = 1 where that is more accurate on validation images."""
     found = []
-    for alpha in (trained, unpruned_alpha([block.n_branches == 3 for block in model.blocks])):
+    for alpha in (trained, unpruned_alpha([block.n_branches for block in model.blocks])):
         model.set_alpha_array(alpha)
         found.append((alpha_training.accuracy(model, val, settings), model.alpha_array()))
     value, alpha = max(found, key=lambda item: item[0])
@@ -79,8 +79,8 @@ def trained_or_ones(model: HyperRepVGG, val: ImageSet, trained: np.ndarray, sett
 
 def base_model(settings: Settings) -> HyperRepVGG:
     """The network that is pruned, on TRAIN_DEVICE."""
-    return create_hyper_repvgg(kinds.weights_file(settings), settings.MODEL_NAME,
-                               settings.NUM_CLASSES).to(devices.device_of(settings.TRAIN_DEVICE))
+    return create_network(kinds.weights_file(settings), settings.MODEL_NAME,
+                          settings.NUM_CLASSES).to(devices.device_of(settings.TRAIN_DEVICE))
 
 
 def images_of(settings: Settings, domain: int, subset: str) -> ImageSet:

@@ -55,7 +55,7 @@ def made_problem(model: HyperRepVGG, train: ImageSet, val: ImageSet, unpruned: n
 
 def solve_unpruned(table: HardwareTable, settings: Settings) -> Solution:
     """Step 2's exact answer: the network as it is, at its best split."""
-    return solve_exact(table, surviving_branches(unpruned_alpha(table.has_identity)), settings)
+    return solve_exact(table, surviving_branches(unpruned_alpha(table.n_branches)), settings)
 
 
 @dataclass(frozen=True)

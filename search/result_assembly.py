@@ -51,7 +51,7 @@ def assemble(outcome: SearchOutcome, answer: Answer, mode: str) -> JointResult:
     problem, state = outcome.problem, outcome.state
     table, settings, goal = problem.table, problem.settings, problem.goal
     test = images_of(settings, problem.domain_id, 'test')
-    ones = unpruned_alpha(table.has_identity)
+    ones = unpruned_alpha(table.n_branches)
     step2 = solve_unpruned(table, settings)
 
     def share(alpha: np.ndarray, split: int, wire: str) -> float:

@@ -219,7 +219,7 @@ def curve_from_json(document: Document) -> List[CurvePoint]:
 
 def alpha_from_json(document: Document, table: HardwareTable, at: Tuple[str, ...] = ()) -> np.ndarray:
     """α [N, 3] of the object at `at`: null exactly where a block has no identity, a branch left in every block."""
-    expected, label = unpruned_alpha(table.has_identity), ''.join(f'{part}: ' for part in at)
+    expected, label = unpruned_alpha(table.n_branches), ''.join(f'{part}: ' for part in at)
     by_block: Dict[str, Dict[str, Optional[float]]] = {}
     for name, row in zip(table.block_names, expected):
         by_block[name] = {}

@@ -9,7 +9,7 @@ import numpy as np
 
 from config import Settings, UserError
 from costs.cost_model import HardwareTable
-from network.alpha import PruningMask
+from network.alpha import PruningMask, branches_of
 from pipeline import documents, fingerprints, kinds, writing
 from search.result_file import curve_from_json
 from search.state import EvaluatedNetwork, Measurement, Phase, SearchState, Work
@@ -83,7 +83,7 @@ def rows_to_json(alpha: np.ndarray) -> List[List[Optional[float]]]:
 def rows_from_json(rows: List[List[Optional[float]]], table: HardwareTable) -> np.ndarray:
     """The inverse; `ValueError` where it is damaged."""
     alpha = np.array(rows, dtype=float)
-    if alpha.shape != (table.n_blocks, 3) or (np.isnan(alpha[:, 2]) == table.has_identity).any():
+    if alpha.shape != (table.n_blocks, 3) or (np.isnan(alpha) == branches_of(table.n_branches)).any():
         raise ValueError('damaged α')
     return alpha
 

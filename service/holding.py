@@ -10,7 +10,7 @@ from typing import Dict, List, Mapping, Sequence
 from config import Settings
 from costs.memory import classifier_memory, weight_bytes
 from network.gammas import fused_gamma
-from network.shapes import architecture, block_shapes
+from network.outline import outline_for
 from service.entries import Entry, ServedNetwork
 
 MIB = 1 << 20
@@ -18,10 +18,10 @@ MIB = 1 << 20
 
 def folded_mb(network: ServedNetwork, tier: str, settings: Settings) -> float:
     """Memory of a whole network's folded weights on a tier, MB of 2^20 bytes."""
-    stem, shapes = block_shapes(architecture(settings.MODEL_NAME), settings.INPUT_SIZE)
-    blocks = sum(map(weight_bytes, shapes, network.gamma[tier]))
-    ends = weight_bytes(stem, fused_gamma((True, True, stem.has_identity)))
-    ends += int(classifier_memory(shapes[-1].out_channels, settings.NUM_CLASSES, 1).weights)
+    outline = outline_for(settings)
+    blocks = sum(map(weight_bytes, outline.blocks, network.gamma[tier]))
+    ends = weight_bytes(outline.stem, fused_gamma((True,) * outline.stem.n_branches))
+    ends += classifier_memory(*outline.classifier).weights
     return (blocks + ends) / MIB
 
 

@@ -21,7 +21,7 @@ import cli
 import config
 from config import Settings
 from engines.processes import GRACE_S, how_it_ended, join_or_kill
-from hyper_repvgg import HyperRepVGG, create_hyper_repvgg
+from hyper_repvgg import HyperRepVGG, create_network
 from network.channels import CutChannels
 from pipeline import kinds
 from remote.client import folded_specs
@@ -149,7 +149,7 @@ def workers_of(settings: Settings) -> int:
 def base_model(settings: Settings) -> HyperRepVGG:
     """The network with its base weights; random ones are those of SEED."""
     torch.manual_seed(settings.SEED)
-    return create_hyper_repvgg(kinds.weights_file(settings), settings.MODEL_NAME, settings.NUM_CLASSES)
+    return create_network(kinds.weights_file(settings), settings.MODEL_NAME, settings.NUM_CLASSES)
 
 
 def model_of(base: HyperRepVGG, network: ServedNetwork) -> HyperRepVGG:

@@ -4,23 +4,24 @@ from __future__ import annotations
 import os
 from typing import Dict, Optional, Tuple
 
-import numpy as np
 from tqdm import tqdm
 
 import cli
 import lut_manager
 from config import Settings, UserError
-from costs.cost_model import TIERS, Link
+from costs.cost_model import TIERS, Link, gathered
 from domain_dataset import load_clean
 from domains import image_formats
 from lut_manager import WireCosts
+from network.gammas import fused_gamma
+from network.outline import outline_for
 from pipeline import documents, fingerprints, kinds, measured, provenance, writing
 from roofline_measure import current_roofline
 
 
 def make_tier(tier: str, settings: Settings, force: bool = False) -> None:
     """Measure or simulate one tier and write its file; `force`: also in the place of a device's roofline."""
-    lut_manager.blocks_of(settings)  # an unknown model is an error before anything is measured
+    outline = outline_for(settings)  # an unknown model is an error before anything is measured
     writing.check_writable(kinds.path_of(f'lut_{tier}', settings))
     roofline = current_roofline(tier, settings, force)
     with tqdm(desc=f'timing blocks ({tier})', unit='visit', leave=False, delay=2, disable=None) as bar:
@@ -34,10 +35,11 @@ def make_tier(tier: str, settings: Settings, force: bool = False) -> None:
             costs = lut_manager.measure_tier(tier, settings, roofline, progress)
     path = lut_manager.save_tier(costs, settings)
     how = f"simulated by {costs.info['profile']}" if costs.info['simulated'] else 'measured'
-    fused = costs.block_ms[:, [4, 13]]
+    fused = [fused_gamma((True,) * count) for count in outline.n_branches]
     correction = costs.correction()
-    total = correction.part_ms(costs.stem_ms + costs.classifier_ms + np.where(np.isnan(fused[:, 1]), *fused.T).sum())
-    print(f"{tier} ({costs.info['name']}, {how}): whole network fused {total:.2f} ms -> {path}")
+    total = correction.part_ms(costs.stem_ms + costs.classifier_ms + gathered(costs.block_ms, fused).sum())
+    as_what = 'fused' if max(outline.n_branches) > 1 else 'as it is'
+    print(f"{tier} ({costs.info['name']}, {how}): whole network {as_what} {total:.2f} ms -> {path}")
     if costs.info.get('cells_timed_again'):
         print(f"  {costs.info['cells_timed_again']} entries looked disturbed and were timed again")
     if correction.held_out is not None:

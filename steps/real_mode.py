@@ -50,7 +50,7 @@ def stream_unpruned(settings: Settings, flags: cli.ServerFlags, n_frames: int) -
     model = base_model(settings)
     with connected(settings, flags) as session:
         table = session.table(0, flags.remeasure)
-        alpha = unpruned_alpha(table.has_identity)
+        alpha = unpruned_alpha(table.n_branches)
         chosen = solve_within_limits(table, surviving_branches(alpha), settings)
         channels = choice_of(model, 0, settings).at(alpha, chosen.split, chosen.wire)
         configuration = Configuration(alpha, chosen.gamma, chosen.split, chosen.wire, channels)

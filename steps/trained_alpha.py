@@ -12,7 +12,7 @@ from domain_transforms import domain_name
 from domains.image_sets import ImageSet, wilson_interval
 from hyper_repvgg import HyperRepVGG, deploy
 from network.alpha import alpha_by_block, alpha_from_blocks, unpruned_alpha
-from network.shapes import architecture, block_names
+from network.outline import outline_for
 from pipeline import writing
 from report import preparation_figures, style
 from search import alpha_training
@@ -42,11 +42,11 @@ class Epochs(NamedTuple):
 
 def train_epochs(model: HyperRepVGG, train: ImageSet, val: ImageSet, settings: Settings, domain: int) -> Epochs:
     """Train α on a domain's images, starting from 1."""
-    ones = unpruned_alpha([block.n_branches == 3 for block in model.blocks])
+    ones = unpruned_alpha([block.n_branches for block in model.blocks])
     model.set_alpha_array(ones)
     alphas, val_accuracies, losses = [ones], [alpha_training.accuracy(model, val, settings)], []
     steps = max(1, len(train) // settings.BATCH_SIZE)
-    for epoch in range(settings.ALPHA_EPOCHS):
+    for epoch in range(settings.ALPHA_EPOCHS if model.alphas() else 0):
         seed = alpha_training.seed_of(settings.SEED, domain, epoch)
         losses += alpha_training.train_alpha(model, train, settings, steps, settings.ALPHA_LR, seed)
         alphas.append(model.alpha_array())
@@ -77,6 +77,8 @@ def dense_costs(model: HyperRepVGG, val: ImageSet, settings: Settings) -> Dict[s
     alpha, full = model.alpha_array(), alpha_training.accuracy(model, val, settings)
     costs = {}
     for k, name in enumerate(model.block_names):
+        if model.blocks[k].n_branches == 1:
+            continue
         without = alpha.copy()
         without[k, 0] = 0
         model.set_alpha_array(without)
@@ -105,7 +107,7 @@ def train_all(domains: Sequence[int], done: Dict[str, Entries], settings: Settin
 
 def draw(path: str, domains: Entries, settings: Settings) -> None:
     """The picture of all domains' α."""
-    names: List[str] = block_names(architecture(settings.MODEL_NAME))
+    names = outline_for(settings).block_names
     order = sorted(domains, key=int)
     alpha = np.stack([alpha_from_blocks(domains[domain]['alpha'], names) for domain in order])  # (domains, N, 3)
     labels = [f"{domain}  {style.plain(domains[domain]['domain_name'])}" for domain in order]

@@ -33,7 +33,7 @@ def optimise(table: HardwareTable, settings: Settings, pruning_follows: bool = F
 
     Raises `NothingFits`; with `pruning_follows` only when no pruned network can be within the limits either.
     """
-    surviving = surviving_branches(unpruned_alpha(table.has_identity))
+    surviving = surviving_branches(unpruned_alpha(table.n_branches))
 
     def to_json(solution: Solution) -> Dict[str, Any]:
         return {'wire': solution.wire, 'lambda': solution.split, 'gamma': dict(zip(table.block_names, solution.gamma)),

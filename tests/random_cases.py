@@ -18,6 +18,7 @@ from costs.cost_model import HardwareTable, ImageFormat, Link, Roofline
 from costs.energy import Power
 from gamma_mask_builder import runnable_gammas
 from hyper_repvgg import HyperRepVGG, HyperRepVGGBlock
+from network.outline import outline_for
 from network.shapes import ARCHITECTURES, BlockShape
 
 OBJECTIVES = ('T_eff_ms', 'T_cyc_ms', 'T_lat_ms')  # fields of Times that may be minimised
@@ -131,9 +132,9 @@ def surviving_arrays(draw, has_identity: Sequence[bool]) -> np.ndarray:
 
 def tier_costs(tier: str, settings: Settings, seed: int, info: Dict[str, object]) -> lut_manager.TierCosts:
     """One tier of the settings' model with random times."""
-    _, has_identity = lut_manager.blocks_of(settings)
+    n_branches = outline_for(settings).n_branches
     rng = np.random.default_rng(seed)
-    block_ms = np.where(runnable_gammas(np.array(has_identity)), rng.uniform(0.1, 2, (len(has_identity), 14)), np.nan)
+    block_ms = np.where(runnable_gammas(n_branches), rng.uniform(0.1, 2, (len(n_branches), 14)), np.nan)
     return lut_manager.TierCosts(tier, info, block_ms, 0.1 * block_ms, *rng.uniform(0.1, 1, 2).tolist(),
                                  Roofline(*rng.uniform(5, 100, 2).tolist()))
 

@@ -31,7 +31,7 @@ from gamma_configurator import build_plan
 from hyper_repvgg import HyperRepVGGBlock, create_hyper_repvgg, deploy
 from network.alpha import surviving_branches, unpruned_alpha
 from network.gammas import GAMMAS
-from network.shapes import IDENTITY, BlockShape, architecture, block_shapes
+from network.shapes import IDENTITY, BlockShape, ClassifierShape, architecture, block_shapes
 from report import cost_figures
 from search.pruned_times import PrunedTimes
 from throughput_optimizer import solve_exact
@@ -259,7 +259,8 @@ def test_bytes_from_shapes_are_those_of_the_tensors_that_a_block_holds(data):
 @pytest.mark.parametrize('name', ['RepVGG-Micro', 'RepVGG-B1g4', 'RepVGG-D2se'])
 def test_bytes_of_a_whole_network(name):
     stem, shapes = block_shapes(architecture(name), 32)
-    memory = memory_table(shapes, stem, 10, side_by_side=False)
+    memory = memory_table(shapes, stem, ClassifierShape(shapes[-1].out_channels, 10, shapes[-1].out_size),
+                          side_by_side=False)
     if name == 'RepVGG-Micro':
         network = deploy(create_hyper_repvgg(None, name, 10))
         gamma = [13 if shape.has_identity else 4 for shape in shapes]

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from config import ONNXRUNTIME, TORCH
-from hyper_repvgg import DeployedNetwork, HyperRepVGG, deploy
-from network.gammas import GAMMAS, N_GAMMA
+from hyper_repvgg import DeployedNetwork, Network, deploy
+from network.gammas import GAMMAS, N_GAMMA, runnable_ids
 from network.shapes import BRANCHES
 from tier import onnx_timing
 
@@ -77,6 +77,7 @@ class NetworkTiming:
 class MarkedNetwork:
     """Runs a deployed network and notes the clock before the stem, after it, after each block and at the end; or a
     part of it (blocks [first, last)), and notes the clock before and after it."""
+    clock = staticmethod(time.perf_counter)  # s; of a CPU
 
     def __init__(self, network: DeployedNetwork, device: torch.device, part: Optional[Tuple[int, int]] = None) -> None:
         self.network, self.on_cuda, self.part = network, device.type == 'cuda', part
@@ -100,7 +101,7 @@ class MarkedNetwork:
 
     def _mark(self):
         if not self.on_cuda:
-            return time.perf_counter()
+            return self.clock()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
@@ -113,7 +114,7 @@ class MarkedNetwork:
         return np.array([[a.elapsed_time(b) for a, b in zip(marks, marks[1:])] for marks in self.passes])
 
 
-def assign(model: HyperRepVGG, gamma: Sequence[int]) -> DeployedNetwork:
+def assign(model: Network, gamma: Sequence[int]) -> DeployedNetwork:
     """The network in which block k keeps exactly the branches that γ_k runs (α = 1), and runs them so."""
     alpha = np.zeros((len(model.blocks), len(BRANCHES)))
     for row, g, block in zip(alpha, gamma, model.blocks):
@@ -129,24 +130,24 @@ def run_part(network: DeployedNetwork, part: Tuple[int, int], x: torch.Tensor) -
     return network.classify(x) if part[1] == len(network.blocks) else x
 
 
-def runnable_ids(n_branches: int) -> List[int]:
-    """The γ that a block with this many branches (3: with identity) can run."""
-    return [g.id for g in GAMMAS if max(g.branches) < n_branches]
-
-
-def branch_counts(model: HyperRepVGG) -> List[int]:
-    """Branches of every block: 3, or 2 without identity."""
+def branch_counts(model: Network) -> List[int]:
+    """Branches of every block: the first so many of BRANCHES."""
     return [block.n_branches for block in model.blocks]
 
 
+def visits_a_round(n_branches: Sequence[int]) -> int:
+    """As many as the block with most γ has: 14 where one has three branches."""
+    return max(len(runnable_ids(count)) for count in n_branches)
+
+
 def latin_visits(n_branches: Sequence[int], rounds: int) -> Iterator[List[int]]:
-    """γ [N] of every visit: in each round of 14 visits every block runs each of its γ at least once, in an order of
-    its own, so that what runs before a block varies too. Fixed seed."""
+    """γ [N] of every visit: in each round every block runs each of its γ at least once, in an order of its own, so that
+    what runs before a block varies too. Fixed seed."""
     runnable = [runnable_ids(count) for count in n_branches]
     rng = np.random.default_rng(0)
     for _ in range(rounds):
         shuffled = [rng.permutation(ids) for ids in runnable]
-        for visit in range(N_GAMMA):
+        for visit in range(visits_a_round(n_branches)):
             yield [int(ids[visit % len(ids)]) for ids in shuffled]
 
 
@@ -228,7 +229,7 @@ class Machine(Protocol):
 class ThisMachine:
     """Times a model on its device, which the image [1, 3, S, S] shares. Changes the model's α."""
 
-    def __init__(self, model: HyperRepVGG, image: torch.Tensor, threads: int, engine: str = TORCH) -> None:
+    def __init__(self, model: Network, image: torch.Tensor, threads: int, engine: str = TORCH) -> None:
         self.model, self.image, self.threads, self.engine = model, image, threads, engine
 
     def visits(self, gammas: Sequence[Gammas], progress: Callable[[int], None]) -> np.ndarray:
@@ -248,7 +249,8 @@ class ThisMachine:
 
 
 class Round(NamedTuple):
-    """One round of visits, as lists: γ [14][N], ms [14][passes][N + 2], and ms [parts][passes] if it times parts."""
+    """One round of visits, as lists: γ [visits][N], ms [visits][passes][N + 2], and ms [parts][passes] if it times
+    parts."""
     gamma: List[List[int]]
     ms: List[List[List[float]]]
     part_ms: List[List[float]]
@@ -263,9 +265,10 @@ def time_network(machine: Machine, n_branches: Sequence[int], same_work: np.ndar
     `progress(visits done, all)`. `done`: rounds of an earlier attempt; `keep(finished rounds)` is called after each.
     """
     visits, parts, finished = list(latin_visits(n_branches, rounds)), draw_parts(n_branches), list(done)
+    per_round = visits_a_round(n_branches)
     for number in range(len(finished), rounds):
-        start = number * N_GAMMA
-        gammas = visits[start:start + N_GAMMA]
+        start = number * per_round
+        gammas = visits[start:start + per_round]
         ms = machine.visits(gammas, lambda at, start=start: progress(start + at, len(visits)))
         part_ms = machine.parts(parts).tolist() if times_parts(number, rounds) else []
         finished.append(Round(gammas, ms.tolist(), part_ms))

@@ -15,11 +15,12 @@ import torch.nn as nn
 
 from config import ONNXRUNTIME, TORCH, UserError
 from gamma_configurator import build_plan
-from hyper_repvgg import HyperRepVGG, HyperRepVGGBlock
+from hyper_repvgg import HyperRepVGGBlock, Network, fused_stem, run_unit
 from network.channels import CutChannels
-from network.gammas import fused_gamma
+from network.graph_network import new_unit
 from network.inputs import normalise
-from network.shapes import architecture, block_names, block_shapes
+from network.outline import ANY_SIZE, n_blocks_of, outline_of
+from network.shapes import architecture, block_shapes, is_graph
 from repvgg import RepVGGBlock
 from tier.onnx_graph import onnx_package, part_graph
 from tier.onnx_session import Session, onnxruntime_package
@@ -48,7 +49,7 @@ def server_units(split: int, n_blocks: int, head_tier: str) -> Tuple[int, int]:
     return tail_units(split, n_blocks) if head_tier == 'client' else head_units(split, n_blocks)
 
 
-def units_of(model: HyperRepVGG) -> List[nn.Module]:
+def units_of(model: Network) -> List[nn.Module]:
     """All N + 2 units of a model, not copied."""
     return [model.stage0, *model.blocks, model.linear]
 
@@ -56,9 +57,11 @@ def units_of(model: HyperRepVGG) -> List[nn.Module]:
 # --- weights as bytes -------------------------------------------------------------------------------
 
 def _travelling(unit: nn.Module) -> Dict[str, torch.Tensor]:
-    """The tensors of a unit that are weights: not α, which is sent with the work, nor BatchNorm's step counter."""
-    return {name: value for name, value in unit.state_dict().items()
-            if name != 'alpha' and not name.endswith('num_batches_tracked')}
+    """The tensors of a unit that are weights: not α, which is sent with the work, nor BatchNorm's step counter. A unit
+    without any has one number all the same: a blob has at least one byte."""
+    found = {name: value for name, value in unit.state_dict().items()
+             if name != 'alpha' and not name.endswith('num_batches_tracked')}
+    return found or {'': torch.zeros(1)}
 
 
 def pack_unit(unit: nn.Module) -> np.ndarray:
@@ -83,6 +86,8 @@ def load_unit(unit: nn.Module, data: np.ndarray) -> None:
 
 def empty_unit(model_name: str, num_classes: int, index: int) -> nn.Module:
     """Unit `index` of a model, frozen (but for α), with arbitrary weights."""
+    if is_graph(model_name):
+        return new_unit(model_name, num_classes, index)
     arch = architecture(model_name)
     stem, shapes = block_shapes(arch, input_size=224)  # modules do not depend on the input size
     if index == 0:
@@ -98,14 +103,7 @@ def empty_unit(model_name: str, num_classes: int, index: int) -> nn.Module:
 
 def cut_shape(model_name: str, num_classes: int, input_size: int, unit: int) -> Tuple[int, ...]:
     """Shape, without the batch, of what flows into unit `unit` (N + 2: the logits)."""
-    arch = architecture(model_name)
-    stem, shapes = block_shapes(arch, input_size)
-    if unit == 0:
-        return 3, input_size, input_size
-    if unit == len(shapes) + 2:
-        return (num_classes,)
-    shape = ([stem] + shapes)[unit - 1]
-    return shape.out_channels, shape.out_size, shape.out_size
+    return outline_of(model_name, num_classes, input_size).cut_shape(unit)
 
 
 def channel_statistics(z: torch.Tensor) -> torch.Tensor:
@@ -135,12 +133,13 @@ class PartSpec:
     @property
     def unit_names(self) -> List[str]:
         """Of the part's units: 'stem', 'stage1.0', ..., 'classifier'."""
-        return ['stem', *block_names(architecture(self.model_name)), 'classifier'][self.first:self.last]
+        names = outline_of(self.model_name, self.num_classes, ANY_SIZE).block_names
+        return ['stem', *names, 'classifier'][self.first:self.last]
 
     @property
     def n_blocks(self) -> int:
         """N of the whole model."""
-        return sum(architecture(self.model_name).depths)
+        return n_blocks_of(self.model_name, self.num_classes)
 
     @property
     def blocks(self) -> range:
@@ -166,9 +165,7 @@ class NetworkPart:
         rows = iter(zip(self.spec.gamma or (), self.spec.alpha or ()))
         for index, unit in enumerate(self.units, start=self.spec.first):
             if index == 0:
-                every = unit.branches()
-                one = torch.ones(len(every)).to(every[0].bn.weight)
-                plans.append(build_plan(unit, one, fused_gamma((True, True, len(every) == 3))))
+                plans.append(fused_stem(unit))
             elif index <= self.spec.n_blocks:
                 gamma, alpha = next(rows)
                 scales = torch.tensor(alpha[:unit.n_branches], dtype=torch.float64).to(unit.alpha)
@@ -217,8 +214,8 @@ class NetworkPart:
         if self.spec.engine == ONNXRUNTIME and self._plans is not None:
             return self._session(first, last, x)(x)
         x = self.prepare(x, first)
-        for index, unit in enumerate(units, start=first):
-            x = unit(x.mean(dim=(2, 3)) if index == self.spec.n_blocks + 1 else x)
+        for unit in units:
+            x = run_unit(unit, x)
         return x
 
 
@@ -243,6 +240,6 @@ def check_engine(engine: str, device: torch.device, dtype: str = 'float32') -> N
     onnx_package(), onnxruntime_package()
 
 
-def part_of(model: HyperRepVGG, spec: PartSpec, device: torch.device) -> NetworkPart:
+def part_of(model: Network, spec: PartSpec, device: torch.device) -> NetworkPart:
     """The part of a model that this spec names; it shares the model's modules."""
     return NetworkPart(spec, units_of(model)[spec.first:spec.last], device)

@@ -17,9 +17,9 @@ import torch
 import torch.nn as nn
 
 from config import ENGINES, TORCH, UserError
-from hyper_repvgg import create_hyper_repvgg
+from hyper_repvgg import create_network
 from network.channels import CutChannels
-from network.shapes import architecture
+from network.outline import n_blocks_of
 from tier import block_timing, devices
 from tier.part import DTYPES, NetworkPart, PartSpec, check_engine, cut_shape, empty_unit, load_unit
 from tier.roofline import measure_roofline
@@ -31,7 +31,7 @@ from wire.frames import MAX_PAYLOAD_BYTES, Message, NetworkError, PeerError, Pro
 from wire.stream import head_compute, stream_head, stream_tail, tail_compute
 
 Reply = Tuple[Dict[str, Any], Dict[str, torch.Tensor]]
-MAX_INPUT_SIZE, MAX_CLASSES, MAX_ROWS = 4096, 1 << 17, 10000
+MAX_INPUT_SIZE, MAX_CLASSES, MAX_ROWS, MAX_RANK = 4096, 1 << 17, 10000, 8
 REFUSED, CANCELLED, UNKNOWN, FAILED = 'refused', 'cancelled', 'unknown', 'failed'
 FIGURE = 'figure_'  # prefix of a stream's figures in the reply
 WIRE_REPEATS = 9  # timed encodings and decodings; the median is sent
@@ -120,10 +120,10 @@ class Tasks:
     def part(self, message: Message) -> Reply:
         """Build the part that this client runs from now on."""
         name = message.text('model')
-        n_units = sum(architecture(name).depths) + 2
+        classes, dtype = message.integer('classes', 1, MAX_CLASSES), message.text('dtype', list(DTYPES))
+        n_units = n_blocks_of(name, classes) + 2
         first = message.integer('first', 0, n_units)
         last = message.integer('last', first, n_units)
-        classes, dtype = message.integer('classes', 1, MAX_CLASSES), message.text('dtype', list(DTYPES))
         size = message.integer('input_size', 1, MAX_INPUT_SIZE)
         input_shape = cut_shape(name, classes, size, first)
         spec = PartSpec(name, classes, first, last, dtype, tuple(message.numbers('mean', 3)),
@@ -272,7 +272,7 @@ class Tasks:
         if self._timing_model[0] != key:
             self._forget_parts()  # two models may be more than a small device can hold
             torch.manual_seed(0)  # random weights: times do not depend on their values
-            self._timing_model = key, create_hyper_repvgg(None, *key).to(self.device)
+            self._timing_model = key, create_network(None, *key).to(self.device)
         image = torch.rand(1, 3, size, size, device=self.device)
         engine = engine_of(message)
         check_engine(engine, self.device)
@@ -294,7 +294,9 @@ class Tasks:
         """Encode and decode a feature map in each format: median ms of both."""
         self._timing_model = ('', 0), None
         formats = wire_formats.formats_of(message.texts('formats'))
-        z = message.tensor('z', torch.float32, rank=4).to(self.device)
+        z = message.tensor('z', torch.float32).to(self.device)
+        if not 2 <= z.dim() <= MAX_RANK:
+            raise message.wrong('z')
         return {}, {'ms': torch.from_numpy(wire_ms(z, formats))}
 
     def roofline(self, message: Message) -> Reply:

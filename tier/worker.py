@@ -11,7 +11,7 @@ import torch
 
 import cli
 from config import Settings, UserError
-from hyper_repvgg import create_hyper_repvgg
+from hyper_repvgg import create_network
 from network_utils import Address, Listener, connect_with_retries, token_from_environment
 from tier import devices
 from tier.part import pack_unit, units_of
@@ -124,7 +124,7 @@ class Worker:
 
 def preload(path: str, settings: Settings, tasks: Tasks) -> None:
     """Put the weights of a local checkpoint into the cache: the server then need not send them."""
-    for unit in units_of(create_hyper_repvgg(path, settings.MODEL_NAME, settings.NUM_CLASSES)):
+    for unit in units_of(create_network(path, settings.MODEL_NAME, settings.NUM_CLASSES)):
         tasks.store.add(pack_unit(unit))
     cli.say(f'weights of {path} are ready')
 

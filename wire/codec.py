@@ -20,7 +20,8 @@ _LARGEST = {'uint8': 255, 'uint4': 15}
 
 
 def encode(z: torch.Tensor, wire: str) -> Dict[str, torch.Tensor]:
-    """Float32 feature map [B, C, h, w] -> the tensors to send, on the CPU; AS_COMPUTED takes any tensor as it is."""
+    """Float32 feature map [B, C, h, w], or [B, ...] of any rank -> the tensors to send, on the CPU; AS_COMPUTED takes
+    any tensor as it is."""
     if wire == AS_COMPUTED:
         return {'z': z.cpu()}
     kind = numbers_of(wire)
@@ -52,10 +53,11 @@ def decode(tensors: Mapping[str, torch.Tensor], wire: str, shape: Sequence[int])
         return z.float()
     if kind == 'uint4':
         z = _one_a_byte(z, shape)
-    scale, offset = (_of_shape(tensors.get(name), shape[:2]) for name in ('scale', 'offset'))
+    channels = (shape[0], shape[1] if len(shape) > 2 else 1)
+    scale, offset = (_of_shape(tensors.get(name), channels) for name in ('scale', 'offset'))
     if scale.dtype != torch.float32 or offset.dtype != torch.float32:
         raise ValueError('scale and offset must be float32')
-    return z.float().mul_(scale[:, :, None, None]).add_(offset[:, :, None, None])
+    return z.float().mul_(beside(scale, z)).add_(beside(offset, z))
 
 
 def _of_shape(tensor: Optional[torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
@@ -71,13 +73,18 @@ def _as_half(z: torch.Tensor) -> torch.Tensor:
 
 def _quantise(z: torch.Tensor, largest: int) -> Dict[str, torch.Tensor]:
     """z ~ scale·q + offset per image and channel, q in 0..largest; exact for constant channels, error at most
-    scale / 2."""
-    flat = z.flatten(2)  # (B, C, h·w)
+    scale / 2. A vector [B, n] is one channel."""
+    flat = z.flatten(2) if z.dim() > 2 else z[:, None]  # (B, C, h·w)
     low, high = flat.min(dim=2)[0], flat.max(dim=2)[0]
     scale = ((high - low) / largest).clamp(min=torch.finfo(torch.float32).tiny)
-    q = z - low[:, :, None, None]  # the only copy: on a small device, memory is what quantising costs
-    q = q.div_(scale[:, :, None, None]).round_().clamp_(0, largest).to(torch.uint8)
+    q = z - beside(low, z)  # the only copy: on a small device, memory is what quantising costs
+    q = q.div_(beside(scale, z)).round_().clamp_(0, largest).to(torch.uint8)
     return {'z': q, 'scale': scale, 'offset': low}
+
+
+def beside(values: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    """Numbers of channels, [B, C], for arithmetic with z [B, C, ...]."""
+    return values[(..., *[None] * (z.dim() - 2))]
 
 
 def _two_a_byte(q: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.transforms import v2
 
 import config
 import domain_transforms
@@ -85,12 +86,13 @@ def test_loading_leaves_torchs_random_state_alone(tmp_path):
 
 
 @pytest.mark.parametrize('domain', [d for d in range(10) if CORRUPTIONS[d].kind == 'gaussian'])
-def test_the_fallback_gives_torchvisions_pixels(domain, monkeypatch):
-    if domain_transforms._torchvision_noise(0.1) is None:
+def test_the_noise_is_torchvisions_to_the_last_bit(domain, monkeypatch):
+    theirs = getattr(v2, 'GaussianNoise', None)
+    if theirs is None:
         pytest.skip('this torchvision has no GaussianNoise')
-    theirs = [corrupt(image_of(i, size), domain, 5, i) for i, size in enumerate((1, 2, 31, 32, 64))]
-    monkeypatch.setattr(domain_transforms, '_torchvision_noise', lambda sigma: None)
-    assert all(torch.equal(corrupt(image_of(i, size), domain, 5, i), theirs[i])
+    ours = [corrupt(image_of(i, size), domain, 5, i) for i, size in enumerate((1, 2, 31, 32, 64))]
+    monkeypatch.setattr(domain_transforms, 'gaussian_noise', lambda image, sigma: theirs(0.0, sigma, clip=True)(image))
+    assert all(torch.equal(corrupt(image_of(i, size), domain, 5, i), ours[i])
                for i, size in enumerate((1, 2, 31, 32, 64)))
 
 

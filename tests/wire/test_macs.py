@@ -201,7 +201,8 @@ def test_no_request_that_somebody_meddled_with_is_done(name, tmp_path, elsewhere
 # --- the control port -------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('towards_target', [True, False])
-@pytest.mark.parametrize('name', set(MANIPULATIONS) - {'left out', 'repeated at once', 'an earlier one behind it'})
+@pytest.mark.parametrize('name', sorted(set(MANIPULATIONS) - {'left out', 'repeated at once',
+                                                              'an earlier one behind it'}))
 def test_nobody_between_can_speak_for_an_operator_or_for_a_client(name, towards_target, tmp_path, monkeypatch):
     monkeypatch.setenv('SPLIT_AUTH_TOKEN', TOKEN.decode())
     worker = Worker(Tasks(torch.device('cpu'), 1, BlobStore(str(tmp_path), 1 << 20)))
