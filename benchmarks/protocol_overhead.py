@@ -11,8 +11,8 @@ checksum.
 
 Processor, ms a MB, medians of 30 rounds (2-core Intel Xeon virtual machine that other programs kept busy, one thread
 each, Python 3.11, PyTorch 2): bare socket 0.31, with a checksum 0.67, with a MAC 2.04, in TLS 1.57. The bar was not
-reached there (two runs: median shares 0.46 and 0.69, rounds from 0.18 to 2.27);
-0.75 was the last figure of a machine that did nothing else.
+reached: the median share was 0.76 when other programs left most of both cores (MAC 0.22, TLS 0.30), 0.46 and 0.69 when
+they did not.
 """
 from __future__ import annotations
 
