@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from service_cases import wait_until
 from wire_ends import outcome, pair, raw_frame
 
 import network_utils
@@ -148,9 +149,10 @@ def test_peers_that_wait_for_their_turn_take_no_place_of_a_handshake():
     listener = Listener(Address('127.0.0.1', 0), b'secret', 'server', ('worker',), quiet)
     waiting = [network_utils.connect(listener.address, b'secret', 'worker', 'server')
                for _ in range(network_utils.MAX_WAITING)]
+    wait_until(listener._ready.full)  # a client's handshake ends a moment before it has its place there
     one_more = network_utils.connect(listener.address, b'secret', 'worker', 'server')
     with pytest.raises(PeerError, match='others are waiting'):
-        one_more.receive().raise_error()
+        one_more.receive(timeout_s=30).raise_error()
     assert sum(listener.get(timeout_s=5) is not None for _ in waiting) == len(waiting)
     listener.close()
 
