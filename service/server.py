@@ -151,7 +151,7 @@ class Service:
         if entry is None:
             raise PeerError('refused', f"there is no entry {wanted!r}: {', '.join(list(self.entries)[:20])}")
         least_s = message.number('silent_s', 0) / BEATS
-        connection.heartbeat_s = max(SHORTEST_BEAT_S, min(connection.heartbeat_s, least_s))
+        connection.beat_every(max(SHORTEST_BEAT_S, min(connection.heartbeat_s, least_s)))
         fps, live = message.number('fps', 0) or entry.promised_fps, message.flag('live')
         there = str(message.fields.get('compressions') or 'zlib').split()
         entry = entry.for_compressions(there)

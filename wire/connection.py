@@ -59,7 +59,7 @@ class Connection:
         self.max_payload_bytes = 0  # until the peer is trusted
         self._sock, self._transport, self._send_lock = sock, Transport(sock, tls), threading.Lock()
         self.use_keys(SessionKeys())
-        self._closed = threading.Event()
+        self._closed, self._pace_changed = threading.Event(), threading.Event()
         self.heartbeat_s = HEARTBEAT_S  # something is sent at least this often
         self._transport.limit_waits(SILENCE_S)
         _tune(sock)
@@ -245,8 +245,15 @@ class Connection:
         self.fail('refused', text)
         raise Refused(text)
 
+    def beat_every(self, seconds: float) -> None:
+        """From now on something is sent at least this often."""
+        self.heartbeat_s = seconds
+        self._pace_changed.set()
+
     def _beat(self) -> None:
-        while not self._closed.wait(self.heartbeat_s / 2):
+        while not self._closed.is_set():
+            self._pace_changed.wait(self.heartbeat_s / 2)
+            self._pace_changed.clear()
             if time.monotonic() - self._transport.last_sent_s >= self.heartbeat_s / 2 and not self._send_lock.locked():
                 try:
                     self.send(Kind.HEARTBEAT)
@@ -298,6 +305,7 @@ class Connection:
     def close(self) -> None:
         """Close; a thread that waits in `receive` or `send` gets `ConnectionLost`."""
         self._closed.set()
+        self._pace_changed.set()  # nothing is left to beat for
         try:
             self._sock.shutdown(socket.SHUT_RDWR)
         except OSError:
