@@ -5,12 +5,12 @@ An optional package is loaded when it is first needed, and both ends say what th
 """
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import zlib
+from types import ModuleType
 from typing import Callable, Dict, NamedTuple, Tuple
 
-from config import UserError
+import cli
 
 LEVEL = 1  # of zlib and zstd: higher levels cost several times the time for a few per cent
 
@@ -33,12 +33,16 @@ def _zlib_decompressed(data: bytes, n_bytes: int) -> bytes:
     return found
 
 
+def _zstandard() -> ModuleType:
+    return cli.optional('zstandard', 'zstandard', 'wire formats with +zstd')
+
+
 def _zstd_compressed(data: bytes) -> bytes:
-    return _loaded('zstandard').ZstdCompressor(level=LEVEL).compress(data)  # its size is part of what comes out
+    return _zstandard().ZstdCompressor(level=LEVEL).compress(data)  # its size is part of what comes out
 
 
 def _zstd_decompressed(data: bytes, n_bytes: int) -> bytes:
-    zstandard = _loaded('zstandard')
+    zstandard = _zstandard()
     try:
         if zstandard.get_frame_parameters(data).content_size != n_bytes:  # what it would claim memory for
             raise ValueError('it is of another size')
@@ -47,25 +51,20 @@ def _zstd_decompressed(data: bytes, n_bytes: int) -> bytes:
         raise ValueError(str(error)) from None
 
 
+def _lz4_block() -> ModuleType:
+    return cli.optional('lz4.block', 'lz4', 'wire formats with +lz4')
+
+
 def _lz4_compressed(data: bytes) -> bytes:
-    return _loaded('lz4.block').compress(data, store_size=False)
+    return _lz4_block().compress(data, store_size=False)
 
 
 def _lz4_decompressed(data: bytes, n_bytes: int) -> bytes:
-    block = _loaded('lz4.block')
+    block = _lz4_block()
     try:
         return block.decompress(data, uncompressed_size=n_bytes)
     except block.LZ4BlockError as error:
         raise ValueError(str(error)) from None
-
-
-def _loaded(module: str) -> object:
-    """An optional module; `UserError` says how to get it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise UserError(f'needs the package {module.partition(".")[0]} on this machine: '
-                        '`pip install -r requirements-wire.txt`') from None
 
 
 COMPRESSIONS: Dict[str, Compression] = {
