@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Dict, Optional, Tuple
 
 from tqdm import tqdm
@@ -9,7 +10,7 @@ from tqdm import tqdm
 import cli
 import lut_manager
 from config import Settings, UserError
-from costs.cost_model import TIERS, Link, gathered
+from costs.cost_model import FLOAT32, TIERS, Link, gathered
 from domain_dataset import load_clean
 from domains import image_formats
 from lut_manager import WireCosts
@@ -102,8 +103,11 @@ def measured_before(settings: Settings) -> Tuple[Optional[Link], Optional[WireCo
     if (provenance.recorded(metadata, 'lut_client').get('sha256') != client or
             metadata.get('config', {}).get('HEAD_TIER') != settings.HEAD_TIER):
         return None, None
-    try:
-        table = lut_manager.read(path, settings)
-    except UserError:
-        return None, None
-    return (table.link, WireCosts(table.block_bytes, table.codec_ms)) if table.link.measured else (None, None)
+    for formats in (settings.WIRE_FORMATS, (FLOAT32,)):  # a table that lacks a format still knows the link
+        try:
+            table = lut_manager.read(path, replace(settings, WIRE_FORMATS=formats))
+        except UserError:
+            continue
+        costs = WireCosts(table.block_bytes, table.codec_ms) if formats == settings.WIRE_FORMATS else None
+        return (table.link, costs) if table.link.measured else (None, None)
+    return None, None

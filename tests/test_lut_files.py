@@ -251,6 +251,20 @@ def test_with_if_changed_a_current_table_is_left_alone(made, tmp_path):
     assert content_of(path)['bandwidth']['bandwidth_mbps'] == 7
 
 
+def test_a_measured_link_outlives_a_table_without_the_formats_of_now(made, tmp_path):
+    run_step1('merge', tmp_path)
+    path = os.path.join(str(tmp_path), 'hardware_lut_complete.json')
+    content = content_of(path)
+    content['bandwidth'] = {'bandwidth_mbps': 55.5, 'rtt_ms': 3.5, 'measured': True}
+    for sizes in content['Comm_size'].values():
+        sizes.pop('uint4', None)
+    write_text(path, json.dumps(content))
+    run_step1('merge', tmp_path, 'WIRE_FORMATS=float32,uint4')
+    content = content_of(path)
+    assert content['bandwidth'] == {'bandwidth_mbps': 55.5, 'rtt_ms': 3.5, 'measured': True}
+    assert 'uint4' in content['Comm_size']['stage1.0']
+
+
 # --- the roofline -----------------------------------------------------------------------------------------------------
 
 def test_a_roofline_is_read_back_and_made_again_under_other_settings(made, tmp_path, monkeypatch):
