@@ -98,6 +98,7 @@ class Accuracies:
     def __init__(self, model: HyperRepVGG, alpha: np.ndarray, settings: Settings, n_images: int) -> None:
         self.model, self.alpha, self.settings = model, alpha, settings
         self.val, self.test = (load_clean(settings, subset, n_images) for subset in ('val', 'test'))
+        self.whole = float(self.right(self.val).double().mean())  # of validation images, with nothing lost
         self._lost: Dict[Tuple[str, int], float] = {}  # by wire format and split
 
     def right(self, data: ImageSet, split: int = 0, wire: str = 'float32') -> torch.Tensor:
@@ -110,8 +111,7 @@ class Accuracies:
         if wire == 'float32':
             return True
         if (wire, split) not in self._lost:
-            right, whole = (self.right(self.val, *sent).double().mean() for sent in ((split, wire), ()))
-            self._lost[wire, split] = float(whole - right)
+            self._lost[wire, split] = self.whole - float(self.right(self.val, split, wire).double().mean())
         return self._lost[wire, split] <= self.settings.EPSILON
 
     def best_of(self, found: Dict[str, Solution]) -> str:
@@ -132,7 +132,7 @@ def smallest_jpeg(sent: SentImages, accuracies: Accuracies, settings: Settings) 
     def accuracy(data: ImageSet) -> float:
         return float(accuracies.right(data).double().mean())
 
-    quality = sent.jpeg_within(accuracy, accuracy(accuracies.val) - settings.EPSILON)
+    quality = sent.jpeg_within(accuracy, accuracies.whole - settings.EPSILON)
     if quality is not None:
         right = accuracies.right(sent.received(quality, 'test'))
         print(f'JPEG of quality {quality}: {sent.format(quality).n_bytes:,.0f} bytes, accuracy '

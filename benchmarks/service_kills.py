@@ -36,13 +36,11 @@ import json
 import multiprocessing
 import os
 import random
-import select
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from typing import Any, Dict, List, Tuple
 
@@ -50,6 +48,7 @@ import numpy as np
 import torch
 
 import config
+from benchmarks.relay import Relay
 from benchmarks.service_soak import family_of
 from hyper_repvgg import create_hyper_repvgg, deploy
 from network.inputs import normalise
@@ -71,45 +70,6 @@ def frames(size):
         yield pool[i % len(pool)]
         i += 1
 '''
-
-
-class Cable:
-    """Passes connections on to a port of this machine, unless it is cut."""
-
-    def __init__(self, port: int) -> None:
-        self.is_cut, self._target = False, port
-        self._listener = socket.create_server(('127.0.0.1', 0))
-        self.port = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            near = self._listener.accept()[0]
-            try:
-                far = socket.create_connection(('127.0.0.1', self._target), timeout=5)
-            except OSError:  # the server is away
-                near.close()
-                continue
-            for pair in ((near, far), (far, near)):
-                threading.Thread(target=self._pass_on, args=pair, daemon=True).start()
-
-    def _pass_on(self, source: socket.socket, drain: socket.socket) -> None:
-        try:
-            while True:
-                if self.is_cut or not select.select([source], [], [], 0.05)[0]:
-                    time.sleep(0.02 if self.is_cut else 0.0)
-                    continue
-                data = source.recv(1 << 16)
-                if not data:
-                    break
-                drain.sendall(data)
-        except (OSError, ValueError):
-            pass
-        for sock in (source, drain):
-            try:
-                sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
 
 
 def entry_of(settings: config.Settings) -> Entry:
@@ -143,7 +103,7 @@ class Scene:
         with open(os.path.join(folder, 'source.py'), 'w', encoding='utf-8') as stream:
             stream.write(source)
         self.start_server()
-        self.cable = Cable(self.port)
+        self.cable = Relay(('127.0.0.1', self.port))
         self.n_victims = 0
         self.file, self.live = self.client('file'), self.client('live', '--live')
         self.victim = self.client('victim 0')

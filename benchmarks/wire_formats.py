@@ -35,7 +35,7 @@ from network.shapes import architecture
 from search.domain_inputs import base_model
 from wire import codec
 from wire.compression import available
-from wire.formats import WIRE_FORMATS, compression_of
+from wire.formats import WIRE_FORMATS, can_be_packed, compression_of
 
 REPEATS = 5  # of every map in every format; the first one is not counted
 
@@ -82,7 +82,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
     args, settings = cli.parse(PARSER, argv)
     splits = splits_of(args.splits, settings)
     torch.set_num_threads(1)
-    wires = [wire for wire in WIRE_FORMATS if compression_of(wire) in ('', *available())]
+    wires = [wire for wire in WIRE_FORMATS if can_be_packed(wire, available())]
     if len(wires) < len(WIRE_FORMATS):
         cli.say('note: not all compressions are here: pip install -r requirements-wire.txt')
     network = deploy(base_model(settings))

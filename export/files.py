@@ -22,12 +22,13 @@ from tier.onnx_session import onnxruntime_package
 
 MANIFEST, CHECK_IMAGES = 'manifest.json', 'check_images.npz'
 ENDINGS = {'onnx': 'onnx', 'torchscript': 'pt'}
+PART_FILES = {f'{part}.{ending}' for part in ('head', 'tail') for ending in ENDINGS.values()}
 
 
 def check_folder(folder: str) -> None:
     """Raise `UserError` now rather than after the work where the folder cannot be written, or holds something else."""
     if os.path.isdir(folder) and os.listdir(folder) and not os.path.exists(os.path.join(folder, MANIFEST)):
-        leftovers = {f'{part}.{ending}' for part in ('head', 'tail') for ending in ENDINGS.values()} | {CHECK_IMAGES}
+        leftovers = PART_FILES | {CHECK_IMAGES}
         if not all(name in leftovers or name.startswith('.') for name in os.listdir(folder)):
             raise UserError(f'--out {folder}: holds files that are no exported split; choose another folder')
     writing.check_writable(os.path.join(folder, MANIFEST))
@@ -45,7 +46,7 @@ def write(folder: str, parts: Dict[str, Optional[bytes]], file_format: str, mani
     with suppress(FileNotFoundError):
         os.unlink(os.path.join(folder, MANIFEST))
     for name in os.listdir(folder) if os.path.isdir(folder) else ():
-        if name in {f'{part}.{ending}' for part in ('head', 'tail') for ending in ENDINGS.values()}:
+        if name in PART_FILES:
             os.unlink(os.path.join(folder, name))  # of an export before this one
     for name, data in files.values():
         with writing.replacing(os.path.join(folder, name)) as temporary, open(temporary, 'wb') as stream:

@@ -22,7 +22,7 @@ from pipeline import documents, fingerprints, kinds
 from search.frontier import TESTS
 from search.result import JointResult
 from throughput_optimizer import fastest_gammas, times_with_fastest
-from wire.formats import check_compressions, compression_of, format_at, share_of
+from wire.formats import can_be_packed, check_compressions, format_at, share_of
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,7 @@ class Entry:
     def for_compressions(self, there: Collection[str]) -> Entry:
         """The entry for a client with these compressions. Raises `UserError` where the first choice needs another."""
         check_compressions([self.first.wire], there, 'the device')
-        return replace(self, choices=tuple(choice for choice in self.choices
-                                           if compression_of(choice.wire) in ('', *there)))
+        return replace(self, choices=tuple(choice for choice in self.choices if can_be_packed(choice.wire, there)))
 
 
 # --- results of step 3 --------------------------------------------------------------------------------------

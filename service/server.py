@@ -31,7 +31,7 @@ from service.shift import References, watch
 from service.tails import base_model, model_of
 from tier.part import STATISTICS, cut_shape, head_units
 from wire.connection import Connection
-from wire.formats import compression_of, encoding_at
+from wire.formats import can_be_packed, encoding_at
 from wire.frames import Kind, Message, NetworkError, PeerError, ProtocolError
 
 MAX_CLIENTS = 64  # at a time
@@ -156,7 +156,7 @@ class Service:
         there = str(message.fields.get('compressions') or 'zlib').split()
         entry = entry.for_compressions(there)
         others = [] if self._references is None else [one for one in self.entries.values() if one.name != entry.name and
-                                                      compression_of(one.first.wire) in ('', *there)]
+                                                      can_be_packed(one.first.wire, there)]
         networks = held(entry, others, self._size_mb, message.number('hold_mb', 0), MAX_HELD)
         names = [network.name for network in networks]
         entry = entry.within(names)

@@ -112,9 +112,14 @@ def formats_of(names: Sequence[str]) -> Tuple[str, ...]:
     return tuple(names)
 
 
+def can_be_packed(wire: str, there: Collection[str]) -> bool:
+    """Is the format's compression, if it has one, among those `there`?"""
+    return compression_of(wire) in ('', *there)
+
+
 def check_compressions(names: Sequence[str], there: Collection[str], where: str) -> None:
     """Raise `UserError` for a format whose compression is not among those `there`; `where`: at which end."""
     for name in names:
-        if compression_of(name) not in ('', *there):
+        if not can_be_packed(name, there):
             raise UserError(f'wire format {name} needs the package {COMPRESSIONS[compression_of(name)].package} on '
                             f'{where}: `pip install -r requirements-wire.txt` there')

@@ -10,10 +10,10 @@ import time
 import pytest
 import torch
 from client_process import SETTINGS, Client, N, free_port, random_model, settings_of, stream_case
-from relay import Relay
 
 import config
 import network_utils
+from benchmarks.relay import Relay
 from remote.client import RemoteClient, wait_for_client
 from remote.link import fit_line, measure_link
 from remote.streaming import run_stream

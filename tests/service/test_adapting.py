@@ -9,7 +9,6 @@ import torch
 from client_process import batch
 from hypothesis import given
 from hypothesis import strategies as st
-from relay import Relay
 from service_cases import (
     SETTINGS,
     CameraProcess,
@@ -22,6 +21,7 @@ from service_cases import (
     weights_in,
 )
 
+from benchmarks.relay import Relay
 from fleet.decisions import Conditions, Switching, switch
 from hyper_repvgg import deploy
 from network.inputs import normalise
@@ -123,6 +123,21 @@ def probabilities(network, entry, images):
         return deploy(network)(normalise(images, SETTINGS.NORM_MEAN, SETTINGS.NORM_STD)).softmax(dim=1)
 
 
+def lines_of_a_slowing_link(port: int, images, folder):
+    """What a client prints whose link becomes slow after 30 frames."""
+    relay = Relay(('127.0.0.1', port), mbps=1000.0)
+    client = CameraProcess(relay.port, folder / 'client', '-', 'one')
+    feed(client, images[:30])
+    wait_until(lambda: len(client.lines()) == 30)
+    relay.mbps = 2.0
+    feed(client, images[30:])
+    client.process.stdin.close()
+    status, lines = client.finish()
+    relay.close()
+    assert status == 0, client.said()
+    return lines
+
+
 def test_a_client_changes_to_another_network_of_its_entry_and_no_frame_is_computed_by_two(tmp_path):
     network = weights_in(tmp_path, 4)
     first, second = (entry_of(name, random_alpha(network, seed), 1) for name, seed in (('one', 5), ('one/other', 8)))
@@ -132,16 +147,7 @@ def test_a_client_changes_to_another_network_of_its_entry_and_no_frame_is_comput
     images = batch(6, 160)[0]
     answers = {one.name: probabilities(network, one, images) for one in (first, second)}
     with running(tmp_path, [entry], SWITCH_AFTER_S=0.2, SWITCH_PAUSE_S=0.0) as served:
-        relay = Relay(('127.0.0.1', served.port), mbps=1000.0)
-        client = CameraProcess(relay.port, tmp_path / 'client', '-', 'one')
-        feed(client, images[:30])
-        wait_until(lambda: len(client.lines()) == 30)
-        relay.mbps = 2.0
-        feed(client, images[30:])
-        client.process.stdin.close()
-        status, lines = client.finish()
-        relay.close()
-    assert status == 0, client.said()
+        lines = lines_of_a_slowing_link(served.port, images, tmp_path)
     assert [line['frame'] for line in lines] == list(range(160)) and not any(line['local'] for line in lines)
     ran = [line['configuration']['network'] for line in lines]
     assert [line['class'] for line in lines] == [int(answers[name][k].argmax()) for k, name in enumerate(ran)]
@@ -175,16 +181,7 @@ def test_a_client_whose_link_becomes_slow_switches_and_no_frame_is_lost_or_compu
     entry = dataclasses.replace(entry, first=choices[0], choices=choices)
     images = batch(6, 200)[0]
     with running(tmp_path, [entry], **settings) as served:
-        relay = Relay(('127.0.0.1', served.port), mbps=1000.0)
-        client = CameraProcess(relay.port, tmp_path / 'client', '-', 'one')
-        feed(client, images[:30])
-        wait_until(lambda: len(client.lines()) == 30)
-        relay.mbps = 2.0
-        feed(client, images[30:])
-        client.process.stdin.close()
-        status, lines = client.finish()
-        relay.close()
-    assert status == 0, client.said()
+        lines = lines_of_a_slowing_link(served.port, images, tmp_path)
     assert [line['frame'] for line in lines] == list(range(200)) and not any(line['local'] for line in lines)
     assert [line['class'] for line in lines] == expected(network, entry, images)
     splits = [line['configuration']['lambda'] for line in lines]

@@ -9,7 +9,6 @@ import pytest
 from client_process import batch, free_port
 from hypothesis import given
 from hypothesis import strategies as st
-from relay import Relay
 from service_cases import (
     CameraProcess,
     entry_of,
@@ -22,6 +21,7 @@ from service_cases import (
     weights_in,
 )
 
+from benchmarks.relay import Relay
 from tier.feed import POLL_S, Silence
 
 

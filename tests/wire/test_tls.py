@@ -14,11 +14,11 @@ import time
 import pytest
 import torch
 from certificates import Authority, needs_openssl, openssl
-from relay import Relay
 from wire_ends import raw_frame
 
 import config
 import network_utils
+from benchmarks.relay import Relay
 from cli import TlsFiles
 from config import UserError
 from network_utils import Address, Listener, connect
