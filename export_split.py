@@ -3,6 +3,7 @@
     python export_split.py --domain_id 3 --out deployed                        # ONNX: onnxruntime, TensorRT, ...
     python export_split.py --domain_id 3 --out deployed --format torchscript   # PyTorch from 1.10 on, C++ or Python
     python export_split.py --domain_id 3 --out deployed --point 'frontier.T_eff[2]'
+    python export_split.py --domain_id 3 --out before --point unpruned         # what the result is compared with
     python export_split.py --domain_id 3 --out deployed --int8 --keep_float stage1.0,classifier
 
 Both files are held against PyTorch on real images before they are written.
@@ -16,7 +17,8 @@ PARSER.add_argument('--domain_id', type=int, required=True)
 PARSER.add_argument('--out', metavar='DIR', required=True, help='a new folder, or one of an earlier export')
 PARSER.add_argument('--format', choices=('onnx', 'torchscript'), default='onnx')
 PARSER.add_argument('--point', default='result', metavar='NAME',
-                    help="'result' (default), or a point of a frontier in it: 'frontier.T_eff[2]'")
+                    help="'result' (default), 'unpruned' (all branches, split by step 2), or a point of a frontier in "
+                    "it: 'frontier.T_eff[2]'")
 PARSER.add_argument('--int8', action='store_true', help='quantise both parts (ONNX), every block fused')
 PARSER.add_argument('--keep_float', metavar='UNITS', help='these stay in float: stage1.0,classifier')
 

@@ -10,11 +10,15 @@ import torch
 import torch.nn as nn
 
 from config import Settings, UserError
-from costs.cost_model import Configuration
+from costs.cost_model import Configuration, HardwareTable
+from domains.image_sets import ImageSet
 from export.boundary import TensorSpec, image_spec, logits_spec, sent_specs, wire_in_graph
+from fleet.points import UNPRUNED
 from hyper_repvgg import HyperRepVGG
 from network.batchnorm import using
 from remote.client import folded_specs
+from search.domain_inputs import reference_alpha
+from search.domain_search import solve_unpruned
 from search.frontier import OBJECTIVES
 from search.result import JointResult
 from tier.part import cut_shape, head_units, part_of, tail_units
@@ -26,7 +30,7 @@ RESULT = 'result'
 @dataclass(frozen=True)
 class Point:
     """What of a result is exported."""
-    name: str  # 'result' or 'frontier.T_eff[2]'
+    name: str  # 'result', 'unpruned' or 'frontier.T_eff[2]'
     configuration: Configuration
     accuracy: float  # fraction of 1
     n_images: int  # that it was measured on
@@ -57,12 +61,22 @@ def point_of(result: JointResult, name: str, n_val: int) -> Point:
     if found is None or int(found[2]) >= len(points):
         held = ', '.join(f'frontier.{objective}[0] to [{len(result.frontier[objective]) - 1}]'
                          for objective in OBJECTIVES if result.frontier.get(objective))
-        raise UserError(f'--point {name}: there are {RESULT}{" and " + held if held else ""}')
+        raise UserError(f'--point {name}: there are {RESULT}, {UNPRUNED}{" and " + held if held else ""}')
     point = points[int(found[2])]
     if point.recalibrated:
         raise UserError(f'--point {name}: its BatchNorm statistics were re-estimated, and the result keeps only those '
                         'of its own choice')
     return Point(name, point.configuration, point.accuracy, n_val, 'val', None)
+
+
+def unpruned_point(result: JointResult, model: HyperRepVGG, val: ImageSet, table: HardwareTable, settings: Settings,
+                   ) -> Point:
+    """What a result is compared with: the network behind A_ref, under the γ, λ and wire format of step 2. `val`: the
+    domain's validation images, which decide between task 1's α and α = 1, as they did in the search."""
+    alpha, _ = reference_alpha(model, val, result.domain_id, settings)
+    step2 = solve_unpruned(table, settings)
+    return Point(UNPRUNED, Configuration(alpha, step2.gamma, step2.split, step2.wire),
+                 result.baselines['step2'].accuracy, result.accuracy.n_test, 'test', None)
 
 
 def split_of(model: HyperRepVGG, point: Point, settings: Settings) -> ChosenSplit:

@@ -8,7 +8,8 @@ from config import Settings
 from domain_dataset import load_domain
 from domains.image_sets import ImageSet, wilson_interval
 from export import as_onnx, as_torchscript, check, files, int8
-from export.chosen import point_of, split_of
+from export.chosen import point_of, split_of, unpruned_point
+from fleet.points import UNPRUNED
 from pipeline import kinds
 from search import result_file
 from service.entries import class_names
@@ -33,9 +34,11 @@ def export(wanted: Wanted, folder: str, settings: Settings) -> None:
     table = lut_manager.load(kinds.path_of('lut', settings), settings)
     result = result_file.load(wanted.domain, table, settings)
     val = load_domain(settings, wanted.domain, 'val')
-    point = point_of(result, wanted.point, len(val))
+    model = base_model(settings)
+    point = (unpruned_point(result, model, val, table, settings) if wanted.point == UNPRUNED else
+             point_of(result, wanted.point, len(val)))
     point = int8.fused(point) if wanted.int8 else point
-    chosen = split_of(base_model(settings), point, settings)
+    chosen = split_of(model, point, settings)
     int8.check_kept(wanted.kept, chosen)
     builder = BUILDERS[wanted.file_format]
     parts: Dict[str, Optional[bytes]] = {'head': builder.head_bytes(chosen), 'tail': builder.tail_bytes(chosen)}

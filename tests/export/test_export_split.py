@@ -28,10 +28,13 @@ from export.boundary import image_spec, logits_spec, sent_specs, wire_in_graph
 from export.chosen import ChosenSplit, Point, split_of
 from hyper_repvgg import create_hyper_repvgg, deploy
 from network import shapes
+from network.alpha import unpruned_alpha
 from network.gammas import GAMMAS
 from network.inputs import normalise, predict
 from remote.client import folded_specs
 from search import result_file, wire_loss
+from search.domain_inputs import load_alphas
+from search.domain_search import solve_unpruned
 from tier.part import part_of
 
 onnx = pytest.importorskip('onnx')
@@ -178,6 +181,29 @@ def test_the_example_gives_the_projects_classes_over_a_socket(tmp_path):
     assert [line.split()[:2] for line in said.splitlines()] == [[str(i), str(label)] for i, label in enumerate(wanted)]
 
 
+def test_the_unpruned_network_is_exported_as_step_2_splits_it(tmp_path):
+    """The network that the result is compared with: the better α, no branch less, the γ and λ of step 2."""
+    settings = made_settings(tmp_path, 3)
+    export_split.main(['--domain_id', '3', '--out', str(tmp_path / 'out'), '--point', 'unpruned', '--set',
+                       f'RESULTS_DIR={tmp_path}', 'CLIENTS=1'])
+    with open(tmp_path / 'out' / 'manifest.json', encoding='utf-8') as stream:
+        manifest = json.load(stream)
+    table = table_of(settings)
+    wanted, model = solve_unpruned(table, settings), run.base_model(settings)
+    assert manifest['point'] == 'unpruned' and manifest['lambda'] == wanted.split
+    assert tuple(manifest['gamma'].values()) == wanted.gamma
+    assert manifest['expected_accuracy']['value'] == result_file.load(3, table, settings).baselines['step2'].accuracy
+    val = load_domain(settings, 3, 'val')
+    inputs, logits = normalise(val.images, settings.NORM_MEAN, settings.NORM_STD), []
+    for alpha in (load_alphas(settings)['3'].alpha, unpruned_alpha(table.n_branches)):
+        model.set_alpha_array(alpha)
+        with torch.no_grad():
+            logits.append(deploy(model)(inputs))
+    best = max(logits, key=lambda found: int((found.argmax(dim=1) == val.labels).sum()))
+    known = np.load(tmp_path / 'out' / 'check_images.npz')
+    np.testing.assert_allclose(known['logits'], best[:len(known['logits'])].numpy(), rtol=1e-3, atol=1e-3)
+
+
 def test_another_export_into_the_same_folder_leaves_no_file_of_the_first(tmp_path, monkeypatch):
     exported(tmp_path)
     for name in ('onnx', 'onnxruntime'):  # TorchScript needs neither
@@ -192,7 +218,7 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path, monkeypatch):
     out = tmp_path / 'out'
     command = ['--domain_id', '3', '--out', str(out)]
     changed = ['--set', f'RESULTS_DIR={tmp_path}', 'CLIENTS=1']
-    with pytest.raises(UserError, match=r"frontier\.T_eff\[9\]: there are result and frontier\.T_eff\[0\] to"):
+    with pytest.raises(UserError, match=r"T_eff\[9\]: there are result, unpruned and frontier\.T_eff\[0\] to"):
         export_split.main([*command, '--point', 'frontier.T_eff[9]', *changed])
     with pytest.raises(UserError, match='domain_4_joint.json: no such file'):
         export_split.main(['--domain_id', '4', '--out', str(out), *changed])
