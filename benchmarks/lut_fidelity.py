@@ -18,7 +18,8 @@ of a network, the yardstick, is timed between any two tasks. A task counts as di
 after it took more than 1.1 times its tenth percentile, and is then done again later, as long as all tasks together are
 at most three times as many. The isolated method takes turns with both: each block's plan called again and
 again on one input, warm caches.
-Limit: heads and tails of one or two blocks keep their weights in cache, and what that saves depends on their γ.
+Limit: heads and tails of one or two blocks keep their weights in cache, and what that saves depends on their γ. So does
+whether all weights of a whole network fit: no sum of blocks can know (the line "by weights").
 """
 from __future__ import annotations
 
@@ -50,8 +51,10 @@ import lut_manager
 from config import Settings
 from costs.correction import TOLERANCE
 from costs.cost_model import Roofline
+from costs.memory import weight_bytes
 from hyper_repvgg import HyperRepVGG, create_hyper_repvgg
 from network.gammas import N_GAMMA, fused_gamma
+from network.outline import outline_for
 from tier import block_timing, devices
 from tier.block_timing import BlockSamples, PartTiming
 
@@ -189,6 +192,18 @@ def show(what: str, found: Dict[str, np.ndarray]) -> None:
         what = ''
 
 
+def show_by_weights(networks: Sequence[PartTiming], ratios: np.ndarray, settings: Settings) -> None:
+    """Whether networks of few and of many weights are off in opposite directions: those that fill the cache are."""
+    blocks = outline_for(settings).blocks
+    megabytes = np.array([sum(weight_bytes(block, g) for block, g in zip(blocks, what.gamma)) / 1e6
+                          for what in networks])
+    order, third = np.argsort(megabytes), len(networks) // 3
+    light, heavy = order[:third], order[len(order) - third:]
+    print(f'  by weights of the blocks: {np.median(ratios[light]):.3f} (the lightest third, '
+          f'{np.median(megabytes[light]):.1f} MB), {np.median(ratios[heavy]):.3f} (the heaviest, '
+          f'{np.median(megabytes[heavy]):.1f} MB)')
+
+
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Status 0 when every model meets the bar."""
     args = PARSER.parse_args(argv)
@@ -210,6 +225,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         show(item, found)
         show('  disturbed tasks included', run.ratios('visits', corrected=True, only_calm=False))
         show('  sums without correction', run.ratios('visits', corrected=False, only_calm=True))
+        if args.assignments >= 3:
+            show_by_weights(run.fresh['networks'], found['networks'], settings)
         if args.isolated:
             show('  each block in a loop of its own', run.ratios('isolated', corrected=False, only_calm=True))
         correction, turns = run.costs('visits', only_calm=True).correction(), range(len(run.yardstick_ms) - 1)

@@ -43,7 +43,7 @@ def timed_passes(network: DeployedNetwork, x: torch.Tensor, threads: int, part: 
         while 1000 * (time.perf_counter() - start) < warm_up_ms:
             session(x)
             warm += 1
-        runs = min(RUNS, warm)  # one of a large network, whose blocks take many µs
+        runs = max(1, min(RUNS, warm))  # 1: of a large network, or where something held this process up
         times_ms = []
         for _ in range(passes * runs):
             begun = time.perf_counter()

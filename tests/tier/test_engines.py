@@ -62,6 +62,13 @@ def test_every_cell_that_a_block_can_run_gets_a_time_and_parts_too():
     assert len(timing.parts) == 12 and all(part.ms > 0 for part in timing.parts)
 
 
+def test_a_process_that_is_held_up_before_its_warm_up_is_timed_all_the_same():
+    network = block_timing.assign(random_model(1), [0] * N)
+    with torch.inference_mode():
+        found = onnx_timing.timed_passes(network, torch.rand(1, 3, 32, 32), 1, None, 3, warm_up_ms=-1)
+    assert found.shape == (3, N + 2) and (found > 0).all()
+
+
 def test_a_table_says_which_engine_it_is_of_and_another_one_is_refused(tmp_path, monkeypatch):
     settings = config.load((f'RESULTS_DIR={tmp_path}', 'SERVER_ENGINE=onnxruntime', 'LUT_ROUNDS=1',
                             'CLIENT_ENGINE=onnxruntime'), {})
