@@ -4,7 +4,7 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 
-from config import ONNXRUNTIME, ROOT, Settings, UserError
+from config import ONNXRUNTIME, ROOT, TORCH, Settings, UserError
 from network.shapes import architecture, is_graph
 from pipeline import kinds
 from wire.formats import formats_of, share_of
@@ -22,6 +22,10 @@ def check_settings(settings: Settings, weights: bool = True) -> None:
     elif any(share_of(wire) < 1 for wire in settings.WIRE_FORMATS):
         raise UserError(f'MODEL_NAME={settings.MODEL_NAME}: a share of the channels can only be sent of RepVGG; leave '
                         'such formats out of WIRE_FORMATS')
+    for name in ('SERVER_ENGINE', 'CLIENT_ENGINE'):
+        if is_graph(settings.MODEL_NAME) and getattr(settings, name) != TORCH:
+            raise UserError(f'MODEL_NAME={settings.MODEL_NAME}: the engine {getattr(settings, name)} runs RepVGG only; '
+                            f'set {name}={TORCH}')
     if settings.DEVICE_PROFILE:
         profile_path(settings.DEVICE_PROFILE)
     for name in ('SERVER_ENGINE', *(['CLIENT_ENGINE'] if settings.DEVICE_PROFILE else [])):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from client_process import batch
+from service_cases import CameraProcess, images_in, running
 from table_files import watch_tiers
 
 import code1_train_and_record_weights as code1
@@ -31,6 +32,9 @@ from network.outline import outline_for
 from remote.session import Session
 from remote.streaming import run_stream
 from search import result_file
+from search.wire_loss import through_wire
+from service.entries import entries_of_results
+from service.tails import base_model
 from split_trainer import predict
 from tier.block_timing import PASSES
 from wire.formats import is_lossless
@@ -129,6 +133,12 @@ def test_shares_of_channels_are_refused(run):
         step2.main(['--set', *run.overrides, 'WIRE_FORMATS=float32,uint8@0.5'])
 
 
+@pytest.mark.parametrize('name', ['CLIENT_ENGINE', 'SERVER_ENGINE'])
+def test_other_engines_are_refused_before_any_work(run, name):
+    with pytest.raises(UserError, match=f'the engine onnxruntime runs RepVGG only; set {name}=torch'):
+        step2.main(['--set', *run.overrides, f'{name}=onnxruntime'])
+
+
 def test_a_model_of_kernels_of_repvgg_is_refused(tmp_path):
     with pytest.raises(UserError, match='models the kernels of RepVGG and no others'):
         step1.main(['--mode', 'client', '--device_profile', 'jetson-tx2', '--set', *NETWORK,
@@ -140,6 +150,20 @@ def test_blocks_are_timed_once_a_round(tmp_path):
     costs = lut_manager.measure_tier('server', settings, lut_manager.Roofline(10.0, 10.0))
     assert costs.info['samples_per_entry'] >= 2 * PASSES and np.isfinite(costs.block_ms[:, 0]).all()
     assert np.isnan(costs.block_ms[:, 1:]).all() and (costs.block_ms[:, 0] > 0).all()
+
+
+def test_a_camera_of_a_service_gets_the_classes_of_the_whole_network(run, tmp_path):
+    settings, images = run.settings, images_in(tmp_path / 'images', 3, 12)
+    entry = entries_of_results([0], settings)['domain_0']
+    with running(tmp_path, [entry], MODEL_NAME=settings.MODEL_NAME, WEIGHT_PATH_SERVER='') as served:
+        camera = CameraProcess(served.port, tmp_path / 'camera', tmp_path / 'images', 'domain_0')
+        status, lines = camera.finish()
+    assert status == 0, camera.said()
+    network = through_wire(deploy(base_model(settings)), entry.first.split, entry.first.wire)
+    with torch.inference_mode():
+        wanted = [int(network(normalise(image[None], settings.NORM_MEAN, settings.NORM_STD)).argmax())
+                  for image in images]
+    assert [line['class'] for line in lines] == wanted and not any(line['local'] for line in lines)
 
 
 # --- through a device ------------------------------------------------------------------------------------------
