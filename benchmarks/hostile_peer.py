@@ -126,10 +126,10 @@ class Ears:
         self.heard: List[Message] = []
         self._lies, self._send = lies, connection.send
         connection.send = self.send  # type: ignore[method-assign]
-        connection.begin_send = self.send  # type: ignore[method-assign]
+        connection.post = self.send  # type: ignore[method-assign]
 
-    def send(self, kind: Kind, fields: Any = None, tensors: Any = None) -> None:
-        """In place of `Connection.send` and `begin_send`."""
+    def send(self, kind: Kind, fields: Any = None, tensors: Any = None, turn_s: float = -1) -> None:
+        """In place of `Connection.send` and `post`."""
         message = (kind, dict(fields or {}), dict(tensors or {}))
         if kind != Kind.HEARTBEAT:
             self.heard.append(message)

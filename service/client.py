@@ -167,9 +167,7 @@ class ServedClient:
 
     def _send(self, fields: Dict[str, Any]) -> None:
         try:
-            rest = self.connection.begin_send(Kind.RESULT, fields, {}, TURN_S)
-            if rest is not None:
+            if not self.connection.post(Kind.RESULT, fields, {}, TURN_S):
                 self.connection.close()
-                rest()
         except ConnectionLost:
             pass  # its own thread finds out

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any, Callable, Deque, Dict, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Deque, Dict, Mapping, NamedTuple, Optional, Tuple
 
 import torch
 
@@ -76,7 +76,6 @@ class Stream:
     answered: int = 0
     latency_s: float = 0.0  # of the last answer; 0: none yet
     moved_s: float = 0.0  # when something was answered last, or sent while nothing was under way
-    sending: Optional[threading.Thread] = None  # what is left of a frame that the system did not take at once
     lost: Optional[BaseException] = None
     ended: bool = False
     changed: threading.Condition = field(default_factory=threading.Condition)
@@ -126,21 +125,11 @@ class Stream:
             if self.sent == self.answered:
                 self.moved_s = time.perf_counter()
             self.sent += 1
-        rest = self.connection.begin_send(Kind.FRAME, fields, tensors)
-        if rest is not None:
-            self.sending = threading.Thread(target=self._finish, args=(rest,), name='send', daemon=True)
-            self.sending.start()
+        self.connection.post(Kind.FRAME, fields, tensors)
 
     def _wait_until_sent(self) -> None:
-        while self.sending is not None and self.sending.is_alive():
-            self.sending.join(POLL_S)
+        while not self.connection.has_left(POLL_S):
             self.check()
-
-    def _finish(self, rest: Callable[[], None]) -> None:
-        try:
-            rest()
-        except NetworkError as error:
-            self.fail(error)
 
     def end(self) -> None:
         """No more frames will come: return when all are answered."""

@@ -9,12 +9,14 @@ into their own memory, which is claimed only after a frame's headers have been c
 """
 from __future__ import annotations
 
+import collections
+import contextlib
 import hmac
 import math
 import socket
 import threading
 import time
-from typing import Any, Callable, List, Mapping, Optional, Tuple
+from typing import Any, Deque, List, Mapping, Optional, Tuple
 
 import torch
 
@@ -44,6 +46,8 @@ HEARTBEAT_S = 2.0  # as a rule
 SILENCE_S = 10.0  # a peer of which nothing is heard, or that takes nothing, for this long is lost
 HANDSHAKE_S = 10.0  # in all
 SLOWEST_BYTES_PER_S = 16 << 10  # a message that takes SILENCE_S longer than it would at this rate is given up
+LONG_BYTES = 1 << 18  # a message from here on is on its way before its trailer is known
+MORE = getattr(socket, 'MSG_MORE', 0)  # what follows may share a packet with the last bytes
 DRAIN_S, DRAIN_BYTES = 0.5, 1 << 18  # after the last words to a peer; at a time
 
 
@@ -59,7 +63,9 @@ class Connection:
         self.max_payload_bytes = 0  # until the peer is trusted
         self._sock, self._transport, self._send_lock = sock, Transport(sock, tls), threading.Lock()
         self.use_keys(SessionKeys())
-        self._closed, self._pace_changed = threading.Event(), threading.Event()
+        self._closed, self._woken = threading.Event(), threading.Event()
+        self._rest: Deque[List[memoryview]] = collections.deque()  # of a message that the system did not take at once
+        self._reason = ''  # why it was lost
         self.heartbeat_s = HEARTBEAT_S  # something is sent at least this often
         self._transport.limit_waits(SILENCE_S)
         _tune(sock)
@@ -77,41 +83,55 @@ class Connection:
     # --- sending ---
 
     def send(self, kind: Kind, fields: Optional[Mapping[str, Any]] = None,
-             tensors: Optional[Mapping[str, torch.Tensor]] = None) -> None:
-        """Send one message; blocks while the peer takes nothing, for at most SILENCE_S. Raises `ConnectionLost`."""
+             tensors: Optional[Mapping[str, torch.Tensor]] = None, turn_s: float = -1) -> None:
+        """Send one message; blocks while the peer takes nothing, for at most SILENCE_S. Not sent when another one has
+        been on its way for `turn_s` (-1: that may take as long as the peer lives). Raises `ConnectionLost`."""
         views, trailer = self._prepared(kind, fields or {}, tensors or {})
-        with self._send_lock:
-            self._send_all(self._whole(views, trailer))
+        if self._send_lock.acquire(timeout=turn_s):
+            try:
+                self._send_all(self._begin(views, trailer))
+            finally:
+                self._send_lock.release()
 
-    def begin_send(self, kind: Kind, fields: Mapping[str, Any], tensors: Mapping[str, torch.Tensor],
-                   turn_s: float = -1) -> Optional[Callable[[], None]]:
-        """Send what the system takes of a message without waiting. Returns what sends the rest, which must be called
-        (from any thread; other messages wait for it), or None when nothing is left. Raises `ConnectionLost`, also when
-        another message has been on its way for `turn_s` (-1: that may take as long as the peer lives)."""
+    def post(self, kind: Kind, fields: Mapping[str, Any], tensors: Mapping[str, torch.Tensor],
+             turn_s: float = -1) -> bool:
+        """Send a message, behind the handshake, without waiting for the link: what the system does not take at once is
+        sent by this connection's own thread, while other messages wait. Has all of it left? Raises `ConnectionLost`,
+        also when another message has been on its way for `turn_s` (-1: that may take as long as the peer lives)."""
         views, trailer = self._prepared(kind, fields, tensors)
         if not self._send_lock.acquire(timeout=turn_s):
             raise self._lost(TimeoutError('takes data too slowly'), 'takes no data')
         try:
-            views = self._whole(views, trailer)
-            views = self._transport.send_once(views, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            self._send_lock.release()
-            raise self._lost(error, 'takes no data') from None
-        except NetworkError:
+            rest = self._begin(views, trailer, socket.MSG_DONTWAIT)
+        except BaseException:
             self._send_lock.release()
             raise
-        if not views:
+        if not rest:
             self._send_lock.release()
-            return None
+            return True
+        self._rest.append(rest)
+        self._woken.set()
+        if self.is_closed:  # the thread may be gone
+            self._finish()
+        return False
 
-        def finish() -> None:
-            try:
-                self._send_all(views)
-            finally:
-                self._send_lock.release()
-        return finish
+    def has_left(self, timeout_s: float) -> bool:
+        """Wait until no message is on its way; False when that takes longer."""
+        free = self._send_lock.acquire(timeout=timeout_s)
+        if free:
+            self._send_lock.release()
+        return free
+
+    def _finish(self) -> None:
+        """Send what `post` left; it has kept the lock."""
+        try:
+            rest = self._rest.pop()
+        except IndexError:
+            return
+        try:
+            self._send_all(rest)
+        finally:
+            self._send_lock.release()
 
     def _prepared(self, kind: Kind, fields: Mapping[str, Any], tensors: Mapping[str, torch.Tensor],
                   ) -> Tuple[List[memoryview], Optional[Trailer]]:
@@ -120,26 +140,34 @@ class Connection:
         specs = [(name, DTYPE_NAMES[value.dtype], tuple(value.shape)) for name, value in ready.items()]
         payload = [bytes_of(value) for value in ready.values() if value.numel()]
         header = encode_headers(kind, fields, specs)
-        trailer = self._outgoing.begin(header, bool(payload))
-        if trailer is not None:
-            for view in payload:
-                trailer.update(view)
-        return [memoryview(header), *payload], trailer
+        return [memoryview(header), *payload], self._outgoing.begin(header, bool(payload))
 
-    def _whole(self, views: List[memoryview], trailer: Optional[Trailer]) -> List[memoryview]:
-        """A whole frame. To be called in the order in which frames are sent: MACs and TLS number them."""
-        views = views if trailer is None else [*views, memoryview(trailer.packed())]
-        return self._transport.as_sent(views)
+    def _begin(self, views: List[memoryview], trailer: Optional[Trailer], flags: int = 0) -> List[memoryview]:
+        """Hand a message to the system, once; what is left of it. To be called in the order in which messages are sent:
+        MACs and TLS number them. Raises `ConnectionLost`."""
+        left = views
+        if trailer is not None:
+            if sum(map(len, views)) > LONG_BYTES:  # the link has work while the trailer is computed
+                left = self._once(views, flags | MORE)
+            for view in views[1:]:
+                trailer.update(view)
+            left = [*left, memoryview(trailer.packed())]
+        return self._once(self._transport.as_sent(left), flags)
+
+    def _once(self, views: List[memoryview], flags: int = 0) -> List[memoryview]:
+        try:
+            return self._transport.send_once(views, flags)
+        except OSError as error:
+            if isinstance(error, BlockingIOError) and flags & socket.MSG_DONTWAIT:
+                return views
+            raise self._lost(error, 'takes no data') from None
 
     def _send_all(self, views: List[memoryview]) -> None:
         end = _latest_end(sum(map(len, views)))
-        try:
-            while views:
-                if time.monotonic() > end:
-                    raise TimeoutError('takes data too slowly')
-                views = self._transport.send_once(views)
-        except OSError as error:
-            raise self._lost(error, 'takes no data') from None
+        while views:
+            if time.monotonic() > end:
+                raise self._lost(TimeoutError('takes data too slowly'), 'takes no data')
+            views = self._once(views)
 
     # --- receiving ---
 
@@ -198,7 +226,7 @@ class Connection:
         self._transport.deadline = None
         self._transport.limit_waits(SILENCE_S)
         self.max_payload_bytes = MAX_PAYLOAD_BYTES
-        threading.Thread(target=self._beat, name=f'heartbeat {self.peer}', daemon=True).start()
+        threading.Thread(target=self._keep_sending, name=f'send {self.peer}', daemon=True).start()
 
     def use_keys(self, keys: SessionKeys) -> None:
         """From now on every frame carries a MAC, unless the keys are empty, or TLS makes it needless."""
@@ -248,28 +276,34 @@ class Connection:
     def beat_every(self, seconds: float) -> None:
         """From now on something is sent at least this often."""
         self.heartbeat_s = seconds
-        self._pace_changed.set()
+        self._woken.set()
 
-    def _beat(self) -> None:
-        while not self._closed.is_set():
-            self._pace_changed.wait(self.heartbeat_s / 2)
-            self._pace_changed.clear()
-            if time.monotonic() - self._transport.last_sent_s >= self.heartbeat_s / 2 and not self._send_lock.locked():
-                try:
-                    self.send(Kind.HEARTBEAT)
-                except NetworkError:
-                    return
+    def _keep_sending(self) -> None:
+        """This connection's own thread: what others did not wait for, and heartbeats."""
+        try:
+            while not self.is_closed:
+                self._woken.wait(self.heartbeat_s / 2)
+                self._woken.clear()
+                self._finish()
+                if time.monotonic() - self._transport.last_sent_s >= self.heartbeat_s / 2:
+                    self.send(Kind.HEARTBEAT, turn_s=0)  # no wait: it may be this thread that others wait for
+        except NetworkError:
+            pass
+        with contextlib.suppress(NetworkError):
+            self._finish()  # whoever left something meanwhile: others wait for the lock
 
     def _lost(self, error: OSError, silence: str) -> ConnectionLost:
-        if isinstance(error, BlockingIOError) and not self._closed.is_set():
+        """Close. Whatever fails afterwards fails for the first reason."""
+        if isinstance(error, BlockingIOError) and not self.is_closed:
             waited = HANDSHAKE_S if self._transport.deadline is not None else SILENCE_S
             reason = f'{self.peer} {silence} for {waited:g} s'
-        elif isinstance(error, (ConnectionResetError, BrokenPipeError)) or self._closed.is_set():
+        elif isinstance(error, (ConnectionResetError, BrokenPipeError)) or self.is_closed:
             reason = f'{self.peer} closed the connection'
         else:
             reason = f'{self.peer}: {error.strerror or error}'
+        self._reason = self._reason or reason
         self.close()
-        return ConnectionLost(reason)
+        return ConnectionLost(self._reason)
 
     @property
     def is_closed(self) -> bool:
@@ -277,16 +311,12 @@ class Connection:
         return self._closed.is_set()
 
     def fail(self, code: str, text: str) -> None:
-        """Tell the peer why (if it still listens), then close."""
-        if self._send_lock.acquire(timeout=1.0):  # else it is in the middle of a message
-            try:
-                self._transport.limit_waits(1.0)
-                self._send_all(self._whole(*self._prepared(
-                    Kind.ERROR, {'id': 0, 'code': code, 'text': printable(text)[:200]}, {})))
-            except (NetworkError, OSError):
-                pass
-            finally:
-                self._send_lock.release()
+        """Tell the peer why (if it still listens, and is not in the middle of a message), then close."""
+        try:
+            self._transport.limit_waits(1.0)
+            self.send(Kind.ERROR, {'id': 0, 'code': code, 'text': printable(text)[:200]}, turn_s=1.0)
+        except (NetworkError, OSError):
+            pass
         self._drain()
         self.close()
 
@@ -305,7 +335,7 @@ class Connection:
     def close(self) -> None:
         """Close; a thread that waits in `receive` or `send` gets `ConnectionLost`."""
         self._closed.set()
-        self._pace_changed.set()  # nothing is left to beat for
+        self._woken.set()  # nothing is left to beat for
         try:
             self._sock.shutdown(socket.SHUT_RDWR)
         except OSError:

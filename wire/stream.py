@@ -7,20 +7,19 @@ more (`Pacer`).
 from __future__ import annotations
 
 import collections
-import functools
 import math
 import queue
 import statistics
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Tuple, TypeVar
+from typing import Any, Callable, Deque, Dict, Generic, List, Mapping, Optional, Tuple, TypeVar
 
 import torch
 
 from wire import codec
 from wire.connection import Connection
-from wire.frames import Kind, NetworkError, ProtocolError
+from wire.frames import Kind, Message, NetworkError, ProtocolError
 
 Tensors = Mapping[str, torch.Tensor]
 OnResult = Callable[[int, List[int], float], None]  # frame, prediction, latency of the last frame that came back, s
@@ -131,84 +130,54 @@ class StreamRecord:
                 **{f'{name}_busy': sum(values) / wall_s for name, values in stages.items()}}
 
 
-class _Failure:
-    """The first error of any of an end's threads; the others then stop."""
+class _Reader(Generic[Item]):
+    """The thread that receives at one end of a stream. What it makes of messages, and its error, waits in a queue."""
 
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
+    def __init__(self, connection: Connection, receive: Callable[[Callable[[Item], None]], None]) -> None:
+        """`receive(put)` runs in the thread."""
+        self._connection, self._receive = connection, receive
+        self._items: 'queue.SimpleQueue[Any]' = queue.SimpleQueue()
         self.error: Optional[BaseException] = None
-        self.happened = threading.Event()
-        self._lock = threading.Lock()
+        threading.Thread(target=self._run, name='stream', daemon=True).start()
 
-    def set(self, error: BaseException) -> None:
-        with self._lock:
-            if self.error is not None:
-                return
-            self.error = error
-        self.happened.set()
-        if isinstance(error, NetworkError) or getattr(error, 'from_peer', False):
-            self.connection.close()
-        else:  # tell the other end that going on is useless
-            self.connection.fail(getattr(error, 'code', 'failed'), str(error) or type(error).__name__)
-
-    def check(self) -> None:
-        if self.error is not None:
-            raise self.error
-
-
-def _put(target: 'queue.Queue[Item]', item: Item, failure: _Failure) -> None:
-    while True:
-        failure.check()
+    def _run(self) -> None:
         try:
-            return target.put(item, timeout=0.5)
-        except queue.Full:
-            continue
-
-
-def _get(source: 'queue.Queue[Item]', failure: _Failure) -> Item:
-    while True:
-        failure.check()
-        try:
-            return source.get(timeout=0.5)
-        except queue.Empty:
-            continue
-
-
-def _thread(target: Callable[[], None], failure: _Failure, name: str) -> threading.Thread:
-    def guarded() -> None:
-        try:
-            target()
+            self._receive(self._items.put)
         except BaseException as error:  # handed to the thread that runs the stream
-            failure.set(error)
+            self.error = error
+        self._items.put(None)
 
-    thread = threading.Thread(target=guarded, name=name, daemon=True)
-    thread.start()
-    return thread
+    def get(self) -> Optional[Item]:
+        """The next item, None behind the last one; raises the thread's error."""
+        item = self._items.get()
+        if item is None and self.error is not None:
+            raise self.error
+        return item
+
+    def stop(self, error: BaseException) -> BaseException:
+        """End the connection because of `error`, or because of that of this thread, which came first: a broken
+        connection is often a consequence. Returns the cause."""
+        if self.error is not None and isinstance(error, NetworkError):
+            error = self.error
+        if isinstance(error, NetworkError) or getattr(error, 'from_peer', False):
+            self._connection.close()
+        else:  # tell the other end that going on is useless
+            self._connection.fail(getattr(error, 'code', 'failed'), str(error) or type(error).__name__)
+        return error
 
 
 def stream_head(connection: Connection, compute: Callable[[int], Tensors], first: int, last: int,
                 on_result: OnResult = lambda i, prediction, latency_s: None) -> StreamRecord:
     """Send frames [first, last); `compute(i)` gives a frame's tensors, ready to send. Returns when all results are
     back. Raises `NetworkError`, and whatever `compute` raises."""
-    record, failure, pacer = StreamRecord(), _Failure(connection), Pacer()
-    outbox: 'queue.Queue[Any]' = queue.Queue(maxsize=1)
-    came_back = threading.Condition()
-    finished: List[float] = []  # when each result came back
-    latest: List[float] = []  # latency of the last one, s
+    record, pacer = StreamRecord(), Pacer()
+    latest: List[float] = []  # latency of the last frame that came back, s
 
-    def send() -> None:
-        while True:
-            rest = _get(outbox, failure)
-            if rest is None:
-                return connection.send(Kind.END, {})
-            rest()
-            outbox.task_done()
-
-    def collect() -> None:
+    def collect(put: Callable[[float], None]) -> None:
         for i in range(first, last):
             message = connection.receive(HUNG_S)
             message.raise_error()
-            if message.kind != Kind.RESULT or message.integer('i', i, i) != i:
+            if message.kind != Kind.RESULT or message.integer('i', i, i) != i or i - first >= len(record.frames):
                 raise ProtocolError(f'stream: expected the result of frame {i}, got {message.kind.name}')
             frame = record.frames[i - first]
             frame.done = time.perf_counter()
@@ -219,82 +188,70 @@ def stream_head(connection: Connection, compute: Callable[[int], Tensors], first
             latest[:] = [frame.done - frame.start]
             on_result(i, prediction, latest[0])
             pacer.add(frame.head_s, frame.link_s, frame.tail_s, latest[0])
-            with came_back:
-                finished.append(frame.done)
-                came_back.notify()
+            put(frame.done)
         if connection.receive(HUNG_S).kind != Kind.END:
             raise ProtocolError('stream: expected END')
 
-    threads = [_thread(send, failure, 'stream send'), _thread(collect, failure, 'stream results')]
+    reader = _Reader(connection, collect)
     try:
+        back: List[float] = []  # when results came back
         for i in range(first, last):
-            number = i - first
-            with came_back:
-                while number - len(finished) >= pacer.window:
-                    failure.check()
-                    came_back.wait(timeout=0.5)
-                allowed = finished[number - pacer.window] + pacer.delay_s if number >= pacer.window else 0.0
-            failure.happened.wait(max(0.0, allowed - time.perf_counter()))
+            number, window = i - first, pacer.window
+            while number - len(back) >= window:
+                back.append(reader.get())
+                window = pacer.window
+            early_s = back[number - window] + pacer.delay_s - time.perf_counter() if number >= window else 0.0
+            if early_s > 0:
+                time.sleep(early_s)
             frame = FrameRecord(time.perf_counter())
             tensors = compute(i)
             frame.head_s = time.perf_counter() - frame.start
             frame.n_bytes = codec.encoded_bytes(tensors)
             record.frames.append(frame)
-            message = (Kind.FRAME, {'i': i, 'latency_s': latest[0] if latest else None}, tensors)
-            rest: Any = functools.partial(connection.send, *message)
-            if not outbox.unfinished_tasks:  # what the system takes at once needs no other thread
-                rest = connection.begin_send(*message)
-                frame.head_s = time.perf_counter() - frame.start
-            if rest is not None:
-                _put(outbox, rest, failure)
-        _put(outbox, None, failure)
-        _join(threads, failure)
+            start = time.thread_time()  # without the time that an earlier frame is waited for
+            connection.post(Kind.FRAME, {'i': i, 'latency_s': latest[0] if latest else None}, tensors)
+            frame.head_s += time.thread_time() - start
+        connection.send(Kind.END)
+        while reader.get() is not None:
+            pass
     except BaseException as error:
-        failure.set(error)
-        raise failure.error from None  # the first one: this may be a consequence
+        raise reader.stop(error) from None
     return record
-
-
-def _join(threads: List[threading.Thread], failure: _Failure) -> None:
-    while any(thread.is_alive() for thread in threads):
-        for thread in threads:
-            thread.join(timeout=0.05)
-    failure.check()
 
 
 def stream_tail(connection: Connection, compute: Callable[[Tensors], List[int]], first: int, last: int,
                 on_result: OnResult = lambda i, prediction, latency_s: None) -> None:
     """Receive frames [first, last) and answer each with `compute(tensors)`, its prediction."""
-    failure = _Failure(connection)
-    inbox: 'queue.Queue[Any]' = queue.Queue(maxsize=1)
+    room: 'queue.SimpleQueue[None]' = queue.SimpleQueue()  # an entry for each message that may wait
+    room.put(None)
 
-    def receive() -> None:
+    def receive(put: Callable[[Message], None]) -> None:
         for i in range(first, last):
             message = connection.receive(HUNG_S)
             message.raise_error()
             if message.kind != Kind.FRAME or message.integer('i', i, i) != i:
                 raise ProtocolError(f'stream: expected frame {i}, got {message.kind.name}')
-            _put(inbox, message, failure)
+            room.get()
+            put(message)
         if connection.receive(HUNG_S).kind != Kind.END:
             raise ProtocolError('stream: expected END')
-        _put(inbox, None, failure)
 
-    thread = _thread(receive, failure, 'stream receive')
+    reader = _Reader(connection, receive)
     try:
         for i in range(first, last):
-            message = _get(inbox, failure)
+            message = reader.get()
+            room.put(None)
             start = time.perf_counter()
             prediction = compute(message.tensors)
             known = message.fields.get('latency_s') is not None
             on_result(i, prediction, message.number('latency_s', 0, LONGEST_S) if known else math.nan)
             connection.send(Kind.RESULT, {'i': i, 'prediction': prediction, 'link_s': message.receive_s,
                                           'tail_s': time.perf_counter() - start})
-        _get(inbox, failure)
-        connection.send(Kind.END, {})
-        _join([thread], failure)
+        reader.get()
+        connection.send(Kind.END)
     except BaseException as error:
-        failure.set(error)
-        raise failure.error from None  # the first one: this may be a consequence
+        room.put(None)
+        raise reader.stop(error) from None
 
 
 # --- what the two ends compute --------------------------------------------------------------------------

@@ -100,9 +100,7 @@ def test_a_frame_that_the_system_does_not_take_at_once_goes_on_later(made):
     ours, server_files, _, _ = made
     client, server, _ = met(server_files._replace(ca=None), TlsFiles(ca=ours.cert))
     big = torch.rand(4_000_000)
-    rest = client.begin_send(Kind.FRAME, {'i': 0}, {'x': big})
-    assert rest is not None
-    threading.Thread(target=rest, daemon=True).start()
+    assert not client.post(Kind.FRAME, {'i': 0}, {'x': big})
     assert server.receive().kind == Kind.REQUEST
     assert torch.equal(server.receive().tensors['x'], big)
     client.close()
