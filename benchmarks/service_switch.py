@@ -6,8 +6,9 @@ what it reaches afterwards.
 The client, a process in a network namespace behind a token bucket, streams random frames as fast as they are taken
 through the built-in network, unpruned, float32. The link goes from 100 to 5 Mbit/s and back. For both changes:
 switch     time from the change to the first answer under another configuration; bar: SWITCH_AFTER_S + 1 s
-pause      the longest time without an answer from one second before that answer to one second after it, beside the
-           median time between answers since the change; bar: twice that
+pause      the longest time without an answer from the last one under the old configuration to a second later; bar: the
+           median time between answers before the switch or after it, whichever is longer, or the longest such time in
+           the second before the switch, when nothing but the link's own unrest delayed answers
 after      frames a second from one second after the switch to the end of the phase, against services that are started
            anew at this rate, with the configuration it has now and with that of the beginning; bar: 0.95 of the faster
 
@@ -163,6 +164,12 @@ def fresh_fps(entry: Entry, split: int, settings: config.Settings, seconds: floa
         return rate_of(lines_of(out), start_s, start_s + seconds)
 
 
+def gaps(lines: List[Line], from_s: float, to_s: float) -> List[float]:
+    """Times between answers, s, between two points in time."""
+    times = [line.time_s for line in lines if from_s <= line.time_s <= to_s]
+    return [after - before for before, after in zip(times, times[1:])]
+
+
 def report(name: str, lines: List[Line], change_s: float, end_s: float, settings: config.Settings,
            ) -> Tuple[int, bool, float]:
     """Print what a change did; the split afterwards, whether switch and pause keep their bars, and the rate after
@@ -174,15 +181,16 @@ def report(name: str, lines: List[Line], change_s: float, end_s: float, settings
         print(f'{name}: stays at λ {before.split}, {fps:.1f} frames a second')
         return before.split, True, fps
     at_s = later[0].time_s
-    near = [line.time_s for line in lines if at_s - 1 <= line.time_s <= at_s + 1]
-    slow = [line.time_s for line in lines if change_s + 0.5 <= line.time_s < at_s]
-    pause_s = max(after - before for before, after in zip(near, near[1:]))
-    period_s = statistics.median(after - before for before, after in zip(slow, slow[1:]))
+    last_s = max(line.time_s for line in lines if line.time_s <= at_s and line.split == before.split)
+    pause_s = max(gaps(lines, last_s, at_s + 1))
+    usual_s = max(gaps(lines, last_s - 1, last_s))
+    period_s = max(map(statistics.median, (gaps(lines, change_s + 0.5, last_s), gaps(lines, at_s, at_s + 1))))
     fps = rate_of(lines, at_s + 1, end_s)
     print(f'{name}: λ {before.split} -> {later[0].split} after {at_s - change_s:.2f} s, longest pause '
-          f'{1000 * pause_s:.0f} ms (median time between answers before it {1000 * period_s:.0f} ms), then {fps:.1f} '
-          'frames a second')
-    return later[-1].split, at_s - change_s <= settings.SWITCH_AFTER_S + 1 and pause_s <= 2 * period_s, fps
+          f'{1000 * pause_s:.0f} ms (median time between answers {1000 * period_s:.0f} ms, longest in the second '
+          f'before {1000 * usual_s:.0f} ms), then {fps:.1f} frames a second')
+    in_time = at_s - change_s <= settings.SWITCH_AFTER_S + 1
+    return later[-1].split, in_time and pause_s <= max(period_s, usual_s), fps
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ from fleet.decisions import Conditions, cost_ms, load_of
 from service.entries import Choice
 from service.figures import Answered
 
-FRAMES = 12  # the newest ones that count
-LEAST_FRAMES = 4
+NEWEST_S = 0.25  # frames of so long count: a link that changes is noticed as soon after at any rate of frames,
+LEAST_FRAMES = 4  # but for rates of which these, the newest ones, take longer
 OLDEST_S = 10.0  # a frame that came before says nothing about now
 LARGEST_SLOWDOWN = 1e3
 FASTEST_MBPS = 1e5  # a frame that arrives in one piece says only that the link is fast
@@ -25,9 +25,10 @@ def conditions_of(recent: Sequence[Answered], choice: Choice, number: int, now_s
     are too few. The link's rate is that of a frame's bytes from its first to its last. The round trip is the least time
     that an answer of the last OLDEST_S, under any configuration, cannot be accounted for otherwise: what is above that
     are frames that queue before a link that is too slow for this choice, and would not with another."""
-    frames = [one for one in list(recent)[-FRAMES:] if one.number == number and now_s - one.at_s <= OLDEST_S]
+    frames = [one for one in recent if one.number == number and now_s - one.at_s <= OLDEST_S]
     if len(frames) < LEAST_FRAMES:
         return None
+    frames = frames[-max(LEAST_FRAMES, sum(now_s - one.at_s <= NEWEST_S for one in frames)):]
     link_mbps = statistics.median(8 * one.n_bytes / max(one.link_ms, 1e-6) / 1000 for one in frames)
     round_trips = [one.latency_ms - one.head_ms - one.link_ms - one.wait_ms - one.tail_ms for one in recent
                    if one.latency_ms is not None and now_s - one.at_s <= OLDEST_S]

@@ -38,7 +38,7 @@ MAX_CLIENTS = 64  # at a time
 MAX_HELD = 16  # networks on a device
 JOIN_S = 10.0  # for a client that is connected to say what it wants
 BEATS, SHORTEST_BEAT_S = 4, 0.05  # so often a client hears of a server that lives before it would take it for gone
-ADAPT_S = 0.5  # between two looks at what clients meet
+ADAPT_S = 0.25  # between two looks at what clients meet
 SPARE_BYTES = 4096  # of a frame: scales, offsets, and what incompressible data grows by
 MAX_NAMES_BYTES = 40_000  # of the classes' names, which must fit into a message's header
 
