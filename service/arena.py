@@ -15,7 +15,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 import numpy as np
 import torch
 
-from wire.frames import DTYPE_NAMES, DTYPES, bytes_of
+from wire.frames import DTYPE_NAMES, DTYPES, bytes_of, spec_bytes
 
 ALIGNMENT_BYTES = 64
 Layout = Tuple[Tuple[str, str, Tuple[int, ...]], ...]  # a slot's tensors: name, dtype, shape
@@ -55,13 +55,22 @@ class Arena:
 
     def read(self, slot: int, layout: Layout) -> Dict[str, torch.Tensor]:
         """A slot's tensors, where they lie."""
-        start, tensors = slot * self.slot_bytes, {}
-        for name, dtype, shape in layout:
-            value = torch.empty(shape, dtype=DTYPES[dtype], device='meta')
-            n_bytes = value.numel() * value.element_size()
-            tensors[name] = torch.from_numpy(self._bytes[start:start + n_bytes]).view(DTYPES[dtype]).reshape(shape)
-            start += _aligned(n_bytes)
-        return tensors
+        return tensors_in(self.used(slot, layout), layout)
+
+    def used(self, slot: int, layout: Layout) -> np.ndarray:
+        """A slot's bytes, uint8 [n], as far as tensors lie there."""
+        start = slot * self.slot_bytes
+        return self._bytes[start:start + sum(_aligned(spec_bytes(spec)) for spec in layout)]
+
+
+def tensors_in(data: np.ndarray, layout: Layout) -> Dict[str, torch.Tensor]:
+    """What lies in a slot's bytes, uint8 [n]; the tensors share their memory."""
+    start, tensors = 0, {}
+    for name, dtype, shape in layout:
+        n_bytes = spec_bytes((name, dtype, shape))
+        tensors[name] = torch.from_numpy(data[start:start + n_bytes]).view(DTYPES[dtype]).reshape(shape)
+        start += _aligned(n_bytes)
+    return tensors
 
 
 class Slots:

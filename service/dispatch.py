@@ -10,14 +10,14 @@ import threading
 import time
 from typing import Any, Callable, Dict, List, Mapping, Sequence
 
-import config
 from config import Settings, UserError
 from service.arena import Arena, Slots
 from service.batches import BatchTimes
 from service.client import MAX_UNANSWERED, Frame, ServedClient
 from service.entries import Choice, ServedNetwork
 from service.fair_queue import FairQueue, Waiting
-from service.tails import Answer, Prediction, Request, TailKey, TailWorker, WorkerDied
+from service.tails import Answer, Prediction, TailKey
+from service.workers import Request, StartWorkers, TailWorker, WorkerDied
 from wire.frames import Message, ProtocolError
 
 MAX_ATTEMPTS = 3  # workers that may die of one frame
@@ -28,8 +28,8 @@ class Dispatcher:
     """The frames of all clients, and the workers that run their tails."""
 
     def __init__(self, settings: Settings, networks: Mapping[str, ServedNetwork], slot_bytes: int, max_clients: int,
-                 workers: int, say: Callable[[str], None]) -> None:
-        """Worker processes are started; `start` waits for them."""
+                 workers: int, say: Callable[[str], None], start_workers: StartWorkers) -> None:
+        """Workers are started; `start` waits for them."""
         self.slot_bytes, self._bound_ms, self._say = slot_bytes, settings.BATCH_LATENCY_MS, say
         self._arena = Arena(slot_bytes, max_clients * MAX_UNANSWERED)
         self._slots = Slots(self._arena.n_slots)
@@ -37,8 +37,7 @@ class Dispatcher:
         self._batches: Dict[TailKey, BatchTimes] = {}
         self._changed = threading.Condition()  # guards these three
         self._closed = False
-        threads = min(settings.threads(settings.SERVER_THREADS), max(1, config.cores() // workers))
-        self.workers = [TailWorker(number, self._arena, settings, networks, threads) for number in range(workers)]
+        self.workers = start_workers(settings, networks, self._arena, workers)
         self._threads = [threading.Thread(target=self._run_worker, args=(worker,), daemon=True, name=f'worker {number}')
                          for number, worker in enumerate(self.workers)]
 
@@ -81,7 +80,7 @@ class Dispatcher:
                     return
                 try:
                     worker.ask(Request(TailKey(name, 0, ''), []))
-                except WorkerDied as error:
+                except WorkerDied as error:  # its own thread replaces it
                     self._say(str(error))
 
     # --- clients ---
@@ -155,6 +154,7 @@ class Dispatcher:
                     return
                 self._say(f'{error}; its {len(frames)} frame(s) are asked again')
                 self._ask_again(batch)
+                worker.replace(self._say)
             else:
                 self._deliver(frames, answer)
             worker.busy.end(time.monotonic())

@@ -12,6 +12,7 @@ from network_utils import Address, Listener, token_from_environment
 from service.entries import Entry, class_names
 from service.server import Service
 from service.shift import References
+from service.workers import StartWorkers, start_processes
 from service.watching import LogFile, Page, Terminal
 from wire.certificates import listening_context
 
@@ -26,14 +27,15 @@ class Watching(NamedTuple):
 
 
 def run(settings: Settings, entries: Mapping[str, Entry], workers: int, listening: cli.Listening, watching: Watching,
-        adapts: bool, references: Optional[References] = None) -> None:
+        adapts: bool, references: Optional[References] = None, start_workers: StartWorkers = start_processes) -> None:
     """Serve these entries (`Service`). Raises `UserError` when it cannot listen."""
     terminal, stopped = Terminal(sys.stderr), threading.Event()
     shown = [terminal, *([LogFile(watching.log_jsonl)] if watching.log_jsonl else [])]
     port = settings.PORT_MAIN if listening.port is None else listening.port
     listener = Listener(Address(listening.bind or settings.SERVER_IP, port), token_from_environment(), 'service',
                         ('camera',), terminal.say, listening.allow_open, tls=listening_context(listening.tls))
-    service = Service(settings, entries, workers, class_names(settings), terminal.say, adapts, references)
+    service = Service(settings, entries, workers, class_names(settings), terminal.say, adapts, references,
+                      start_workers)
     page = None
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:

@@ -29,6 +29,7 @@ from service.entries import Choice, Entry, ServedNetwork
 from service.holding import folded_mb, held
 from service.shift import References, watch
 from service.tails import base_model, model_of
+from service.workers import StartWorkers, start_processes
 from tier.part import STATISTICS, cut_shape, head_units
 from wire.connection import Connection
 from wire.formats import can_be_packed, encoding_at
@@ -48,9 +49,10 @@ class Service:
 
     def __init__(self, settings: Settings, entries: Mapping[str, Entry], workers: int, names: Sequence[str] = (),
                  say: Callable[[str], None] = cli.say, adapts: bool = True,
-                 references: Optional[References] = None) -> None:
+                 references: Optional[References] = None, start_workers: StartWorkers = start_processes) -> None:
         """`names`: of the classes; `adapts`: may clients' configurations change while they are served? `references`:
-        what the entries' domains look like; clients are then switched to that which their frames look like."""
+        what the entries' domains look like; clients are then switched to that which their frames look like.
+        `start_workers`: where tails run."""
         self.settings, self.entries, self.names, self._say = settings, dict(entries), fitting(names), say
         self.clients: List[ServedClient] = []
         self.refused = self.left = 0
@@ -62,7 +64,8 @@ class Service:
         self._threads: List[threading.Thread] = []
         networks = {network.name: network for entry in self.entries.values() for network in entry.networks}
         self._size_mb = {name: folded_mb(network, 'client', settings) for name, network in networks.items()}
-        self.dispatcher = Dispatcher(settings, networks, frame_bytes(self.entries, settings), MAX_CLIENTS, workers, say)
+        self.dispatcher = Dispatcher(settings, networks, frame_bytes(self.entries, settings), MAX_CLIENTS, workers, say,
+                                     start_workers)
 
     # --- life ---
 

@@ -1,33 +1,22 @@
-"""Worker processes that run tails.
+"""Running tails: what a worker does, in whatever process it is (workers, ray_workers).
 
-A worker gets batches through a pipe as slot numbers of the shared memory, and answers with classes and probabilities.
-It holds every network that it was asked for, folded. A worker that dies is replaced, and its batch is asked again: an
-answer exists only once it came through the pipe.
+A worker gets batches of frames and answers with classes and probabilities. It holds every network that it was asked
+for, folded.
 """
 from __future__ import annotations
 
-import contextlib
 import copy
-import multiprocessing
-import signal
-import threading
 import time
-from multiprocessing.connection import Connection
-from typing import Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
+from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 
-import cli
-import config
 from config import Settings
-from engines.processes import GRACE_S, how_it_ended, join_or_kill
 from hyper_repvgg import HyperRepVGG, create_network
 from network.channels import CutChannels
 from pipeline import kinds
 from remote.client import folded_specs
-from service.arena import Arena, Layout
 from service.entries import ServedNetwork
-from service.figures import BusyTime
 from service.holding import folded_mb
 from tier.devices import device_of
 from tier.part import NetworkPart, cut_shape, head_units, part_of
@@ -55,55 +44,34 @@ class Prediction(NamedTuple):
     probability: float
 
 
-class Request(NamedTuple):
-    """A batch, as it goes to a worker."""
-    key: TailKey
-    frames: List[Tuple[int, Layout]]  # slots and what lies in them
-
-
 class Answer(NamedTuple):
-    """A batch, as it comes back: a prediction a frame, or why there is none."""
+    """Of a batch: a prediction a frame, or why there is none."""
     frames: List[Union[Prediction, str]]
     ms: float  # of the worker
-
-
-# --- in the worker -----------------------------------------------------------------------------------------
-
-def work(connection: Connection, arena: Arena, settings: Settings, networks: Mapping[str, ServedNetwork], threads: int,
-         ) -> None:
-    """A worker process: batches come in, answers go out, until None comes or the front is gone."""
-    cli.keep_freed_memory()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the front, which ends its workers
-    torch.set_num_threads(threads)
-    tails = Tails(settings, networks)
-    with contextlib.suppress(EOFError, OSError):  # the front is gone
-        connection.send(None)  # ready
-        for request in iter(connection.recv, None):
-            connection.send(tails.answer(request, arena))
 
 
 class Tails:
     """Networks, folded when they are first asked for."""
 
-    def __init__(self, settings: Settings, networks: Mapping[str, ServedNetwork]) -> None:
-        self._settings, self._networks = settings, networks
+    def __init__(self, settings: Settings, networks: Mapping[str, ServedNetwork], base: HyperRepVGG) -> None:
+        """`base`: `base_model`, wherever it was loaded."""
+        self._settings, self._networks, self._base = settings, networks, base
         self._device = device_of(settings.SERVER_DEVICE)
-        self._base = base_model(settings)
         self._folded: Dict[str, NetworkPart] = {}  # those that were used last at its end
 
-    def answer(self, request: Request, arena: Arena) -> Answer:
+    def answer(self, key: TailKey, frames: Sequence[Mapping[str, torch.Tensor]]) -> Answer:
         """Decode the frames of a batch, run them together, take the best classes. Without frames the network is only
         made ready."""
-        network = self._network(request.key.network)
-        if not request.frames:
+        network = self._network(key.network)
+        if not frames:
             return Answer([], 0.0)
-        sent = self._input(request.key)
+        sent = self._input(key)
         start = time.perf_counter()
         answers: List[Union[Prediction, str]] = []
         inputs: List[torch.Tensor] = []
-        for slot, layout in request.frames:
+        for tensors in frames:
             try:
-                inputs.append(codec.decode(arena.read(slot, layout), sent.encoding, sent.shape))
+                inputs.append(codec.decode(tensors, sent.encoding, sent.shape))
                 answers.append('')
             except ValueError as error:
                 answers.append(str(error))
@@ -141,11 +109,6 @@ class Tails:
                          (1, *(shape if channels is None else channels.shape(shape))), channels)
 
 
-def workers_of(settings: Settings) -> int:
-    """How many workers pay: one a core, or one for a GPU, which runs one batch after the other anyway."""
-    return 1 if device_of(settings.SERVER_DEVICE).type == 'cuda' else config.cores()
-
-
 def base_model(settings: Settings) -> HyperRepVGG:
     """The network with its base weights; random ones are those of SEED."""
     torch.manual_seed(settings.SEED)
@@ -165,65 +128,3 @@ def predictions(logits: torch.Tensor) -> List[Prediction]:
     """The best class of each row of logits [B, classes], and its probability."""
     probability, label = logits.float().softmax(dim=1).max(dim=1)
     return [Prediction(*pair) for pair in zip(label.tolist(), probability.tolist())]
-
-
-# --- in the front ------------------------------------------------------------------------------------------
-
-class WorkerDied(Exception):
-    """A worker process ended while it had a batch; it has been replaced."""
-
-
-class TailWorker:
-    """A worker process as the front sees it; it is replaced when it dies."""
-
-    def __init__(self, number: int, arena: Arena, settings: Settings, networks: Mapping[str, ServedNetwork],
-                 threads: int) -> None:
-        """`threads`: PyTorch's, in this worker. The process is started; `wait_until_ready` waits for it."""
-        self.number, self.restarts, self.busy = number, 0, BusyTime()
-        self._arguments = arena, settings, networks, threads
-        self._ended, self._asking = threading.Event(), threading.Lock()
-        self._start()
-
-    def _start(self) -> None:
-        context = multiprocessing.get_context('spawn')  # nothing inherited: PyTorch's threads do not survive a fork
-        self._pipe, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(theirs, *self._arguments), daemon=True,
-                                       name=f'tail worker {self.number}')
-        self.process.start()
-        theirs.close()
-
-    def wait_until_ready(self) -> None:
-        """Return when it has loaded the network. Raises `WorkerDied`."""
-        try:
-            self._pipe.recv()
-        except (EOFError, OSError):
-            raise WorkerDied(f'worker {self.number} {self._how_it_ended()}') from None
-
-    def ask(self, request: Request) -> Answer:
-        """Run a batch; one thread after the other. Raises `WorkerDied` after starting another process."""
-        with self._asking:
-            try:
-                self._pipe.send(request)
-                return self._pipe.recv()
-            except (EOFError, OSError):
-                how = self._how_it_ended()
-                if not self._ended.is_set():
-                    self.restarts += 1
-                    self._pipe.close()
-                    self._start()
-                    self.wait_until_ready()
-                raise WorkerDied(f'worker {self.number} {how}') from None
-
-    def _how_it_ended(self) -> str:
-        self.process.join(GRACE_S)
-        return how_it_ended(self.process)
-
-    def end(self) -> None:
-        """Ask it to end, from any thread."""
-        self._ended.set()
-        with contextlib.suppress(OSError):
-            self._pipe.send(None)
-
-    def join(self) -> None:
-        """Wait until it has ended; it is killed when that takes too long."""
-        join_or_kill(self.process)

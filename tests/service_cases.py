@@ -30,6 +30,7 @@ from service.entries import Choice, Entry, ServedNetwork
 from search.wire_loss import through_wire
 from service.server import Service
 from service.shift import References
+from service.workers import StartWorkers, start_processes
 
 N = 11
 
@@ -99,13 +100,13 @@ class Running:
 @contextmanager
 def running(folder, entries: Sequence[Entry], workers: int = 1, port: int = 0, token: bytes = b'',
             references: Optional[References] = None, tls: Optional[ssl.SSLContext] = None,
-            **changed) -> Iterator[Running]:
+            start_workers: StartWorkers = start_processes, **changed) -> Iterator[Running]:
     """Serve these entries from this process, under settings with some changed."""
     said: List[str] = []
     listener = Listener(Address('127.0.0.1', port), token, 'service', ('camera',), said.append, tls=tls)
     settings = replace(settings_in(folder), **changed)
     service = Service(settings, {entry.name: entry for entry in entries}, workers, say=said.append,
-                      references=references)
+                      references=references, start_workers=start_workers)
     thread = threading.Thread(target=service.serve, args=(listener,), daemon=True)
     try:
         service.start()

@@ -52,7 +52,7 @@ def test_a_killed_worker_loses_no_frame_and_a_killed_client_frees_its_share(mode
             feed(client, images[:20])
         wait_until(lambda: all(len(client.lines()) >= 5 for client in (first, second)))
         third = CameraProcess(served.port, tmp_path / 'third', '-', 'one', '--fps', '300')
-        os.kill(served.service.dispatcher.workers[0].process.pid, signal.SIGKILL)
+        os.kill(served.service.dispatcher.workers[0].carrier.pid, signal.SIGKILL)
         for client in (first, second):
             feed(client, images[20:40])
         wait_until(lambda: all(len(client.lines()) == 40 for client in (first, second)))
@@ -75,7 +75,7 @@ def test_a_server_that_lives_and_is_slow_is_waited_for(model, tmp_path):
         client = CameraProcess(served.port, tmp_path / 'client', '-', 'one', '--set', 'FALLBACK_AFTER_S=0.5')
         feed(client, images[:20])
         wait_until(lambda: len(client.lines()) == 20)
-        worker = served.service.dispatcher.workers[0].process.pid
+        worker = served.service.dispatcher.workers[0].carrier.pid
         os.kill(worker, signal.SIGSTOP)  # as one that has much to do
         feed(client, images[20:])
         time.sleep(2.0)

@@ -13,10 +13,9 @@ from service_cases import entry_of, random_alpha, settings_in, weights_in
 
 from hyper_repvgg import deploy
 from network.inputs import normalise
-from service.arena import Arena
 from service.entries import Choice, Entry, ServedNetwork
 from service.holding import MIB, folded_mb, held
-from service.tails import Request, TailKey, Tails
+from service.tails import TailKey, Tails, base_model
 from wire import codec
 from wire.formats import AS_COMPUTED
 
@@ -58,13 +57,12 @@ def test_a_worker_keeps_the_networks_that_were_used_last_within_its_memory(tmp_p
     networks = {entry.name: entry.network for entry in entries}
     size_mb = max(folded_mb(one, 'server', SETTINGS) for one in networks.values())
     settings = settings_in(tmp_path)
-    arena, images = Arena(3 * 32 * 32, 1), batch(1, 1)[0]
-    layout = arena.write(0, codec.encode(images, AS_COMPUTED))
+    images = batch(1, 1)[0]
     for limit_mb, kept in ((10 * size_mb, 'bca'), (2.1 * size_mb, 'ca'), (size_mb / 10, 'a')):
-        tails = Tails(replace(settings, HELD_NETWORKS_MB=limit_mb), networks)
+        tails = Tails(replace(settings, HELD_NETWORKS_MB=limit_mb), networks, base_model(settings))
         for name in 'abc':
-            assert tails.answer(Request(TailKey(name, 0, ''), []), arena).frames == []
-        found = tails.answer(Request(TailKey('a', 0, 'float32'), [(0, layout)]), arena).frames[0]
+            assert tails.answer(TailKey(name, 0, ''), []).frames == []
+        found = tails.answer(TailKey('a', 0, 'float32'), [codec.encode(images, AS_COMPUTED)]).frames[0]
         model.set_alpha_array(entries[0].network.alpha)
         with torch.inference_mode():
             logits = deploy(model)(normalise(images, SETTINGS.NORM_MEAN, SETTINGS.NORM_STD))
