@@ -42,7 +42,7 @@ def test_a_killed_actor_loses_no_frame(tmp_path, monkeypatch):
         ray_workers.joined(settings_in(tmp_path), 10_000)
     try:
         with running(tmp_path, [entry], start_workers=ray_workers.start_actors) as served:
-            client = CameraProcess(served.port, tmp_path / 'client', '-', 'one')
+            client = CameraProcess(served.port, tmp_path / 'client', '-', 'one', '--set', 'FALLBACK_AFTER_S=60')
             worker = served.service.dispatcher.workers[0]
             feed(client, images[:20])
             wait_until(lambda: len(client.lines()) >= 5)
