@@ -23,7 +23,7 @@ ROOT = os.path.dirname(os.path.abspath(__file__))  # of the repository
 
 OMEGA_OF = {'throughput': 0.0, 'latency': 1.0}  # what OBJECTIVE means: T_eff with all its weight on one of its terms
 PICKS = ('constraint', 'knee', 'budget')
-TORCH, ONNXRUNTIME = ENGINES = ('torch', 'onnxruntime')
+TORCH, ONNXRUNTIME, INT8 = ENGINES = ('torch', 'onnxruntime', 'onnxruntime-int8')
 BUDGETS = ('BUDGET_T_EFF_MS', 'BUDGET_LATENCY_MS', 'BUDGET_MIN_FPS')
 
 RENAMED: Dict[str, str] = {  # a setting of earlier versions: the one that took its place, or a sentence: what to do now

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import cli
-from config import TORCH, Settings, UserError
+from config import INT8, TORCH, Settings, UserError
 from costs.correction import Correction, HeldOut, fit_correction
 from costs.cost_model import FLOAT32, TIERS, EndCosts, HardwareTable, Link, Roofline
 from costs.device_profiles import load_profile, predict_block_ms, predict_classifier_ms, predict_stem_ms, slowdown_of
@@ -28,7 +28,7 @@ from network.shapes import GraphShape
 from pipeline import documents, fingerprints, kinds, provenance, writing
 from pipeline.documents import Document
 from pipeline.writing import numbers_or_none
-from tier.block_timing import NetworkTiming, PartTiming, ThisMachine, branch_counts, time_network
+from tier.block_timing import NetworkTiming, PartTiming, ThisMachine, branch_counts, pooled, time_network
 from tier.devices import device_of, facts_of
 from wire.formats import WIRE_FORMATS
 
@@ -118,6 +118,7 @@ def measured_power(model: Network, image: torch.Tensor) -> Optional[Power]:
 def costs_of(tier: str, timing: NetworkTiming, info: Dict[str, Any], roofline: Roofline, slowdown: float = 1.0,
              ) -> TierCosts:
     """A tier's costs from its timing."""
+    timing = pooled(timing) if info.get('engine') == INT8 else timing
     info = {**info, 'samples_per_entry': timing.n_samples, 'cells_timed_again': timing.n_timed_again}
     parts = tuple(part._replace(ms=slowdown * part.ms) for part in timing.parts)
     return TierCosts(tier, info, slowdown * timing.block_ms, slowdown * timing.block_iqr_ms,
@@ -310,6 +311,10 @@ def load(path: str, settings: Settings) -> HardwareTable:
     if not provenance.is_named_table(path, settings):
         provenance.require('lut', path, settings)
     table = read(path, settings)
+    for tier, engine in (('client', settings.CLIENT_ENGINE), ('server', settings.SERVER_ENGINE)):
+        found = str(table.tier_info[tier].get('engine', TORCH))
+        if found != engine and INT8 in (found, engine):  # it changes what networks compute
+            raise UserError(f'{path}: its {tier} was timed in {found}, and {tier.upper()}_ENGINE is {engine}')
     link = Link(**fingerprints.link_in_force(vars(table.link), settings))
     head_tier = fingerprints.metadata_of(path).get('config', {}).get('HEAD_TIER', settings.HEAD_TIER)
     if link.measured and head_tier != settings.HEAD_TIER:

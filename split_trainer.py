@@ -11,7 +11,7 @@ optimiser stay here, so a break costs the step under way and nothing else.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -38,16 +38,18 @@ STREAM_FRAMES = 300
 
 
 def predict(model: HyperRepVGG, gamma: Sequence[int], split: int, client: RemoteClient, images: torch.Tensor,
-            settings: Settings, wire: str = 'float32', channels: Optional[CutChannels] = None) -> torch.Tensor:
+            settings: Settings, wire: str = 'float32', channels: Optional[CutChannels] = None,
+            peaks: Optional[Tuple[float, ...]] = None) -> torch.Tensor:
     """Classes [n] of uint8 images [n, 3, S, S], folded under γ [N] and α as they stand, through the split; `channels`:
-    those that are sent (None: all).
+    those that are sent (None: all); `peaks`: see `PartSpec`.
 
     With HEAD_TIER client the images are sent once and then named; an interrupted run repeats one batch.
     """
     n, alpha = len(model.blocks), model.alpha_array()
     on_set = ImageSetOnClient(images) if settings.HEAD_TIER == 'client' else None
     engines = (client_units, settings.CLIENT_ENGINE), (server_units, settings.SERVER_ENGINE)
-    there, here = (folded_specs(alpha, gamma, units(split, n, settings.HEAD_TIER), settings, engine, channels)
+    there, here = (folded_specs(alpha, gamma, units(split, n, settings.HEAD_TIER), settings, engine, channels,
+                                peaks)
                    for units, engine in engines)
     remote = ClientPart(client, model, there, images.shape[-1], on_set)
     local = part_of(model, here, next(model.parameters()).device)
@@ -96,7 +98,7 @@ def measure(session: Session, model: Union[HyperRepVGG, SplitNetwork], configura
     data = data.to(torch.device('cpu'))  # where frames come from
     with thread_count(settings.threads(settings.SERVER_THREADS)), _on_server_device(model, settings):  # as the table
         classes = predict(model, configuration.gamma, configuration.split, session.client, data.images, settings,
-                          configuration.wire, configuration.channels)
+                          configuration.wire, configuration.channels, configuration.peaks)
         with tqdm(desc='stream', total=n_frames, unit=' frames', leave=False, disable=None) as bar:  # with its rate
             def on_frame(i: int, latency_s: float) -> None:
                 bar.set_postfix_str(f'latency {1000 * latency_s:.1f} ms', refresh=False)

@@ -82,7 +82,7 @@ class Bytes:
 
 VALUES = (None, True, -1, 0, 1, 3, 11, 2 ** 62, -2 ** 63, 1.5, 1e308, '', 'a', '../../etc/passwd', '\x1b]0;x\x07',
           'x' * 4096, [], [1], [1, 3, 4, 4], [None] * 50, ['a'] * 50, '0' * 64, 'float32', 'RepVGG-Micro', 'head',
-          'as_computed', 'onnxruntime')
+          'as_computed', 'onnxruntime', 'onnxruntime-int8')
 NAMES = ('id', 'op', 'hashes', 'hash', 'size', 'offset', 'model', 'classes', 'first', 'last', 'dtype', 'mean', 'std',
          'folded', 'place', 'engine', 'gamma', 'step', 'keep', 'input_grad', 'wire', 'wire_back', 'shape', 'images',
          'n_images', 'input_size', 'reply_bytes', 'role', 'total', 'formats', 'round', 'rounds')
@@ -95,7 +95,7 @@ VALID: Dict[str, Dict[str, Any]] = {
     'backward': {'step': 1}, 'put': {'hash': '0' * 64, 'size': 8, 'offset': 0}, 'have': {'hashes': ['0' * 64]},
     'echo': {'reply_bytes': 10}, 'stream': {'role': 'tail', 'first': 0, 'last': 0, 'total': 0, 'wire': 'float32',
                                             'shape': [1, 3, 4, 4]}, 'time_wire': {'formats': ['uint8+zlib']}}
-TENSORS = ('x', 'z', 'scale', 'offset', 'data', 'rows', 'alpha', 'grad')
+TENSORS = ('x', 'z', 'scale', 'offset', 'data', 'rows', 'alpha', 'grad', 'peaks')
 
 
 def random_tensor(rng: random.Random) -> torch.Tensor:

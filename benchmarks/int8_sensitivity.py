@@ -12,7 +12,7 @@ the others float: its error is the distance between the logits, as a share of th
 validation images. Then all are int8 but the k units of the largest error, k = 0, 1, 2, ...: accuracy on validation
 images. The smallest k whose accuracy is within a validation image of the best is chosen. Test images then tell what
 float, int8, and int8 with these k units in float reach, each with its 95 % interval, and how many images the two differ
-in from float.
+in from float. The last line is what the engine onnxruntime-int8 (tier/rounding.py) makes of the same network.
 """
 from __future__ import annotations
 
@@ -36,17 +36,21 @@ import torch
 from matplotlib.figure import Figure
 
 import lut_manager
-from config import Settings
+from config import INT8, Settings
 from costs.cost_model import Configuration
 from domain_dataset import load_domain
 from domains.image_sets import ImageSet, wilson_interval
 from export import as_onnx, int8
-from export.chosen import Point, split_of
+from export.chosen import ChosenSplit, Point, split_of
+from hyper_repvgg import DeployedNetwork
 from network.alpha import unpruned_alpha
+from network.inputs import normalise
 from pipeline import kinds
 from report import style
 from search import result_file
+from search.alpha_training import count_correct
 from service.tails import base_model
+from tier.rounding import grids_of, peaks_of, rounded
 
 
 class Found(NamedTuple):
@@ -84,6 +88,16 @@ class Quantiser:
 def right(graph: bytes, data: ImageSet) -> np.ndarray:
     """Which images are classified correctly."""
     return (int8.run_in_batches(graph, [data.images])[0].argmax(dim=1) == data.labels).numpy()
+
+
+def engine_right(chosen: ChosenSplit, ranges: torch.Tensor, data: ImageSet, settings: Settings) -> int:
+    """How many images the network gets right as CLIENT_ENGINE or SERVER_ENGINE=onnxruntime-int8 runs it."""
+    stem, *blocks, classifier = (unit for _, unit in chosen.head_units)
+    network = DeployedNetwork(stem, blocks, classifier).eval()
+    with torch.no_grad():
+        peaks = peaks_of(network, normalise(ranges, chosen.mean, chosen.std))
+    grids = grids_of(peaks, chosen.mean, chosen.std)
+    return count_correct(rounded(network, (0, len(blocks) + 2), grids), data, settings)
 
 
 def error_of(graph: bytes, images: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -149,6 +163,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         low, high = wilson_interval(correct, len(test))
         print(f'test, {name}: {100 * correct / len(test):.1f} % ({100 * low:.1f} to {100 * high:.1f}), {other} of '
               f'{len(test)} images of another class than in float; {len(graph) / 1e6:.2f} MB', flush=True)
+    by_engine = engine_right(chosen, ranges, test, settings)
+    low, high = wilson_interval(by_engine, len(test))
+    print(f'test, {INT8}: {100 * by_engine / len(test):.1f} % ({100 * low:.1f} to {100 * high:.1f})')
     if args.picture:
         style.save(picture(found), args.picture)
     return 0

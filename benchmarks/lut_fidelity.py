@@ -104,13 +104,13 @@ class Run:
 
     def visit(self, turn: int, what: PartTiming) -> None:
         """A visit of the table, as step 1 does it."""
-        network = block_timing.assign(self.model, what.gamma)
+        network = block_timing.assign(self.model, what.gamma, self.engine)
         row = block_timing.timed_passes(network, self.image, self.threads, engine=self.engine)
         self.samples['visits'].append(Sample(turn, what, row))
 
     def run_part(self, turn: int, what: PartTiming) -> None:
         """Uninterrupted passes of a part."""
-        network = block_timing.assign(self.model, what.gamma)
+        network = block_timing.assign(self.model, what.gamma, self.engine)
         ms = block_timing.part_ms(network, self.image, self.threads, (what.first, what.last), self.engine)
         self.samples['parts'].append(Sample(turn, what, np.array([ms])))
 

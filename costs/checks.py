@@ -4,7 +4,7 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 
-from config import ONNXRUNTIME, ROOT, TORCH, Settings, UserError
+from config import ROOT, TORCH, Settings, UserError
 from network.shapes import architecture, is_graph
 from pipeline import kinds
 from wire.formats import formats_of, share_of
@@ -29,8 +29,8 @@ def check_settings(settings: Settings, weights: bool = True) -> None:
     if settings.DEVICE_PROFILE:
         profile_path(settings.DEVICE_PROFILE)
     for name in ('SERVER_ENGINE', *(['CLIENT_ENGINE'] if settings.DEVICE_PROFILE else [])):
-        if getattr(settings, name) == ONNXRUNTIME and not all(map(find_spec, ('onnx', 'onnxruntime'))):
-            raise UserError(f'{name}={ONNXRUNTIME} needs onnx and onnxruntime here: pip install -r '
+        if getattr(settings, name) != TORCH and not all(map(find_spec, ('onnx', 'onnxruntime'))):
+            raise UserError(f'{name}={getattr(settings, name)} needs onnx and onnxruntime here: pip install -r '
                             'requirements-export.txt')
     path = kinds.weights_file(settings)
     if weights and path and not os.path.isfile(path):

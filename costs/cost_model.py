@@ -165,6 +165,8 @@ class Configuration:
     split: int  # λ
     wire: str = FLOAT32
     channels: Optional[CutChannels] = field(default=None, repr=False)  # that are sent; given where `wire` has a share
+    peaks: Optional[Tuple[float, ...]] = field(default=None, repr=False)  # of feature maps [N + 1], where a tier runs
+    #                                                                      in int8 (tier/rounding.py)
 
 
 @dataclass(frozen=True)

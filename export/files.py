@@ -72,7 +72,8 @@ def manifest_of(result: JointResult, point: Point, chosen: ChosenSplit, file_for
                           'done': 'inside the first file'},
         'class_names': names,
         'expected_accuracy': {'value': point.accuracy, 'ci95': [low, high], 'n_images': point.n_images,
-                              'subset': point.subset, 'of': 'PyTorch'},
+                              'subset': point.subset, 'of': 'PyTorch' if choice.peaks is None else
+                              'tiers in onnxruntime-int8, and these files are in float'},
         'checked': {'n_images': len(checked.images), 'tolerance': TOLERANCE, 'head_difference': checked.head_difference,
                     'tail_difference': checked.tail_difference, 'classes': 'equal'}}
 

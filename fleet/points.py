@@ -12,7 +12,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 import lut_manager
-from config import Settings, UserError
+from config import INT8, Settings, UserError
 from costs.cost_model import Configuration, HardwareTable, Roofline, round_trip_ms, scenario_of, sent_bytes
 from costs.device_profiles import KernelProfile, load_profile
 from lut_manager import TierCosts
@@ -20,6 +20,7 @@ from network.alpha import surviving_branches, unpruned_alpha
 from network.channels import CutChannels
 from pipeline import documents, kinds
 from search import result_file
+from search.int8_loss import uses_int8
 from search.result import JointResult
 from throughput_optimizer import gamma_for_split, times_with_fastest
 from wire.formats import is_lossless, without_compression
@@ -65,7 +66,11 @@ class Points:
 
 
 def points_of(table: HardwareTable, networks: Sequence[Network], settings: Settings) -> Points:
-    """All points that no other beats."""
+    """All points that no other beats. Raises `UserError` where a tier runs in int8: what that loses is known at the
+    split of a result alone."""
+    if uses_int8(settings):
+        raise UserError(f'the engine {INT8}: what it loses is measured at the split that step 3 chose, and a service '
+                        'or a plan changes splits: measure again with CLIENT_ENGINE and SERVER_ENGINE of onnxruntime')
     rows: List[Tuple[int, int, str, float, float, float, bool, float]] = []
     uses_link = round_trip_ms(replace(table, link=replace(table.link, rtt_ms=1.0)), scenario_of(settings, table)) > 0
     for number, network in enumerate(networks):

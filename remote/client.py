@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 import cli
-from config import TORCH, Settings, UserError
+from config import INT8, TORCH, Settings, UserError
 from hyper_repvgg import HyperRepVGG
 from network.channels import CutChannels
 from network_utils import Address, Listener, token_from_environment
@@ -272,6 +272,8 @@ class ClientPart:
         if spec.gamma is not None:
             fields['gamma'] = list(spec.gamma)
             tensors['alpha'] = torch.tensor(spec.alpha, dtype=torch.float64).reshape(-1, 3)
+        if spec.peaks is not None:
+            tensors['peaks'] = torch.tensor(spec.peaks, dtype=torch.float64)
         if spec.channels is not None:
             tensors.update(sent=torch.tensor(spec.channels.sent), fill=torch.tensor(spec.channels.fill))
         self.client.ask(connection, 'part', fields, tensors)
@@ -346,10 +348,12 @@ def wait_for_client(settings: Settings, bind: Optional[str] = None, port: Option
 
 
 def folded_specs(alpha: np.ndarray, gamma: Sequence[int], split_units: Tuple[int, int], settings: Settings,
-                 engine: str = TORCH, channels: Optional[CutChannels] = None) -> PartSpec:
-    """The spec of the units [first, last) under γ and α [N, 3]; `channels`: those that cross the cut (None: all)."""
+                 engine: str = TORCH, channels: Optional[CutChannels] = None,
+                 peaks: Optional[Tuple[float, ...]] = None) -> PartSpec:
+    """The spec of the units [first, last) under γ and α [N, 3]; `channels`: those that cross the cut (None: all);
+    `peaks`: see `PartSpec`."""
     spec = PartSpec(settings.MODEL_NAME, settings.NUM_CLASSES, *split_units, dtype='float32',
                     mean=tuple(settings.NORM_MEAN), std=tuple(settings.NORM_STD))
     rows: List[Tuple[float, ...]] = [tuple(float(v) for v in alpha[k]) for k in spec.blocks]
     return replace(spec, gamma=tuple(int(gamma[k]) for k in spec.blocks), alpha=tuple(rows), engine=engine,
-                   channels=channels)
+                   channels=channels, peaks=peaks if engine == INT8 else None)

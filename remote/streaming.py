@@ -65,7 +65,8 @@ class _Stream:
         self._shape = (1, *(shape if channels is None else channels.shape(shape)))
 
         def spec(units: Tuple[int, int], engine: str) -> PartSpec:
-            return folded_specs(configuration.alpha, configuration.gamma, units, settings, engine, channels)
+            return folded_specs(configuration.alpha, configuration.gamma, units, settings, engine, channels,
+                                configuration.peaks)
 
         on_client = ImageSetOnClient(images) if self.head_tier == 'client' else None
         self.remote = ClientPart(client, model, spec(client_units(split, n, self.head_tier),

@@ -5,9 +5,9 @@ candidates: what may be pruned. pruned_times: times of pruned networks.
 
 How. evaluator: accuracy of pruned networks without recovery. surrogate: what the measured ones teach about the others.
 acquisition: which is worth measuring or recovering next. stopping: when that is no longer worth it. alpha_training,
-recovery: a short training of α after pruning. cut_channels: which channels of a cut are sent. wire_loss: what a wire
-format costs in accuracy. (The loop that uses them is progressive_pruning.py.) importance_pruning: the baseline that
-ignores time.
+recovery: a short training of α after pruning. cut_channels: which channels of a cut are sent. int8_loss, wire_loss:
+what int8 and a wire format cost in accuracy. (The loop that uses them is progressive_pruning.py.) importance_pruning:
+the baseline that ignores time.
 
 From files to files. domain_inputs, domain_search: a domain's search, resumed after a kill (state_file). frontier, pick:
 all configurations that no other beats, and the rule that picks one. noninferiority, confirmation, answers: a paired

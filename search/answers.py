@@ -7,7 +7,7 @@ from typing import Callable, Iterable, List, NamedTuple, Optional, Sequence, Tup
 
 import numpy as np
 
-from config import Settings, UserError
+from config import INT8, Settings, UserError
 from costs.cost_model import FLOAT32, Configuration, HardwareTable, Solution
 from costs.goal import Goal
 from costs.limits import NothingFits
@@ -19,6 +19,7 @@ from search.confirmation import Calibration, Comparison, in_fixed_order
 from search.cut_channels import ChannelChoice
 from search.domain_inputs import images_of
 from search.frontier import TESTS, FrontierPoint, Frontiers
+from search.int8_loss import uses_int8
 from search.wire_loss import WireLoss, classified_right
 from throughput_optimizer_limit import solve_within_limits
 from wire.formats import by_loss, is_lossless, share_of
@@ -44,8 +45,8 @@ def calibration_of(model: HyperRepVGG, reference: np.ndarray, domain: int, setti
 
 def choice_of(model: HyperRepVGG, domain: int, settings: Settings) -> ChannelChoice:
     """What chooses the channels that are sent in a domain; its training images are read where they are needed."""
-    narrow = any(share_of(wire) < 1 for wire in settings.WIRE_FORMATS)
-    return ChannelChoice(model, images_of(settings, domain, 'train') if narrow else None, settings)
+    needed = any(share_of(wire) < 1 for wire in settings.WIRE_FORMATS) or uses_int8(settings)
+    return ChannelChoice(model, images_of(settings, domain, 'train') if needed else None, settings)
 
 
 def picked(frontiers: Frontiers, goal: Goal, calibration: Calibration, val: ImageSet, table: HardwareTable,
@@ -98,7 +99,8 @@ def nothing_passes(calibration: Calibration) -> UserError:
     settings = calibration.settings
     return UserError(f'no configuration is shown to lose at most ε = {settings.EPSILON:g} with confidence '
                      f'{settings.CONFIDENCE:g} on {len(calibration.images)} calibration images, not even the unpruned '
-                     'one within the limits and WIRE_FORMATS; CONFIDENCE=none decides by validation images alone')
+                     'one within the limits and WIRE_FORMATS; CONFIDENCE=none decides by validation images alone' +
+                     f', and engines other than {INT8} lose nothing' * uses_int8(settings))
 
 
 def unpruned(solve: Solve, calibration: Calibration, val: ImageSet, goal: Goal) -> List[Answer]:

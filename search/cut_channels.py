@@ -20,6 +20,7 @@ from hyper_repvgg import HyperRepVGG, deploy
 from network import batchnorm
 from network.channels import CutChannels
 from network.inputs import batches, normalise
+from search.int8_loss import Peaks
 from wire.formats import channels_sent, format_at, share_of
 
 IMAGES = 256  # training images that choose
@@ -35,11 +36,13 @@ class Ranking(NamedTuple):
 
 
 class ChannelChoice:
-    """The channels that networks of one model send at their cuts, chosen by training images of one domain."""
+    """The channels that networks of one model send at their cuts, chosen by training images of one domain, and the
+    peaks of their feature maps, which these images give, too."""
 
     def __init__(self, model: HyperRepVGG, train: Optional[ImageSet], settings: Settings) -> None:
-        """`train` may be missing where no format has a share."""
+        """`train` may be missing where no format has a share and no tier runs in int8."""
         self.model, self.train, self.settings = model, train, settings
+        self.peaks = Peaks(model, train, settings)
         self._ranked: Dict[Tuple[bytes, int, bytes], Ranking] = {}
         self._known: Dict[Tuple[bytes, int, bytes, float], CutChannels] = {}
 

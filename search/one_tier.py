@@ -61,8 +61,9 @@ class SentImages:
 class Network:
     """A network that is to run without a split."""
     alpha: np.ndarray  # [N, 3]
-    correct_on: CorrectOn
+    correct_on: CorrectOn  # all of it on the tier of the tail
     lowest_accuracy: float  # that a JPEG must leave it, validation
+    correct_on_head: Optional[CorrectOn] = None  # all of it on the tier of the head; None: as on the other one
 
 
 def solve_end(table: HardwareTable, surviving: np.ndarray, split: int, image: Optional[ImageFormat],
@@ -83,7 +84,8 @@ def without_split(network: Network, suffix: str, images: SentImages, table: Hard
     def at(split: int, image: Optional[ImageFormat], accuracy: float) -> Baseline:
         return Baseline(accuracy, solve_end(table, surviving, split, image, settings).times, split == 0, image)
 
-    found = {f'all_{tier}{suffix}': at(ends[tier], None, accuracy) for tier in TIERS}
+    on_head = accuracy if network.correct_on_head is None else network.correct_on_head(images.test) / len(images.test)
+    found = {f'all_{tier}{suffix}': at(ends[tier], None, accuracy if tier == tail else on_head) for tier in TIERS}
     found[f'all_{tail}{suffix}_png'] = at(0, images.format(None), accuracy)
     quality = images.jpeg_within(lambda data: network.correct_on(data) / len(data), network.lowest_accuracy)
     if quality is not None:

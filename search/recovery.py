@@ -9,6 +9,7 @@ import numpy as np
 from network import batchnorm
 from search import alpha_training
 from search.acquisition import RecoveryGain
+from search.int8_loss import uses_int8
 from search.problem import PruningProblem
 from search.state import EvaluatedNetwork, SearchState, Work
 from search.wire_loss import WireLoss
@@ -73,7 +74,7 @@ class Recovery:
         """The network with the wire formats that give the lowest J, each with the accuracy that it leaves. Formats
         without loss cost nothing to rate."""
         problem = self.problem
-        if all(is_lossless(wire) for wire in problem.settings.WIRE_FORMATS):
+        if all(is_lossless(wire) for wire in problem.settings.WIRE_FORMATS) and not uses_int8(problem.settings):
             return network
         statistics, work = problem.statistics_for(network.alpha) if network.recalibrated else (None, 0)
         self.work.block_evaluations += work

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Callable, Optional, Tuple
+from typing import Optional, Tuple
 
 import numpy as np
 import torch
@@ -22,9 +22,11 @@ from search.answers import Answer
 from search.domain_inputs import images_of, reference_alpha
 from search.domain_search import SearchOutcome, solve_unpruned
 from search.frontier import frontiers_of
-from search.one_tier import PRUNED_ENDS, Network, SentImages, verdict_on, without_split
+from search.one_tier import PRUNED_ENDS, CorrectOn, Network, SentImages, verdict_on, without_split
 from search.result import AccuracyReport, Baseline, JointResult
 from search.wire_loss import classified_right
+
+Peaks = Optional[Tuple[float, ...]]  # of feature maps, where a tier runs in int8
 
 
 @dataclass(frozen=True)
@@ -54,20 +56,21 @@ def assemble(outcome: SearchOutcome, answer: Answer, mode: str) -> JointResult:
     ones = unpruned_alpha(table.n_branches)
     step2 = solve_unpruned(table, settings)
 
-    def share(alpha: np.ndarray, split: int, wire: str) -> float:
-        chosen = Configuration(alpha, (), split, wire, problem.channel_choice.at(alpha, split, wire))
+    def share(alpha: np.ndarray, split: int = 0, wire: str = FLOAT32, peaks: Peaks = None) -> float:
+        chosen = Configuration(alpha, (), split, wire, problem.channel_choice.at(alpha, split, wire), peaks)
         return correct_with(problem.model, chosen, test, settings) / len(test)
 
-    original = share(ones, 0, FLOAT32)
-    at_step2 = share(problem.unpruned, step2.split, step2.wire)
+    original, peaks = share(ones), problem.channel_choice.peaks.of(problem.unpruned)
+    at_step2 = share(problem.unpruned, step2.split, step2.wire, peaks)
     found = measured(answer, goal, problem.model, test, table, settings)
     alpha, statistics = answer.configuration.alpha, answer.batchnorm
     images = SentImages(problem.val, test, table, settings)
-    unpruned = without_split(network_of(problem.model, problem.unpruned, None, goal, settings), '', images, table,
-                             settings)
-    pruned = without_split(network_of(problem.model, alpha, statistics, goal, settings), '_pruned', images, table,
-                           settings)
-    reference = unpruned['all_client'].accuracy  # on one tier nothing is lost on the way
+    unpruned = without_split(network_of(problem.model, problem.unpruned, None, peaks, goal, settings), '', images,
+                             table, settings)
+    pruned = without_split(network_of(problem.model, alpha, statistics, answer.configuration.peaks, goal, settings),
+                           '_pruned', images, table, settings)
+    # on one tier nothing is lost on the way, but by int8
+    reference = unpruned['all_client'].accuracy if peaks is None else share(problem.unpruned)
     return with_energy(JointResult(
         problem.domain_id, domain_name(problem.domain_id), mode, table.block_names, answer.configuration,
         AccuracyReport(original, reference, found.test_accuracy, len(test), found.ci95, goal.A_ref,
@@ -83,7 +86,8 @@ def as_chosen(result: JointResult, answer: Answer, model: HyperRepVGG, val: Imag
     """A search's result with another answer."""
     goal, alpha = goal_of(result, settings), answer.configuration.alpha
     found = measured(answer, goal, model, test, table, settings)
-    same_alpha = without_split(network_of(model, alpha, answer.batchnorm, goal, settings), '_pruned',
+    same_alpha = without_split(network_of(model, alpha, answer.batchnorm, answer.configuration.peaks, goal,
+                                          settings), '_pruned',
                                SentImages(val, test, table, settings), table, settings)
     others = {name: entry for name, entry in result.baselines.items() if not name.startswith(PRUNED_ENDS)}
     report = replace(result.accuracy, final=found.test_accuracy, ci95=found.ci95, val_final=answer.val_accuracy,
@@ -146,16 +150,18 @@ def correct_with(model: HyperRepVGG, chosen: Configuration, data: ImageSet, sett
     return int(classified_right(model, chosen, data, settings, statistics).sum())
 
 
-def network_of(model: HyperRepVGG, alpha: np.ndarray, statistics: Optional[np.ndarray], goal: Goal, settings: Settings,
-               ) -> Network:
+def network_of(model: HyperRepVGG, alpha: np.ndarray, statistics: Optional[np.ndarray], peaks: Peaks, goal: Goal,
+               settings: Settings) -> Network:
     """A network of this α and these BatchNorm statistics (None: the model's own) that is to run without a split."""
-    return Network(alpha, correct_on(model, alpha, statistics, settings), goal.min_accuracy)
+    at_head = None if peaks is None else correct_on(model, alpha, statistics, settings, peaks, len(alpha))
+    return Network(alpha, correct_on(model, alpha, statistics, settings, peaks), goal.min_accuracy, at_head)
 
 
 def correct_on(model: HyperRepVGG, alpha: np.ndarray, statistics: Optional[np.ndarray], settings: Settings,
-               ) -> Callable[[ImageSet], int]:
-    """`correct_with` for any images, without a split."""
-    return lambda data: correct_with(model, Configuration(alpha, (), 0, FLOAT32), data, settings, statistics)
+               peaks: Peaks = None, split: int = 0) -> CorrectOn:
+    """`correct_with` for any images, without a split: at 0 or N."""
+    chosen = Configuration(alpha, (), split, FLOAT32, peaks=peaks)
+    return lambda data: correct_with(model, chosen, data, settings, statistics)
 
 
 def summary(result: JointResult, settings: Settings) -> str:

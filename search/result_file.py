@@ -35,7 +35,7 @@ def save(kind: str, result: JointResult, settings: Settings, inputs: str, search
         'domain_id': result.domain_id, 'domain_name': result.domain_name, 'mode': result.mode,
         'alpha': alpha_by_block(choice.alpha, result.block_names), 'pruned': result.pruned,
         'gamma': dict(zip(result.block_names, choice.gamma)), 'lambda': choice.split, 'wire': choice.wire,
-        'channels': channels_to_json(choice.channels),
+        'channels': channels_to_json(choice.channels), 'peaks': peaks_to_json(choice.peaks),
         'pick': None if result.pick is None else vars(result.pick),
         'accuracy': {**vars(accuracy), 'ci95': list(accuracy.ci95)},
         'epsilon': result.epsilon, 'xi_A': result.xi_A, 'J': result.J, **result.times.as_dict(),
@@ -174,7 +174,7 @@ def point_to_json(point: FrontierPoint, names: Tuple[str, ...]) -> Dict[str, Any
     return {'accuracy': point.accuracy, 'n_pruned': point.n_pruned, 'recovered': point.recovered,
             'recalibrated': point.recalibrated,
             'lambda': choice.split, 'wire': choice.wire, 'channels': channels_to_json(choice.channels),
-            **point.times.as_dict(),
+            'peaks': peaks_to_json(choice.peaks), **point.times.as_dict(),
             'gamma': dict(zip(names, choice.gamma)), 'alpha': alpha_by_block(choice.alpha, names)}
 
 
@@ -250,7 +250,20 @@ def configuration_from_json(document: Document, table: HardwareTable, at: Tuple[
         raise document.refuse(f'{label}lambda is {split}, not between 0 and {table.n_blocks}')
     if wire not in table.block_bytes:
         raise document.refuse(f'{label}unknown wire format {wire!r}')
-    return Configuration(alpha, tuple(gamma), split, wire, channels_from_json(document, split, wire, table, at))
+    return Configuration(alpha, tuple(gamma), split, wire, channels_from_json(document, split, wire, table, at),
+                         peaks_from_json(document, table, at))
+
+
+def peaks_to_json(peaks: Optional[Tuple[float, ...]]) -> Optional[List[float]]:
+    """The peaks of feature maps; None where no tier runs in int8."""
+    return None if peaks is None else list(peaks)
+
+
+def peaks_from_json(document: Document, table: HardwareTable, at: Tuple[str, ...]) -> Optional[Tuple[float, ...]]:
+    """The inverse."""
+    if document.find((*at, 'peaks')) is None:
+        return None
+    return tuple(map(float, document.numbers((*at, 'peaks'), table.n_blocks + 1, lowest=0)))
 
 
 def channels_to_json(channels: Optional[CutChannels]) -> Optional[Dict[str, Any]]:

@@ -21,9 +21,9 @@ from typing import Callable, Iterable, Iterator, List, NamedTuple, Optional, Pro
 import numpy as np
 import torch
 
-from config import ONNXRUNTIME, TORCH
+from config import INT8, TORCH
 from hyper_repvgg import DeployedNetwork, Network, deploy
-from network.gammas import GAMMAS, N_GAMMA, runnable_ids
+from network.gammas import FUSED, GAMMAS, N_GAMMA, runnable_ids
 from network.shapes import BRANCHES
 from tier import onnx_timing
 
@@ -114,14 +114,15 @@ class MarkedNetwork:
         return np.array([[a.elapsed_time(b) for a, b in zip(marks, marks[1:])] for marks in self.passes])
 
 
-def assign(model: Network, gamma: Sequence[int]) -> DeployedNetwork:
-    """The network in which block k keeps exactly the branches that γ_k runs (α = 1), and runs them so."""
+def assign(model: Network, gamma: Sequence[int], engine: str = TORCH) -> DeployedNetwork:
+    """The network in which block k keeps exactly the branches that γ_k runs (α = 1), and runs them so; in int8 fused,
+    whatever γ_k says."""
     alpha = np.zeros((len(model.blocks), len(BRANCHES)))
     for row, g, block in zip(alpha, gamma, model.blocks):
         row[list(GAMMAS[g].branches)] = 1
         row[block.n_branches:] = np.nan
     model.set_alpha_array(alpha)
-    return deploy(model, gamma)
+    return deploy(model, None if engine == INT8 else gamma)
 
 
 def run_part(network: DeployedNetwork, part: Tuple[int, int], x: torch.Tensor) -> torch.Tensor:
@@ -238,13 +239,14 @@ class ThisMachine:
         with torch.inference_mode(), thread_count(self.threads):
             for done, gamma in enumerate(gammas):
                 progress(done)
-                times.append(timed_passes(assign(self.model, gamma), self.image, self.threads, engine=self.engine))
+                network = assign(self.model, gamma, self.engine)
+                times.append(timed_passes(network, self.image, self.threads, engine=self.engine))
         return np.stack(times)
 
     def parts(self, parts: Sequence[PartTiming]) -> np.ndarray:
         """See `Machine`."""
         with torch.inference_mode(), thread_count(self.threads):
-            return np.stack([timed_passes(assign(self.model, part.gamma), self.image, self.threads,
+            return np.stack([timed_passes(assign(self.model, part.gamma, self.engine), self.image, self.threads,
                                           (part.first, part.last), self.engine)[:, 0] for part in parts])
 
 
@@ -287,6 +289,17 @@ def time_network(machine: Machine, n_branches: Sequence[int], same_work: np.ndar
         part._replace(ms=float(np.median(row))) for part, row in zip(parts, part_ms)))
 
 
+def pooled(timing: NetworkTiming) -> NetworkTiming:
+    """For int8, where every γ of the same branches runs the same: all get the median of their times, so that the
+    smallest of several timings is not mistaken for a faster γ. The fused one comes first, by a hair."""
+    block_ms = np.array(timing.block_ms)
+    for branches, fused in FUSED.items():
+        same = [g for g in range(N_GAMMA) if GAMMAS[g].branches == branches]
+        block_ms[:, same] = np.median(timing.block_ms[:, same], axis=1, keepdims=True)
+        block_ms[:, [g for g in same if g != fused]] *= 1 + 1e-9
+    return replace(timing, block_ms=block_ms)
+
+
 def disturbed_cells(timing: NetworkTiming, same_work: np.ndarray) -> List[Tuple[int, int]]:
     """Cells (block, γ) that something else has slowed down: more than OUTLIER times the median of the other cells that
     do the same work, or, of the cell's own timings, an interquartile range above SPREAD times their median.
@@ -320,8 +333,8 @@ def timed_passes(network: DeployedNetwork, image: torch.Tensor, threads: int, pa
                  engine: str = TORCH) -> np.ndarray:
     """PASSES rows [N + 2] of stem, block and classifier times, ms; of a part that runs without a stop [1]."""
     x = image if part is None else network.run(image, 0, part[0])
-    if engine == ONNXRUNTIME:
-        return onnx_timing.timed_passes(network, x, threads, part, PASSES, WARM_UP_MS)
+    if engine != TORCH:
+        return onnx_timing.timed_passes(network, x, threads, part, PASSES, WARM_UP_MS, engine)
     whole = part or (0, len(network.blocks))
     start = time.perf_counter()
     while 1000 * (time.perf_counter() - start) < WARM_UP_MS:

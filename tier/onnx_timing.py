@@ -1,4 +1,4 @@
-"""Times of blocks and parts in the engine `onnxruntime`.
+"""Times of blocks and parts in the engines `onnxruntime` and `onnxruntime-int8`.
 
 onnxruntime runs a whole graph at once, and merges operators across what PyTorch runs one by one; blocks in graphs of
 their own would pay for the borders. So the whole network runs with the engine's profiler on: the times of its
@@ -20,23 +20,29 @@ import numpy as np
 import torch
 import torch.nn as nn
 
+from config import INT8
 from hyper_repvgg import DeployedNetwork
 from tier.onnx_graph import part_graph
+from tier.onnx_int8 import int8_part_graph
 from tier.onnx_session import Session
+from tier.rounding import Grid
 
 OPERATOR = re.compile(r'(?:^|\s)unit(\d+)/.*_kernel_time')  # in the name of an event of the profile
 US_A_MS = 1000
 RUNS = 8  # that a pass stands for, at most: the profile holds whole µs, and a block may take 5
 LEAST_MS = 1e-4  # of a unit: no time is 0
+ANY_GRID = Grid(1 / 32)  # times do not depend on values
 EMPTY = 'Flatten'  # an operator that computes nothing
 
 
 def timed_passes(network: DeployedNetwork, x: torch.Tensor, threads: int, part: Optional[Tuple[int, int]], passes: int,
-                 warm_up_ms: float) -> np.ndarray:
+                 warm_up_ms: float, engine: str) -> np.ndarray:
     """`passes` rows [N + 2] of stem, block and classifier times, ms; of a part that runs without a stop [1]. `x`: what
-    goes into the first unit."""
+    goes into the first unit. In int8 every block of the network is fused."""
     n = len(network.blocks)
-    graph = part_graph(units_of(network, *(part or (0, n))), x.dtype, x.shape[1:], None)
+    units = units_of(network, *(part or (0, n)))
+    graph = (int8_part_graph(units, x.dtype, x.shape[1:], None, [ANY_GRID] * (len(units) + 1)) if engine == INT8 else
+             part_graph(units, x.dtype, x.shape[1:], None))
     with tempfile.TemporaryDirectory() as folder:
         session = Session(graph, threads, '' if part else os.path.join(folder, 'profile'))
         start, warm = time.perf_counter(), 0

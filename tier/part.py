@@ -13,17 +13,20 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from config import ONNXRUNTIME, TORCH, UserError
+from config import INT8, TORCH, UserError
 from gamma_configurator import build_plan
 from hyper_repvgg import HyperRepVGGBlock, Network, fused_stem, run_unit
 from network.channels import CutChannels
+from network.gammas import fused_gamma
 from network.graph_network import new_unit
 from network.inputs import normalise
 from network.outline import ANY_SIZE, n_blocks_of, outline_of
 from network.shapes import architecture, block_shapes, is_graph
 from repvgg import RepVGGBlock
 from tier.onnx_graph import onnx_package, part_graph
+from tier.onnx_int8 import int8_part_graph
 from tier.onnx_session import Session, onnxruntime_package
+from tier.rounding import grids_of
 
 STATISTICS = 'statistics'  # the tensor of a service's frame that holds `channel_statistics` of its stem, [2, C]
 DTYPES = {'float32': torch.float32, 'float64': torch.float64}
@@ -129,6 +132,7 @@ class PartSpec:
     alpha: Optional[Tuple[Tuple[float, ...], ...]] = None
     engine: str = TORCH  # of ENGINES; a part for training runs in PyTorch
     channels: Optional[CutChannels] = None  # that cross the cut, behind a head or before a tail; None: all
+    peaks: Optional[Tuple[float, ...]] = None  # of all N + 1 maps of the network (tier/rounding.py); the int8 engine's
 
     @property
     def unit_names(self) -> List[str]:
@@ -159,6 +163,9 @@ class NetworkPart:
         self._plans = None if spec.gamma is None else self._folded()
         self._sessions: Dict[Tuple[object, ...], Session] = {}  # of onnxruntime, by units and input; made on first use
         check_engine(spec.engine, device, spec.dtype)
+        if spec.engine == INT8 and spec.gamma is not None and len(spec.peaks or ()) != spec.n_blocks + 1:
+            raise UserError(f'the engine {INT8} needs the peaks of the feature maps of this network: it runs what step '
+                            '3 found with this engine')
 
     def _folded(self) -> List[nn.Module]:
         plans: List[nn.Module] = []
@@ -169,6 +176,8 @@ class NetworkPart:
             elif index <= self.spec.n_blocks:
                 gamma, alpha = next(rows)
                 scales = torch.tensor(alpha[:unit.n_branches], dtype=torch.float64).to(unit.alpha)
+                if self.spec.engine == INT8:
+                    gamma = fused_gamma(tuple(value != 0 for value in alpha[:unit.n_branches]))
                 plans.append(build_plan(unit, scales, gamma))
             else:
                 plans.append(unit)
@@ -211,21 +220,22 @@ class NetworkPart:
 
     def _run(self, x: torch.Tensor, first: int, last: int) -> torch.Tensor:
         units = (self.units if self._plans is None else self._plans)[first - self.spec.first:last - self.spec.first]
-        if self.spec.engine == ONNXRUNTIME and self._plans is not None:
+        if self.spec.engine != TORCH and self._plans is not None:
             return self._session(first, last, x)(x)
         x = self.prepare(x, first)
         for unit in units:
             x = run_unit(unit, x)
         return x
 
-
     def _session(self, first: int, last: int, x: torch.Tensor) -> Session:
         """What runs the units [first, last) on inputs like this one in onnxruntime: all of them in one graph."""
         key = first, last, x.dtype, tuple(x.shape[1:])
         if key not in self._sessions:
             units = self.folded_units()[first - self.spec.first:last - self.spec.first]
-            normalised = None if x.dtype != torch.uint8 else (self.spec.mean, self.spec.std)
-            self._sessions[key] = Session(part_graph(units, x.dtype, x.shape[1:], normalised))
+            spec = self.spec
+            how = x.dtype, x.shape[1:], None if x.dtype != torch.uint8 else (spec.mean, spec.std)
+            self._sessions[key] = Session(part_graph(units, *how) if spec.engine != INT8 else int8_part_graph(
+                units, *how, grids_of(spec.peaks or (), spec.mean, spec.std)[first:]))
         return self._sessions[key]
 
 
@@ -235,8 +245,8 @@ def check_engine(engine: str, device: torch.device, dtype: str = 'float32') -> N
     if engine == TORCH:
         return
     if device.type != 'cpu' or dtype != 'float32':
-        raise UserError(f'the engine onnxruntime computes float32 on the CPU here, not {dtype} on {device}: set the '
-                        "tier's device to cpu, or its engine to torch")
+        raise UserError(f"the engine {engine} takes and gives float32 on the CPU here, not {dtype} on {device}: set "
+                        "the tier's device to cpu, or its engine to torch")
     onnx_package(), onnxruntime_package()
 
 

@@ -134,6 +134,8 @@ class Tasks:
             if tuple(alpha.shape) != (len(spec.blocks), 3):
                 raise message.wrong('alpha')
             spec = replace(spec, gamma=gamma, alpha=tuple(map(tuple, alpha.tolist())))
+            if 'peaks' in message.tensors:
+                spec = replace(spec, peaks=peaks_in(message, spec.n_blocks + 1))
         if 'sent' in message.tensors:
             channels = CutChannels(tuple(message.tensor('sent', torch.int64, 1).tolist()),
                                    tuple(message.tensor('fill', torch.float32, 1).tolist()))
@@ -313,6 +315,14 @@ class Tasks:
 def engine_of(message: Message) -> str:
     """What is to run a part or a network."""
     return message.text('engine', ENGINES) if 'engine' in message.fields else TORCH
+
+
+def peaks_in(message: Message, count: int) -> Tuple[float, ...]:
+    """The largest values of so many feature maps."""
+    peaks = message.tensor('peaks', torch.float64, rank=1)
+    if len(peaks) != count or not (torch.isfinite(peaks) & (peaks >= 0)).all():
+        raise message.wrong('peaks')
+    return tuple(peaks.tolist())
 
 
 _WIRES = (wire_formats.AS_COMPUTED, *wire_formats.WIRE_FORMATS)

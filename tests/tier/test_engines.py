@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from client_process import SETTINGS, N, random_model, settings_of, stream_case
 from hypothesis import given
 from hypothesis import strategies as st
+from made_results import make_table
 from table_files import measured_client, run_step1
 
 import config
@@ -53,9 +55,10 @@ def test_a_profile_is_added_up_by_unit_without_what_the_profiler_takes(tmp_path_
     np.testing.assert_allclose(onnx_timing.by_unit_ms(str(path), 4), np.maximum(wanted, onnx_timing.LEAST_MS))
 
 
-def test_every_cell_that_a_block_can_run_gets_a_time_and_parts_too():
+@pytest.mark.parametrize('engine', ['onnxruntime', 'onnxruntime-int8'])
+def test_every_cell_that_a_block_can_run_gets_a_time_and_parts_too(engine):
     model = random_model(0)
-    machine = ThisMachine(model, torch.rand(1, 3, 32, 32), 1, 'onnxruntime')
+    machine = ThisMachine(model, torch.rand(1, 3, 32, 32), 1, engine)
     timing = time_network(machine, branch_counts(model), lut_manager.same_work(SETTINGS), 1)
     has_identity = np.array([count == 3 for count in branch_counts(model)])
     assert (np.isfinite(timing.block_ms) == runnable_gammas(has_identity)).all() and np.nanmin(timing.block_ms) > 0
@@ -65,7 +68,7 @@ def test_every_cell_that_a_block_can_run_gets_a_time_and_parts_too():
 def test_a_process_that_is_held_up_before_its_warm_up_is_timed_all_the_same():
     network = block_timing.assign(random_model(1), [0] * N)
     with torch.inference_mode():
-        found = onnx_timing.timed_passes(network, torch.rand(1, 3, 32, 32), 1, None, 3, warm_up_ms=-1)
+        found = onnx_timing.timed_passes(network, torch.rand(1, 3, 32, 32), 1, None, 3, -1, 'onnxruntime')
     assert found.shape == (3, N + 2) and (found > 0).all()
 
 
@@ -81,6 +84,25 @@ def test_a_table_says_which_engine_it_is_of_and_another_one_is_refused(tmp_path,
     assert costs.info['engine'] == 'onnxruntime' and seen == ['onnxruntime']
     with pytest.raises(UserError, match='DEVICE_PROFILE=jetson-tx2 describes a device that runs PyTorch'):
         lut_manager.simulate_client(dataclasses.replace(settings, DEVICE_PROFILE='jetson-tx2'), Roofline(1.0, 1.0))
+
+
+@pytest.mark.parametrize('tier', ['client', 'server'])
+def test_a_table_in_int8_is_for_int8_alone_even_where_it_is_named(tmp_path, tier):
+    """Accuracy would be that of float otherwise."""
+    settings = config.load((f'RESULTS_DIR={tmp_path}',), {})
+    table = make_table(settings)
+    table.tier_info[tier]['engine'] = 'onnxruntime-int8'
+    named = os.path.join(tmp_path, 'named.json')
+    os.rename(lut_manager.save(table, settings), named)
+    fits = dataclasses.replace(settings, **{f'{tier.upper()}_ENGINE': 'onnxruntime-int8'})
+    assert lut_manager.load(named, fits).tier_info[tier]['engine'] == 'onnxruntime-int8'
+    for other in (settings, dataclasses.replace(settings, **EVERYWHERE)):
+        with pytest.raises(UserError, match=f'its {tier} was timed in onnxruntime-int8, and {tier.upper()}_ENGINE is'):
+            lut_manager.load(named, other)
+    with pytest.raises(UserError, match='was timed in torch, and CLIENT_ENGINE is onnxruntime-int8'):
+        table.tier_info['client'].pop('engine', None)
+        os.rename(lut_manager.save(table, settings), named)
+        lut_manager.load(named, dataclasses.replace(fits, CLIENT_ENGINE='onnxruntime-int8'))
 
 
 def test_a_measured_client_of_another_engine_is_refused(made, tmp_path):

@@ -170,6 +170,28 @@ def test_a_part_sends_the_channels_that_it_is_told_to_and_refuses_others(ends):
         assert tasks.current_part()(z).shape == (2, model.num_classes)
 
 
+@pytest.mark.parametrize('damage', [lambda peaks: peaks[1:], lambda peaks: -peaks, lambda peaks: peaks / 0,
+                                    lambda peaks: peaks.float(), lambda peaks: None])
+def test_a_part_in_int8_needs_a_peak_of_every_map(ends, damage):
+    pytest.importorskip('onnxruntime')
+    model, tasks = random_model(2), ends[0].tasks
+    tasks.store.max_bytes = 1 << 30
+    hashes = [tasks.store.add(pack_unit(unit)) for unit in units_of(model)[:4]]
+    alpha = model.alpha_array()[:3]
+
+    def part(peaks):
+        return asked(ends, 'part', {
+            'model': model.model_name, 'classes': model.num_classes, 'input_size': 32, 'first': 0, 'last': 4,
+            'dtype': 'float32', 'mean': [0.5] * 3, 'std': [0.5] * 3, 'hashes': hashes, 'folded': True, 'place': 0,
+            'gamma': [fused_gamma(tuple(row)) for row in surviving_branches(alpha)], 'engine': 'onnxruntime-int8'},
+            {'alpha': torch.from_numpy(alpha), **({} if peaks is None else {'peaks': peaks})}).kind
+
+    peaks = torch.ones(len(model.blocks) + 1, dtype=torch.float64)
+    assert part(damage(peaks)) == Kind.ERROR and part(peaks) == Kind.REPLY
+    with torch.no_grad():
+        assert tasks.current_part()(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape[0] == 1
+
+
 def channels_into(model, unit: int) -> int:
     """Channels of what flows into this unit."""
     return cut_shape(model.model_name, model.num_classes, 32, unit)[0]
