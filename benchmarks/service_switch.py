@@ -185,14 +185,14 @@ def report(name: str, lines: List[Line], change_s: float, end_s: float, settings
     at_s = later[0].time_s
     last_s = max(line.time_s for line in lines if line.time_s <= at_s and line.split == before.split)
     pause_s = max(gaps(lines, last_s, at_s + 1))
-    usual_s = max(gaps(lines, last_s - 1, last_s))
-    period_s = max(map(statistics.median, (gaps(lines, change_s + 0.5, last_s), gaps(lines, at_s, at_s + 1))))
+    usual = gaps(lines, last_s - 1, last_s)
+    period_s = max(map(statistics.median, (usual, gaps(lines, at_s, at_s + 1))))
     fps = rate_of(lines, at_s + 1, end_s)
     print(f'{name}: λ {before.split} -> {later[0].split} after {at_s - change_s:.2f} s, longest pause '
           f'{1000 * pause_s:.0f} ms (median time between answers {1000 * period_s:.0f} ms, longest in the second '
-          f'before {1000 * usual_s:.0f} ms), then {fps:.1f} frames a second')
+          f'before {1000 * max(usual):.0f} ms), then {fps:.1f} frames a second')
     in_time = at_s - change_s <= settings.SWITCH_AFTER_S + 1
-    return later[-1].split, in_time and pause_s <= max(period_s, usual_s), fps
+    return later[-1].split, in_time and pause_s <= max(period_s, *usual), fps
 
 
 def main() -> None:

@@ -95,20 +95,22 @@ def cost_ms(option: Option, now: Conditions, fps: float, omega: float) -> float:
 def switch(state: Switching, clock_s: float, current: int, costs_ms: Mapping[int, float], settings: Settings,
            ) -> Tuple[Switching, Optional[int]]:
     """What to run from the next frame on (None: the same). `costs_ms`: of every option that may be run now, by its
-    number. An option must be better by more than SWITCH_GAIN for SWITCH_AFTER_S, and SWITCH_PAUSE_S must have passed
-    since the last switch, so a link that oscillates around a threshold causes at most one switch in that time. Where
-    the current one is not among `costs_ms`, as after the loss of a server, the best is taken at once."""
+    number. One and the same option must be better by more than SWITCH_GAIN for SWITCH_AFTER_S, and SWITCH_PAUSE_S must
+    have passed since the last switch, so a link that oscillates around a threshold causes at most one switch in that
+    time. What is then best is taken. Where the current one is not among `costs_ms`, as after the loss of a server, the
+    best is taken at once."""
     if not costs_ms:
         return replace(state, candidate=None), None
     best = min(costs_ms, key=lambda number: (costs_ms[number], number))
     if current not in costs_ms:
         return Switching(last_s=clock_s), best
-    if not costs_ms[best] < costs_ms[current] * (1 - settings.SWITCH_GAIN):
+    limit_ms = costs_ms[current] * (1 - settings.SWITCH_GAIN)
+    if not costs_ms[best] < limit_ms:
         return replace(state, candidate=None), None
-    if state.candidate is None:
+    if state.candidate is None or not costs_ms.get(state.candidate, math.inf) < limit_ms:
         state = replace(state, candidate=best, since_s=clock_s)
     if clock_s - state.since_s < settings.SWITCH_AFTER_S or clock_s - state.last_s < settings.SWITCH_PAUSE_S:
-        return replace(state, candidate=best), None
+        return state, None
     return Switching(last_s=clock_s), best
 
 

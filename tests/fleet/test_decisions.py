@@ -106,6 +106,24 @@ def test_a_switch_always_wins_more_than_the_gain(costs):
             assert min(now.values()) >= now[current] * (1 - settings.SWITCH_GAIN)
 
 
+COST_MS = st.sampled_from([5.0, 10.0, 20.0])
+
+
+@given(st.lists(st.tuples(st.fixed_dictionaries({0: COST_MS, 1: COST_MS, 2: COST_MS}), st.integers(1, 10)), min_size=1,
+                max_size=20))
+def test_before_a_switch_one_and_the_same_option_was_better_all_the_time(lengths):
+    step_s = SETTINGS.SWITCH_AFTER_S / 4
+    costs = [now for now, length in lengths for _ in range(length)]
+    state, current, last = Switching(), 0, 0
+    for number, now in enumerate(costs):
+        state, chosen = decisions.switch(state, number * step_s, current, now, SETTINGS)
+        if chosen is not None:
+            since = costs[number - 4:number + 1]
+            assert number - 4 >= last and any(all(
+                one[option] < one[current] * (1 - SETTINGS.SWITCH_GAIN) for one in since) for option in now)
+            current, last = chosen, number
+
+
 def test_an_option_that_is_gone_is_left_at_once():
     assert decisions.switch(Switching(), 5.0, 7, {2: 4.0, 3: 3.0}, SETTINGS)[1] == 3
     assert decisions.switch(Switching(), 5.0, 7, {}, SETTINGS)[1] is None
