@@ -11,6 +11,7 @@ replaced by the front like any worker, on whatever node has room.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
 from typing import Any, Callable, List, Mapping, Optional, Sequence, Tuple
 
@@ -26,6 +27,7 @@ from service.arena import Arena, Layout, tensors_in
 from service.entries import ServedNetwork
 from service.tails import Answer, TailKey, Tails, base_model
 from service.workers import Request, TailWorker, WorkerDied
+from tier.devices import device_of
 
 REASON_CHARACTERS = 200  # of what Ray says, which is long
 
@@ -41,9 +43,14 @@ def joined(settings: Settings, workers: Optional[int]) -> int:
     return workers or room
 
 
+def computes_on(settings: Settings) -> str:
+    """'cpu' or 'cuda': the GPU that Ray gives a worker, whatever its number. 'auto' is what it is on this machine."""
+    return 'cuda' if settings.SERVER_DEVICE.startswith('cuda') else device_of(settings.SERVER_DEVICE).type
+
+
 def needs_of(settings: Settings) -> Mapping[str, int]:
     """What a worker reserves of its node: a CPU for each of its threads, and a GPU where it computes on one."""
-    return {'CPU': max(1, settings.SERVER_THREADS), **({'GPU': 1} if settings.SERVER_DEVICE.startswith('cuda') else {})}
+    return {'CPU': max(1, settings.SERVER_THREADS), **({'GPU': 1} if computes_on(settings) == 'cuda' else {})}
 
 
 def room_on(resources: Mapping[str, float], settings: Settings) -> int:
@@ -54,11 +61,11 @@ def room_on(resources: Mapping[str, float], settings: Settings) -> int:
 def start_actors(settings: Settings, networks: Mapping[str, ServedNetwork], arena: Arena, workers: int,
                  ) -> List[TailWorker]:
     """Workers on the cluster, on as many nodes as there are."""
-    needs = needs_of(settings)
+    needs, settings_there = needs_of(settings), replace(settings, SERVER_DEVICE=computes_on(settings))
     remote = ray.remote(num_cpus=needs['CPU'], num_gpus=needs.get('GPU', 0), max_restarts=0, max_task_retries=0,
                         scheduling_strategy='SPREAD')(TailActor)
     given = ray.put(base_model(settings)), ray.put(networks)
-    start = partial(ActorCarrier, arena, lambda: remote.remote(settings, *given, needs['CPU']))
+    start = partial(ActorCarrier, arena, lambda: remote.remote(settings_there, *given, needs['CPU']))
     return [TailWorker(number, start) for number in range(workers)]
 
 

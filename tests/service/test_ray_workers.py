@@ -5,6 +5,7 @@ import importlib
 import os
 import signal
 import sys
+from dataclasses import replace
 
 import pytest
 from client_process import batch
@@ -35,6 +36,9 @@ def test_a_killed_actor_loses_no_frame(tmp_path, monkeypatch):
     ray = pytest.importorskip('ray', reason='Ray is optional and not installed: pip install ray')
     monkeypatch.delenv('RAY_ADDRESS', raising=False)
     ray_workers = importlib.import_module('service.ray_workers')
+    on_a_gpu = replace(settings_in(tmp_path), SERVER_DEVICE='cuda:1', SERVER_THREADS=2)
+    assert [ray_workers.room_on(node, on_a_gpu) for node in ({'CPU': 16.0, 'GPU': 3.0}, {'CPU': 5.0, 'GPU': 3.0},
+                                                             {'CPU': 16.0})] == [3, 2, 0]
     network = weights_in(tmp_path, 4)
     entry = entry_of('one', random_alpha(network, 1), 4, 'uint8+zlib')
     images = batch(1, 40)[0]
