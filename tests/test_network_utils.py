@@ -288,6 +288,20 @@ def test_silence_is_noticed_in_the_stated_time(monkeypatch):
         a.send(Kind.FRAME, {}, {'x': torch.zeros(8 << 20)})
 
 
+def test_silence_within_a_message_is_noticed_as_soon(monkeypatch):
+    """Also when the last byte came right after the receiver had begun to wait for all of them."""
+    monkeypatch.setattr(connection, 'SILENCE_S', 1.0)
+    a, b = socket.socketpair()
+    receiver = Connection(b, 'peer')
+    receiver.max_payload_bytes = 1 << 20
+    a.sendall(raw_frame(Kind.FRAME, {'i': 0}, {'x': torch.zeros(20_000)})[:40_000])
+    start = time.monotonic()
+    with pytest.raises(ConnectionLost, match='silent for 1 s'):
+        receiver.receive()
+    assert 1.0 <= time.monotonic() - start < 1.9
+    a.close()
+
+
 def test_heartbeats_keep_a_busy_peer_alive(monkeypatch):
     monkeypatch.setattr(connection, 'SILENCE_S', 0.6)
     monkeypatch.setattr(connection, 'HEARTBEAT_S', 0.2)

@@ -326,7 +326,7 @@ class Connection:
         end = time.monotonic() + DRAIN_S
         try:
             self._sock.shutdown(socket.SHUT_WR)
-            self._transport.limit_waits(DRAIN_S)
+            self._transport.limit_waits(DRAIN_S, 1)
             while time.monotonic() < end and self._sock.recv(DRAIN_BYTES):
                 pass
         except OSError:

@@ -76,6 +76,9 @@ class Kind(enum.IntEnum):
     SWITCH = 13
 
 
+KINDS = {int(kind): kind for kind in Kind}  # a look-up takes less than the class's own
+
+
 @dataclass(frozen=True)
 class Message:
     """A received message; its texts hold no control characters. Every accessor raises `ProtocolError` naming a field
@@ -196,11 +199,11 @@ def parse_fixed(data: bytes, max_payload_bytes: int) -> Tuple[Kind, int, int, in
                               'use the same release of this project on both')
     if CRC.unpack_from(data, FIXED.size)[0] != zlib.crc32(data[:FIXED.size]):
         raise ProtocolError('damaged frame: checksum of the fixed header')
-    if kind not in Kind._value2member_map_:
+    if kind not in KINDS:
         raise ProtocolError(f'unknown kind of message {kind}')
     if payload_bytes > max_payload_bytes:
         raise ProtocolError(f'payload of {payload_bytes} bytes, allowed are {max_payload_bytes}')
-    return Kind(kind), header_bytes, payload_bytes, header_crc
+    return KINDS[kind], header_bytes, payload_bytes, header_crc
 
 
 def parse_typed(data: bytes, crc: int, payload_bytes: int) -> Tuple[Dict[str, Any], List[TensorSpec]]:

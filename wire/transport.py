@@ -11,6 +11,7 @@ from wire.tls import PlainPeer, Tls
 
 AHEAD_BYTES = 1 << 12  # a message's headers, all of a small one, the beginning of the next
 ALIGNED_BYTES = 1 << 12  # where most pieces of a payload begin: the system copies to such places faster
+SILENT_LOOKS = 5  # of a receiver, in the time that is silence
 CHUNK_BYTES = 1 << 18  # summed as soon as they are here, while they are in the cache and the rest is on its way
 
 
@@ -26,12 +27,12 @@ class Transport:
         self._ahead, self._next, self._filled = memoryview(bytearray(AHEAD_BYTES)), 0, 0  # read, and not looked at yet
         sock.settimeout(None)
 
-    def limit_waits(self, seconds: float) -> None:
-        """How long a system call may go without moving a byte. The system's own limit: with Python's, a send that
-        fills the buffer would return to Python each time, which halves the throughput on a fast link."""
-        value = struct.pack('@ll', int(seconds), int(seconds % 1 * 1e6))
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+    def limit_waits(self, seconds: float, looks: int = SILENT_LOOKS) -> None:
+        """How long nothing may move. The system's own limit: with Python's, a send that fills the buffer would return
+        to Python each time, which halves the throughput on a fast link. A receiver waits in so many steps: one that
+        ends with a few bytes does not say whether they came at its beginning or at its end."""
+        for option, limit_s in ((socket.SO_SNDTIMEO, seconds), (socket.SO_RCVTIMEO, seconds / looks)):
+            self._sock.setsockopt(socket.SOL_SOCKET, option, struct.pack('@ll', int(limit_s), int(limit_s % 1 * 1e6)))
 
     def begin_tls(self, send: Callable[[List[memoryview]], None]) -> None:
         """Greet. A peer that does not speak TLS is answered without it from now on. Raises `ProtocolError`."""
@@ -104,11 +105,17 @@ class Transport:
     def _receive_raw(self, view: memoryview, end: Optional[float], flags: int = 0) -> int:
         """One system call. (With MSG_WAITALL it returns when all is there, or its time is over: a thread that woke up
         for every packet would take time from the one that computes.)"""
-        if self.deadline is not None:
-            self.limit_waits(max(0.001, self.deadline - time.monotonic()))
-        if end is not None and time.monotonic() > end:
-            raise BlockingIOError if self.deadline is not None else TimeoutError('sends too slowly')
-        count = self._sock.recv_into(view, 0, flags)
+        for look in range(SILENT_LOOKS):
+            if self.deadline is not None:
+                self.limit_waits(max(0.001, self.deadline - time.monotonic()), 1)
+            if end is not None and time.monotonic() > end:
+                raise BlockingIOError if self.deadline is not None else TimeoutError('sends too slowly')
+            try:
+                count = self._sock.recv_into(view, 0, flags)
+                break
+            except BlockingIOError:
+                if look == SILENT_LOOKS - 1:
+                    raise
         if count == 0:
             raise ConnectionResetError('closed by the peer')
         self.bytes_received += count
