@@ -21,7 +21,7 @@ from wire.frames import ConnectionLost, Kind, NetworkError, PeerError
 from wire.tls import Tls
 
 CONNECT_S = 5.0
-BACK_OFF_S = (1, 2, 4, 8, 15, 30)  # between attempts to connect; the last one repeats
+BACK_OFF_S = (1, 2, 4, 5)  # between attempts to connect; the last one repeats: a device is not alone long after a cut
 MAX_HANDSHAKES = 32  # at a time: one more makes the oldest go, of the address that has most of them
 MAX_WAITING = 8  # peers that are trusted and wait for their turn
 
@@ -74,12 +74,13 @@ def ask_client(control_port: int, action: str) -> str:
 def connect_with_retries(address: Address, token: bytes, role: str, peer_role: str, say: Callable[[str], None],
                          wait: Callable[[float], bool], attempts: int = 0, tls: Optional[ssl.SSLContext] = None,
                          ) -> Optional[Connection]:
-    """Connect, retrying with back-off and saying so. `wait(seconds)` returns True to give up (None is returned).
+    """Connect, retrying with back-off; what is new of that is said. `wait(seconds)` returns True to give up (None is
+    returned).
 
     `attempts` 0: without end, also where the other end refuses: until it has proved who it is, its words may be
     anybody's, or a damaged byte. Raises `UserError` after that many attempts.
     """
-    attempt = 0
+    attempt, said = 0, ''
     while True:
         try:
             return connect(address, token, role, peer_role, tls)
@@ -88,7 +89,11 @@ def connect_with_retries(address: Address, token: bytes, role: str, peer_role: s
             attempt += 1
             if attempts and attempt >= attempts:
                 raise UserError(f'{error}; gave up after {attempt} attempts') from None
-            say(f'{error}; next attempt in {pause} s')
+            repeats = pause == BACK_OFF_S[-1]
+            line = f"{error}; {'trying again every' if repeats else 'next attempt in'} {pause} s"
+            if line != said:
+                say(line)
+            said = line
             if wait(pause):
                 return None
 

@@ -315,6 +315,8 @@ def test_connecting_retries_with_back_off_and_says_so():
     free = socket.create_server(('127.0.0.1', 0))
     address = Address(*free.getsockname())
     free.close()
-    with pytest.raises(UserError, match='gave up after 4 attempts'):
-        network_utils.connect_with_retries(address, b'', 'worker', 'server', said.append, pauses.append, attempts=4)
-    assert pauses == [1, 2, 4] and len(said) == 3 and all(str(address) in line for line in said)
+    with pytest.raises(UserError, match='gave up after 9 attempts'):
+        network_utils.connect_with_retries(address, b'', 'worker', 'server', said.append, pauses.append, attempts=9)
+    assert pauses == [1, 2, 4, 5, 5, 5, 5, 5] and all(str(address) in line for line in said)
+    assert [line.rpartition('; ')[2] for line in said] == [
+        'next attempt in 1 s', 'next attempt in 2 s', 'next attempt in 4 s', 'trying again every 5 s']

@@ -29,6 +29,8 @@ LOCKSTEP_FRAMES = 6  # sent one at a time before a stream, to learn what a frame
 SETTLE_FRAMES = 8  # after them, while the stream fills; like them, they do not count
 LEAST_FRAMES = LOCKSTEP_FRAMES + SETTLE_FRAMES + 2  # of a stream that is measured
 SLACK = 1.2  # latency that the pacer wants, as a multiple of a frame's that waits for nothing
+LATE = 2  # times the wanted latency
+MOST = 1.5  # times the frames in flight that stage times speak for: where the head is slowest, latency limits none
 GAIN = 0.1  # share of a frame's error in latency that is corrected at once
 HUNG_S = 300.0  # a peer that lives and sends nothing of what is waited for is given up, whatever its heartbeats say
 STAGES = ('head', 'link', 'tail')
@@ -50,6 +52,9 @@ class Pacer:
     so that errors of h, l, t do not matter (a receiver sees a frame of a slow link arrive faster than the link is,
     where there are buffers on the way). For w that is no whole number, frame i may start when the result of frame
     i - W is back, W = ceil(w), and (W - w)·C after that.
+
+    A pause makes the frames late that are under way, at most W. When more than that come back late one after the other,
+    a stage has become slower: w starts again from what these frames took.
     """
 
     def __init__(self) -> None:
@@ -57,6 +62,7 @@ class Pacer:
         self.lockstep: List[Tuple[float, float, float, float]] = []
         self.rest_s = self.link_s = 0.0  # of the lockstep frames: latency outside the stages; the link's time
         self.in_flight = 1.0  # w
+        self.late = 0  # frames that came late, one after the other
         self.window, self.delay_s = 1, 0.0
 
     def forget(self) -> None:
@@ -76,18 +82,28 @@ class Pacer:
             self.rest_s = max(0.0, statistics.median(frame[3] - sum(frame[:3]) for frame in warm))
             self.recent.extend(frame[:3] for frame in warm)
         self.recent.append((head_s, link_s, tail_s))
-        head, link, tail = (statistics.median(stage) for stage in zip(*self.recent))
-        link = max(link, self.link_s)  # a receiver that was busy elsewhere sees a frame arrive faster than it was sent
-        slowest = max(head, link, tail, 1e-6)
-        target = SLACK * (head + link + tail + self.rest_s)
-        if learning:
-            self.in_flight = target / slowest
+        slowest, target, most = self._wanted()
+        self.late = self.late + 1 if latency_s > LATE * target else 0
+        restarts = self.late > self.window
+        if restarts:
+            for _ in range(len(self.recent) - self.late):
+                self.recent.popleft()
+            slowest, target, most = self._wanted()
+        if learning or restarts:
+            self.in_flight, self.late = target / slowest, 0
         else:
             error = (target - latency_s) / slowest  # in frames; one long pause must not count for more than a frame
             self.in_flight += GAIN * min(1.0, max(-1.0, error))
-        self.in_flight = min(float(MAX_WINDOW), max(1.0, self.in_flight))
+        self.in_flight = min(MAX_WINDOW, most, max(1.0, self.in_flight))
         self.window = math.ceil(self.in_flight)
         self.delay_s = (self.window - self.in_flight) * slowest
+
+    def _wanted(self) -> Tuple[float, float, float]:
+        """Time of the slowest stage, s; the latency that is wanted, s; the most frames in flight."""
+        head, seen, tail = (statistics.median(stage) for stage in zip(*self.recent))
+        link = max(seen, self.link_s)  # a receiver that was busy elsewhere sees a frame arrive faster than it was sent
+        target = SLACK * (head + link + tail + self.rest_s)
+        return max(head, link, tail, 1e-6), target, MOST * target / max(head, seen, tail, 1e-6)
 
 
 @dataclass
