@@ -46,8 +46,6 @@ HEARTBEAT_S = 2.0  # as a rule
 SILENCE_S = 10.0  # a peer of which nothing is heard, or that takes nothing, for this long is lost
 HANDSHAKE_S = 10.0  # in all
 SLOWEST_BYTES_PER_S = 16 << 10  # a message that takes SILENCE_S longer than it would at this rate is given up
-LONG_BYTES = 1 << 18  # a message from here on is on its way before its trailer is known
-MORE = getattr(socket, 'MSG_MORE', 0)  # what follows may share a packet with the last bytes
 DRAIN_S, DRAIN_BYTES = 0.5, 1 << 18  # after the last words to a peer; at a time
 
 
@@ -89,7 +87,7 @@ class Connection:
         views, trailer = self._prepared(kind, fields or {}, tensors or {})
         if self._send_lock.acquire(timeout=turn_s):
             try:
-                self._send_all(self._begin(views, trailer))
+                self._send_all(self._whole(views, trailer))
             finally:
                 self._send_lock.release()
 
@@ -102,7 +100,7 @@ class Connection:
         if not self._send_lock.acquire(timeout=turn_s):
             raise self._lost(TimeoutError('takes data too slowly'), 'takes no data')
         try:
-            rest = self._begin(views, trailer, socket.MSG_DONTWAIT)
+            rest = self._once(self._whole(views, trailer), socket.MSG_DONTWAIT)
         except BaseException:
             self._send_lock.release()
             raise
@@ -140,19 +138,16 @@ class Connection:
         specs = [(name, DTYPE_NAMES[value.dtype], tuple(value.shape)) for name, value in ready.items()]
         payload = [bytes_of(value) for value in ready.values() if value.numel()]
         header = encode_headers(kind, fields, specs)
-        return [memoryview(header), *payload], self._outgoing.begin(header, bool(payload))
-
-    def _begin(self, views: List[memoryview], trailer: Optional[Trailer], flags: int = 0) -> List[memoryview]:
-        """Hand a message to the system, once; what is left of it. To be called in the order in which messages are sent:
-        MACs and TLS number them. Raises `ConnectionLost`."""
-        left = views
+        trailer = self._outgoing.begin(header, bool(payload))
         if trailer is not None:
-            if sum(map(len, views)) > LONG_BYTES:  # the link has work while the trailer is computed
-                left = self._once(views, flags | MORE)
-            for view in views[1:]:
+            for view in payload:
                 trailer.update(view)
-            left = [*left, memoryview(trailer.packed())]
-        return self._once(self._transport.as_sent(left), flags)
+        return [memoryview(header), *payload], trailer
+
+    def _whole(self, views: List[memoryview], trailer: Optional[Trailer]) -> List[memoryview]:
+        """A whole frame. To be called in the order in which frames are sent: MACs and TLS number them."""
+        views = views if trailer is None else [*views, memoryview(trailer.packed())]
+        return self._transport.as_sent(views)
 
     def _once(self, views: List[memoryview], flags: int = 0) -> List[memoryview]:
         try:
