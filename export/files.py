@@ -17,6 +17,7 @@ from domains.image_sets import wilson_interval
 from export.check import ONNX, TOLERANCE, Checked
 from export.chosen import ChosenSplit, Point
 from pipeline import fingerprints, kinds, writing
+from search.int8_loss import uses_int8
 from search.result import JointResult
 from tier.onnx_session import onnxruntime_package
 
@@ -72,8 +73,8 @@ def manifest_of(result: JointResult, point: Point, chosen: ChosenSplit, file_for
                           'done': 'inside the first file'},
         'class_names': names,
         'expected_accuracy': {'value': point.accuracy, 'ci95': [low, high], 'n_images': point.n_images,
-                              'subset': point.subset, 'of': 'PyTorch' if choice.peaks is None else
-                              'tiers in onnxruntime-int8, and these files are in float'},
+                              'subset': point.subset, 'of': 'tiers in onnxruntime-int8, not of these '
+                              'files' if uses_int8(settings) else 'PyTorch'},
         'checked': {'n_images': len(checked.images), 'tolerance': TOLERANCE, 'head_difference': checked.head_difference,
                     'tail_difference': checked.tail_difference, 'classes': 'equal'}}
 

@@ -65,7 +65,7 @@ def picked(frontiers: Frontiers, goal: Goal, calibration: Calibration, val: Imag
     reference = calibration.reference
     first = unpruned(lambda given: solve_within_limits(table, surviving_branches(reference), given), calibration, val,
                      goal)
-    points = (point for point in frontiers[TESTS] if not calibration.is_reference(point.configuration))
+    points = (point for point in frontiers[TESTS] if not calibration.is_unpruned(point.configuration))
     found = last_confirmed(itertools.chain(first, map(answer, points)), calibration)
     return found.answer, replace(rule, n_tested=found.n_tested, n_passed=found.n_passed)
 
