@@ -67,10 +67,13 @@ def receive(sock: socket.socket) -> Any:
 
 
 def figures(starts: List[float], ends: List[float]) -> Dict[str, float]:
-    """Throughput and median latency of the frames after the warm-up."""
+    """Throughput and median latency of the frames after the warm-up, and the throughput while the head ran (0: too few
+    frames ended then)."""
+    both = [end for end in ends[WARM_UP - 1:] if end <= starts[-1]]
     latencies = sorted(end - start for start, end in zip(starts[WARM_UP:], ends[WARM_UP:]))
     return {'throughput_fps': (len(ends) - WARM_UP) / (ends[-1] - ends[WARM_UP - 1]),
-            'latency_p50_ms': 1000 * latencies[len(latencies) // 2]}
+            'latency_p50_ms': 1000 * latencies[len(latencies) // 2],
+            'both_fps': (len(both) - 1) / (both[-1] - both[0]) if len(both) > WARM_UP else 0.0}
 
 
 def connected(address: Tuple[str, int]) -> socket.socket:

@@ -7,7 +7,9 @@ Two processes pinned to one core each, one torch thread each, RepVGG-A0 at 224x2
 namespace, and a token bucket shapes both directions of the pair of devices between them. For every link and split:
 ours      throughput, its share of 1000 / max(stage times); median latency over the latency of a lone frame
 predicted T_cyc and T_lat from block times measured alone in the same run, and the measured link, against both
-reply, push, rpc   benchmarks/stream_baselines.py
+open      the same without a token: like the others, it then has no MAC to compute
+reply, push, rpc   benchmarks/stream_baselines.py; "both" is the rate while the head still ran (where a tail is slowest,
+push lets frames pile up, and its tail has the machine to itself when the head has finished)
 Claim (2-core AMD EPYC VM, PyTorch 2.15, --splits 2 5 20, 100 frames, others at most 0.05 cores), float32, nine cases:
 throughput 0.984 to 1.000 of the bound; median latency 1.00 to 1.28 of a lone frame's, 1.33 in one case; T_cyc predicted
 within 8.0 %, T_lat within 8.8 %, 12.3 % in one (a burst of the token bucket is a fifth of a frame there). With uint8
@@ -28,7 +30,7 @@ PARSER = cli.plain_parser(__doc__)
 PARSER.add_argument('--mbps', type=float, nargs='+', default=[50, 100, 1000])
 PARSER.add_argument('--splits', type=int, nargs='+', default=[2, 5, 12, 20])
 PARSER.add_argument('--frames', type=int, default=120)
-PARSER.add_argument('--only', default='ours,ours_uint8,reply,push,rpc')
+PARSER.add_argument('--only', default='ours,open,ours_uint8,reply,push,rpc')
 PARSER.add_argument('--tries', type=int, default=3)
 PARSER.add_argument('--json', help='write all figures here')
 
@@ -113,13 +115,14 @@ def part_for(model: HyperRepVGG, configuration: Configuration, which: str) -> Ne
     return part_of(model, folded_specs(configuration.alpha, configuration.gamma, units, SETTINGS), torch.device('cpu'))
 
 
-def ours(split: int, wire: str, frames: int, port: int) -> Dict[str, Any]:
+def ours(split: int, wire: str, frames: int, port: int, token: str) -> Dict[str, Any]:
     """One stream of our own, and the link as measured through the same client."""
+    os.environ['SPLIT_AUTH_TOKEN'] = token  # of both ends
     model, configuration = network_of(SETTINGS.MODEL_NAME, split, wire)
     process = in_namespace('client_worker.py', '--server_ip', SERVER_IP, '--port', str(port), '--control_port', '0',
                            '--cache_dir', '/tmp/stream_bench_cache', '--once')
     images = torch.randint(0, 256, (8, 3, SETTINGS.INPUT_SIZE, SETTINGS.INPUT_SIZE), dtype=torch.uint8)
-    with wait_for_client(SETTINGS, SERVER_IP, port, say=lambda text: None) as client:
+    with wait_for_client(SETTINGS, SERVER_IP, port, allow_open=True, say=lambda text: None) as client:
         link = measure_link(client)
         figures, _ = run_stream(client, model, configuration, images, frames, SETTINGS)
     process.wait(60)
@@ -184,6 +187,8 @@ def line(name: str, found: Dict[str, Any]) -> str:
                  f"{found['latency_ratio']:.2f}, head {found['lockstep_head_ms']:.1f} link {found['com_ms']:.1f} tail "
                  f"{found['lockstep_tail_ms']:.1f} ms; T_lat {100 * found['T_lat_error']:+.1f} %, "
                  f"T_cyc {100 * found['T_cyc_error']:+.1f} %")
+    if found.get('both_fps'):
+        text += f"  both {found['both_fps']:.2f} fps"
     return text + f"  [others {found['others']:.2f}]"
 
 
@@ -192,7 +197,6 @@ def main() -> None:
     args = PARSER.parse_args()
     os.sched_setaffinity(0, {0})
     cli.keep_freed_memory()
-    os.environ.setdefault('SPLIT_AUTH_TOKEN', 'benchmark')
     torch.set_num_threads(1)
     port = 7500
     report: List[Dict[str, Any]] = []
@@ -207,8 +211,9 @@ def main() -> None:
                     def work(name: str = name, split: int = split, wire: str = wire) -> Dict[str, Any]:
                         nonlocal port
                         port += 1
-                        if name.startswith('ours'):
-                            return ours(split, format_at(split, 99, wire), args.frames, port)
+                        if name in ('ours', 'ours_uint8', 'open'):
+                            token = '' if name == 'open' else 'benchmark'
+                            return ours(split, format_at(split, 99, wire), args.frames, port, token)
                         return baseline(name, split, args.frames, port)
 
                     found = least_disturbed(work, args.tries)
