@@ -164,7 +164,8 @@ class ProgressivePruning:
     def accept_if_better(self, state: SearchState, network: EvaluatedNetwork) -> None:
         """Make it the best network if it lowers J within the constraint, with what the wire format loses."""
         if self.problem.improves(network, state.best):
-            network = self.recovery.on_the_wire(network)  # measured only where it could matter
+            best_J = self.problem.J_of(state.best)
+            network = self.recovery.on_the_wire(network, best_J)  # measured only where it could matter
             if self.problem.improves(network, state.best):
                 self.problem.accept(state, network)
 

@@ -146,7 +146,7 @@ class NoRecovery:
         """As it is."""
         return before
 
-    def on_the_wire(self, network: EvaluatedNetwork) -> EvaluatedNetwork:
+    def on_the_wire(self, network: EvaluatedNetwork, J_to_beat: float = 0) -> EvaluatedNetwork:
         """As it is."""
         return network
 

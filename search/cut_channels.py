@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from config import Settings
 from domains.image_sets import ImageSet
-from hyper_repvgg import HyperRepVGG, deploy
+from hyper_repvgg import DeployedNetwork, HyperRepVGG, deploy
 from network import batchnorm
 from network.channels import CutChannels
 from network.inputs import batches, normalise
@@ -33,6 +33,20 @@ class Ranking(NamedTuple):
     """The channels of a cut."""
     order: np.ndarray  # [C], those that matter most first
     mean: torch.Tensor  # [C]
+
+
+class WithoutChannels:
+    """A network of which some channels do not cross the cut, differentiable in the model's α: what a recovery trains.
+    All of it runs on this machine."""
+
+    def __init__(self, model: HyperRepVGG, split: int, channels: CutChannels) -> None:
+        self.network = DeployedNetwork(model.stage0, model.blocks, model.linear)  # not folded
+        self.alphas, self.split, self.channels = model.alphas, split, channels
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalised images [B, 3, S, S] -> logits [B, classes]."""
+        z = self.network.head(x, self.split)
+        return self.network.tail(self.channels.restore(self.channels.take(z)), self.split)
 
 
 class ChannelChoice:

@@ -115,7 +115,7 @@ def measured_tests(candidates: Sequence[Candidate], goal: Goal, measured: WireLo
 
 def networks_of(state: SearchState) -> List[EvaluatedNetwork]:
     """Every network of a search, the best first."""
-    recovered = [network for network in state.recovered.values() if network is not state.best]
+    recovered = [network for network in (*state.narrow, *state.recovered.values()) if network is not state.best]
     measured = [EvaluatedNetwork(found.alpha, found.accuracy, found.accuracy) for found in state.measured.values()]
     return [state.best, *recovered, *measured]
 

@@ -61,6 +61,8 @@ class PruningProblem:
     def accept(self, state: SearchState, network: EvaluatedNetwork) -> None:
         """Make a network the best so far."""
         state.best = network
+        if network.is_narrow:
+            state.narrow.append(network)  # its α may have been trained for the cut
         times = self.times.solve(network.alpha, network.formats).times
         state.curve.append(CurvePoint(int((network.alpha == 0).sum()), network.accuracy, times.T_eff_ms,
                                       times.throughput_fps))

@@ -10,6 +10,7 @@ import numpy as np
 from network.alpha import BlockMask, PruningMask
 from search.evaluator import accuracy_of
 from search.pruned_times import Formats
+from wire.formats import share_of
 
 
 class Phase(Enum):
@@ -41,6 +42,11 @@ class EvaluatedNetwork:
     recovered: bool = False  # was α trained for this network?
     recalibrated: bool = False  # measured with BatchNorm statistics re-estimated for this α
 
+    @property
+    def is_narrow(self) -> bool:
+        """Does `accuracy` hold where not all channels of the cut are sent?"""
+        return self.formats is not None and share_of(self.formats[0]) < 1
+
 
 @dataclass(frozen=True)
 class CurvePoint:
@@ -67,5 +73,6 @@ class SearchState:
     rounds: int = 0
     measured: Dict[PruningMask, Measurement] = field(default_factory=dict)  # without recovery
     recovered: Dict[PruningMask, EvaluatedNetwork] = field(default_factory=dict)
+    narrow: List[EvaluatedNetwork] = field(default_factory=list)  # the best ones that were `is_narrow`
     rejected: Set[Tuple[int, BlockMask]] = field(default_factory=set)  # single changes undone (search by importance)
     work: Work = field(default_factory=Work)

@@ -24,6 +24,7 @@ def save(kind: str, state: SearchState, domain: int, table: HardwareTable, setti
         'measured': {mask_to_text(mask): {'alpha': rows_to_json(found.alpha), 'margins': margins_to_text(found.margins)}
                      for mask, found in state.measured.items()},
         'recovered': {mask_to_text(mask): network_to_json(network) for mask, network in state.recovered.items()},
+        'narrow': [network_to_json(network) for network in state.narrow],
         'rejected': [[block, list(kept)] for block, kept in sorted(state.rejected)],
         **vars(state.work), 'wall_s': wall_s}, writing.make_metadata(settings, kind, inputs, domain))
 
@@ -45,6 +46,7 @@ def load(kind: str, domain: int, table: HardwareTable, settings: Settings, input
              for text, found in document.get('measured').items()},
             {mask_from_text(text): network_from_json(network, table)
              for text, network in document.get('recovered').items()},
+            [network_from_json(network, table) for network in document.get('narrow', list)],
             {(int(block), tuple(bool(b) for b in kept)) for block, kept in document.get('rejected', list)},
             Work(document.get('block_evaluations', int), document.get('trained_block_images', int)))
         if len({len(found.margins) for found in state.measured.values()}) > 1:

@@ -79,7 +79,7 @@ class WireLoss:
         key = (alpha.tobytes(), split, sent_as, recalibrated)
         if key not in self._known:
             statistics = self._statistics_of(alpha) if recalibrated else None
-            chosen = Configuration(alpha, (), split, wire, self._channels(alpha, split, wire, recalibrated),
+            chosen = Configuration(alpha, (), split, wire, self.channels(alpha, split, wire, recalibrated),
                                    self._peaks(alpha, recalibrated))
             right = classified_right(self.model, chosen, self.data, self.settings, statistics)
             self._known[key] = int(right.sum()) / len(right)
@@ -89,7 +89,7 @@ class WireLoss:
     def configuration(self, alpha: np.ndarray, solution: Solution, recalibrated: bool = False) -> Configuration:
         """The configuration of α [N, 3] that runs as this solution says, with the channels that it sends."""
         return Configuration(alpha, solution.gamma, solution.split, solution.wire,
-                             self._channels(alpha, solution.split, solution.wire, recalibrated),
+                             self.channels(alpha, solution.split, solution.wire, recalibrated),
                              self._peaks(alpha, recalibrated))
 
     def _peaks(self, alpha: np.ndarray, recalibrated: bool) -> Optional[Tuple[float, ...]]:
@@ -97,7 +97,8 @@ class WireLoss:
             return None
         return self._choice.peaks.of(alpha, self._statistics_of(alpha) if recalibrated else None)
 
-    def _channels(self, alpha: np.ndarray, split: int, wire: str, recalibrated: bool) -> Optional[CutChannels]:
+    def channels(self, alpha: np.ndarray, split: int, wire: str, recalibrated: bool = False) -> Optional[CutChannels]:
+        """Those that α [N, 3] sends at `split`; None: all."""
         if share_of(wire) == 1:
             return None
         return self._choice.at(alpha, split, wire, self._statistics_of(alpha) if recalibrated else None)

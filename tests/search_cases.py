@@ -140,8 +140,8 @@ def assert_same_networks(found: SearchState, expected: SearchState) -> None:
     for mask, measurement in expected.measured.items():
         np.testing.assert_array_equal(found.measured[mask].alpha, measurement.alpha)
         np.testing.assert_array_equal(found.measured[mask].margins, measurement.margins)
-    assert list(found.recovered) == list(expected.recovered)
-    for one, other in [(found.best, expected.best),
+    assert list(found.recovered) == list(expected.recovered) and len(found.narrow) == len(expected.narrow)
+    for one, other in [(found.best, expected.best), *zip(found.narrow, expected.narrow),
                        *((found.recovered[mask], network) for mask, network in expected.recovered.items())]:
         np.testing.assert_array_equal(one.alpha, other.alpha)
         assert {**vars(one), 'alpha': None} == {**vars(other), 'alpha': None}

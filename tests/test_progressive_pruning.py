@@ -102,7 +102,7 @@ class KnownRecovery:
         return before if accuracy == before.accuracy else EvaluatedNetwork(1.1 * alpha, accuracy, accuracy,
                                                                            recovered=True)
 
-    def on_the_wire(self, network: EvaluatedNetwork) -> EvaluatedNetwork:
+    def on_the_wire(self, network: EvaluatedNetwork, J_to_beat: float = 0) -> EvaluatedNetwork:
         return network
 
 
@@ -336,14 +336,15 @@ def test_the_work_of_a_search_is_what_was_run(formats, cache_mb, monkeypatch):
     assert (state.work.block_evaluations, state.work.trained_block_images) == (ran[0], trained[0])
 
 
-@pytest.mark.parametrize('formats, cache_mb', [(('float32',), 0), (('float32',), 512), (('float32', 'uint8'), 1)])
+@pytest.mark.parametrize('formats, cache_mb', [(('float32',), 0), (('float32',), 512), (('uint4@0.25',), 1)])
 def test_a_killed_search_ends_bit_for_bit_where_an_undisturbed_one_does_whatever_was_in_memory(tmp_path, formats,
                                                                                               cache_mb):
     settings = with_settings(RESULTS_DIR=str(tmp_path), ACTIVATION_CACHE_MB=cache_mb, WIRE_FORMATS=formats,
-                             MAX_EVALUATIONS=10)
-    table = whole_table(settings, 4) if len(formats) > 1 else slow_client_table(settings=settings)
+                             MAX_EVALUATIONS=3 if cache_mb == 1 else 10)
+    table = whole_table(settings, 4) if cache_mb == 1 else slow_client_table(settings=settings)
     with_memory = dataclasses.replace(settings, ACTIVATION_CACHE_MB=cache_mb or 512)
     undisturbed, _ = run(search_of(problem_of(with_memory, table)))
+    assert cache_mb != 1 or any(network.recovered for network in undisturbed.narrow)
     state = killed_after_every_round(lambda: search_of(problem_of(settings, table)), table, settings)
     assert_same_networks(state, undisturbed)
     assert state.work.trained_block_images == undisturbed.work.trained_block_images

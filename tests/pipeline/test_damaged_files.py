@@ -61,7 +61,8 @@ def readers(tmp_path_factory):
     network = EvaluatedNetwork(unpruned_alpha(table.has_identity), 0.9, 0.9, ('float32',), True, False)
     state_file.save('joint_state', SearchState(
         network, [CurvePoint(0, 0.9, 3.0, 100.0)], list(Phase)[0], 2, {mask: Measurement(network.alpha, np.zeros(
-            9, np.float16))}, {mask: network}, {(3, (True, False, True))}, Work(5, 6)), 0, table, settings, 'x', 1.5)
+            9, np.float16))}, {mask: network}, [network], {(3, (True, False, True))}, Work(5, 6)), 0, table, settings,
+        'x', 1.5)
     fleet = os.path.join(str(folder), 'fleet.json')
     with open(fleet, 'w', encoding='utf-8') as stream:
         json.dump(fuzz_json.FLEET, stream)

@@ -30,7 +30,7 @@ def random_alpha(rng: np.random.Generator, mask) -> np.ndarray:
 
 
 def random_network(rng: np.random.Generator, mask) -> EvaluatedNetwork:
-    formats = [None, ('float32',), ('uint8', 'uint8+zlib')][rng.integers(3)]
+    formats = [None, ('float32',), ('uint8', 'uint8+zlib'), ('uint4@0.5',)][rng.integers(4)]
     flags = [bool(value) for value in rng.random(2) < 0.5]
     return EvaluatedNetwork(random_alpha(rng, mask), rng.random(), rng.random(), formats, *flags)
 
@@ -45,6 +45,7 @@ def random_state(seed: int) -> SearchState:
         random_network(rng, masks[-1]), curve, list(Phase)[rng.integers(3)], int(rng.integers(100)),
         {mask: Measurement(random_alpha(rng, mask), rng.normal(0, 3, n_images).astype(np.float16)) for mask in masks},
         {mask: random_network(rng, mask) for mask in masks if rng.random() < 0.5},
+        [random_network(rng, mask) for mask in masks if rng.random() < 0.3],
         {(int(rng.integers(11)), (True, False, bool(rng.random() < 0.5))) for _ in range(rng.integers(0, 4))},
         Work(int(rng.integers(10 ** 9)), int(rng.integers(10 ** 9))))
 
