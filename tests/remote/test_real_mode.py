@@ -187,7 +187,7 @@ def test_step_3_in_real_mode_finds_what_it_finds_alone_and_measures_it(served, t
     os.symlink(os.path.join(config.ROOT, 'data'), tmp_path / 'data')
     overrides = ['NUM_DOMAINS=1', 'IMAGES_PER_SUBSET=100', 'ALPHA_EPOCHS=1', 'LUT_ROUNDS=1', 'MAX_EVALUATIONS=4',
                  'RECOVERY_STEPS=2', 'DEVICE_PROFILE=', 'TORCH_THREADS=1', 'PARTITION_FILE=partition.json',
-                 'WIRE_FORMATS=float32,uint8', 'BANDWIDTH_MBPS=100']
+                 'WIRE_FORMATS=uint4,uint8+zlib', 'WIRE_CHANNELS=0.5', 'CONFIDENCE=none', 'BANDWIDTH_MBPS=100']
     for script in (create_noniid_partition, code1_train_and_record_weights, code2_calculate_flops_importance):
         script.main(['--set', *overrides])
     settings = config.load(tuple(overrides), {})
@@ -219,4 +219,5 @@ def test_step_3_in_real_mode_finds_what_it_finds_alone_and_measures_it(served, t
     with open(kinds.path_of('lut', settings), encoding='utf-8') as stream:
         table = json.load(stream)
     assert table['bandwidth']['measured'] and not table['metadata']['client']['simulated']
-    assert set(table['codec_ms']) == {'float32', 'uint8'}
+    assert set(table['codec_ms']) == {'float32', 'uint4@0.5', 'uint8@0.5+zlib'}
+    assert real['channels']
