@@ -44,6 +44,7 @@ from service.entries import entries_of_plan, entries_of_results
 from service.looks import references_for
 from service.tails import base_model
 from service.workers import start_processes, workers_of
+from wire.certificates import listening_context
 
 
 def main(argv: Optional[Sequence[str]]) -> None:
@@ -56,6 +57,8 @@ def main(argv: Optional[Sequence[str]]) -> None:
     for name in ('adapt_network', 'adapt_domain'):
         if getattr(args, name) and (args.fixed or args.plan is not None):
             raise UserError(f'--{name}: not with --fixed, nor with --plan, which has chosen the networks')
+    listening = cli.listening(args)
+    listening_context(listening.tls)  # mistakes are told before results are read
     entries = entries_of_plan(args.plan, settings) if args.plan is not None else entries_of_results(
         cli.domains(args.domains, settings), settings, args.adapt_network)
     references = None
@@ -66,7 +69,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
         workers, start_workers = args.workers or workers_of(settings), start_processes
     else:
         workers, start_workers = ray_workers.joined(settings, args.workers), ray_workers.start_actors
-    running.run(settings, entries, workers, cli.listening(args), running.Watching(args.log_jsonl, args.web_port),
+    running.run(settings, entries, workers, listening, running.Watching(args.log_jsonl, args.web_port),
                 not args.fixed, references, start_workers)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import sys
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import cli
@@ -118,4 +119,5 @@ def print_domains(argv: Optional[Sequence[str]]) -> None:
 
 
 if __name__ == '__main__':
+    sys.argv[0] = 'run_pipeline.sh'  # the command that was typed, for messages
     cli.run(print_domains)

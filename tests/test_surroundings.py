@@ -206,6 +206,7 @@ def test_impossible_settings_are_refused_by_the_first_check(override, says):
 def test_run_pipeline_refuses_them_before_its_first_step():
     status, out, err = run_python('-m', 'engines.many_domains', '--set', 'LAMBDA_MAX=99')
     assert (status, out) == (2, '') and 'LAMBDA_MAX=99' in only_line(err)
+    assert err.startswith('run_pipeline.sh: error: ')  # what was typed
 
 
 ARGUMENTS = {'step1_measure_lut.py': ['--mode', 'server'], 'step_3_joint.py': ['--domain_id', '0'],

@@ -182,7 +182,8 @@ def test_mistakes_with_files_are_one_line_before_anything_listens(made, tmp_path
 
 @pytest.mark.parametrize('command', [('client_worker.py', '--tls_ca', 'missing.pem'),
                                      ('client_worker.py', '--source', '-', '--tls_cert', 'a', '--tls_key', 'b'),
-                                     ('server_main.py', '--tls_cert', 'missing.pem', '--tls_key', 'b')])
+                                     ('server_main.py', '--tls_cert', 'missing.pem', '--tls_key', 'b'),
+                                     ('serve_split.py', '--tls_cert', 'missing.pem', '--tls_key', 'b')])
 def test_a_command_ends_in_one_line_with_status_2(command):
     run = subprocess.run([sys.executable, os.path.join(config.ROOT, command[0]), *command[1:]], capture_output=True,
                          text=True, cwd=config.ROOT, timeout=60)
