@@ -8,6 +8,16 @@ settings.register_profile('repository', deadline=None)
 settings.load_profile('repository')
 
 
+def pytest_configure(config):
+    if hasattr(config.option, 'loadscopereorder'):  # pytest-xdist from 3.7 on; else the file with most tests is first
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """The file that takes longest comes first: last, it would run alone while the other worker has nothing to do."""
+    items.sort(key=lambda item: item.path.name != 'test_quickstart.py')  # stable
+
+
 @pytest.fixture(scope='module')
 def served(tmp_path_factory):
     """(RemoteClient, Client process, what the server said). The client runs from an unpacked bundle."""

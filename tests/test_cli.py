@@ -335,7 +335,7 @@ def test_a_reader_that_goes_away_is_no_error_message():
     (['client_worker.py', '--port', '99999'], "--port: '99999': must be a port"),
     (['client_worker.py', '--control_port', '-1'], 'must be a port'),
     (['client_worker.py', '--cache_gib', 'nan'], "'nan': must be a number above 0"),
-    (['client_worker.py', '--server_ip', 'a..b'], 'a..b: is no host name or address'),
+    (['client_worker.py', '--server_ip', 'a..b', '--control_port', '0'], 'a..b: is no host name or address'),
     (['client_control.py', 'status', '--port', '99999'], 'must be a port'),
     (['server_main.py', '--port', '70000'], 'must be a port'),
     (['step_3_joint.py', '--domain_id', '0', '--mode', 'real', '--jobs', '2'], 'without --engine and --jobs'),
