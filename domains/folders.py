@@ -13,6 +13,7 @@ import stat
 from pathlib import PurePath
 from typing import Dict, FrozenSet, Iterator, List, NamedTuple, Sequence, Tuple
 
+import cli
 from config import UserError
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp')  # as torchvision's ImageFolder
@@ -207,12 +208,7 @@ def refuse_overlap(root: str, tree: Tree) -> None:
 def shown(names: Sequence[str], most: int = NAMES_SHOWN) -> str:
     """The first few names, and how many there are besides."""
     more = f' and {len(names) - most} more' if len(names) > most else ''
-    return ', '.join(map(readable, names[:most])) + more
-
-
-def readable(name: str) -> str:
-    """A name for a terminal: line ends, control characters and bytes that are no UTF-8 are written as codes."""
-    return ''.join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in name)
+    return ', '.join(map(cli.one_line, names[:most])) + more
 
 
 # --- what identifies an image -------------------------------------------------------------------------

@@ -9,12 +9,12 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 
+import cli
 from config import Settings
 from domain_dataset import load_clean, load_domain
 from domain_transforms import domain_name
 from domains import trained_images
 from domains.division import SUBSETS
-from domains.folders import readable
 from domains.image_sets import ImageSet, wilson_interval
 from domains.image_sources import open_source
 from domains.partition import load_partition
@@ -159,7 +159,7 @@ def show(report: Dict[str, Any]) -> None:
     for subset, entry in report['clean'].items():
         print(line('clean, all three' if subset == 'unseen' else f'clean, {subset}', entry))
     for entry in report['classes'][:CLASSES_SHOWN]:
-        print(line('  ' + readable(entry['name'])[:28], entry))
+        print(line('  ' + cli.one_line(entry['name'])[:28], entry))
     for entry in report['domains']:
         print(line(f'{entry["domain_id"]}  {entry["domain_name"]}, test', entry))
     print('\naccuracy lost without 3x3 branches, no α trained (validation, mean of domains '

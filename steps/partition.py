@@ -9,7 +9,6 @@ import cli
 from config import Settings
 from domain_transforms import domain_name
 from domains.division import SUBSETS
-from domains.folders import readable
 from domains.image_sources import ImageSource, open_source
 from domains.partition import Partition, inputs_fingerprint, label_histogram, make_partition, save_partition
 from pipeline import fingerprints, kinds, writing
@@ -54,4 +53,4 @@ def print_table(partition: Partition, source: ImageSource, counts: np.ndarray) -
     for domain, (subsets, row) in enumerate(zip(partition.domains, counts)):
         top = row.argmax()
         print(f'{domain:<10}' + ''.join(f'{len(subsets[subset]):>{len(subset) + 4}}' for subset in SUBSETS)
-              + f'  {readable(source.class_names[top])[:MOST_OF_A_NAME]} ({row[top] / row.sum():.0%})')
+              + f'  {cli.one_line(source.class_names[top])[:MOST_OF_A_NAME]} ({row[top] / row.sum():.0%})')

@@ -164,7 +164,8 @@ class Message:
 
 
 def printable(text: str) -> str:
-    """The text with control characters replaced: it may go to a terminal or a log."""
+    """The text with a question mark for each control character: it may go to a terminal or a log, and is as long as it
+    was, so that what a peer sends stays within the limits of what is sent on."""
     return text if text.isprintable() else ''.join(c if c.isprintable() else '?' for c in text)
 
 
