@@ -40,7 +40,12 @@ def to_json(source: ImageSource, indices: np.ndarray, settings: Settings) -> Dic
 
 def read(settings: Settings) -> Tuple[Optional[TrainingPool], str]:
     """The training pool of the base weights, and why it is not known. Neither where there are no weights."""
-    path, weights = kinds.report_on_weights(settings), kinds.weights_file(settings)
+    return of_weights(kinds.weights_file(settings))
+
+
+def of_weights(weights: str) -> Tuple[Optional[TrainingPool], str]:
+    """The same of the weights in this file."""
+    path = kinds.report_beside(weights)
     if not os.path.isfile(weights):
         return None, ''
     if not os.path.isfile(path):

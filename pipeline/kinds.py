@@ -110,7 +110,12 @@ def weights_file(settings: Settings) -> str:
 
 def report_on_weights(settings: Settings) -> str:
     """The report beside the base weights that are read: what they were trained on."""
-    return f'{os.path.splitext(weights_file(settings))[0]}.json'
+    return report_beside(weights_file(settings))
+
+
+def report_beside(weights: str) -> str:
+    """The report beside the base weights in this file."""
+    return f'{os.path.splitext(weights)[0]}.json'
 
 
 def groups_of(kind: str) -> List[str]:

@@ -23,6 +23,6 @@ def train(settings: Settings, changes: Sequence[str], start_from: str, half: boo
         recipe = photographs.changed(photographs.Recipe(seed=settings.SEED), changes)
         trained = photographs.train_and_save(weights, recipe, settings, start_from, half)
     say(f'{weights}: trained in {trained.seconds:.0f} s')
-    found = base_model_report.write(settings, recipe, trained.seconds, trained.history)
+    found = base_model_report.write(settings, recipe, trained.seconds, trained.history, start_from)
     photographs.forget_progress(weights)
     return found

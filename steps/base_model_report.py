@@ -32,15 +32,16 @@ GREEDY_UP_TO = 12  # blocks; with more of them only each block alone is probed, 
 PROBED_IMAGES = 150
 AT_ONCE = 256  # images
 CLASSES_SHOWN = 20
-FROM_TRAINING = ('wall_s', 'recipe', 'history', 'weights_sha256', 'training_pool')
+FROM_TRAINING = ('wall_s', 'recipe', 'history', 'weights_sha256', 'training_pool', 'began_with')
 Recipe = Union[base_model_training.Recipe, photographs.Recipe]
 Labelled = Tuple[torch.Tensor, torch.Tensor]  # normalised images [n, 3, S, S], labels [n]
 
 
 def write(settings: Settings, recipe: Optional[Recipe] = None, seconds: Optional[float] = None,
-          history: Sequence[Dict[str, float]] = ()) -> Tuple[Dict[str, Any], str]:
+          history: Sequence[Dict[str, float]] = (), start_from: str = '') -> Tuple[Dict[str, Any], str]:
     """Measure the base weights and write the report on them; the report and its path. `seconds` of training; None: not
-    trained now, so what the report that is there says about the training stays. `history`: an entry an epoch."""
+    trained now, so what the report that is there says about the training stays. `history`: an entry an epoch.
+    `start_from`: the weights that it began with; what their report says about their training is taken over."""
     path = kinds.path_of('base_model', settings)
     writing.check_writable(path)
     metadata = writing.make_metadata(settings, 'base_model', fingerprints.inputs_of('base_model', settings))
@@ -53,6 +54,9 @@ def write(settings: Settings, recipe: Optional[Recipe] = None, seconds: Optional
         training = {'wall_s': seconds, 'recipe': dataclasses.asdict(recipe), 'history': list(history),
                     'weights_sha256': fingerprints.content_hash(kinds.weights_file(settings)),
                     'training_pool': trained_images.to_json(source, pool, settings)}
+        if start_from:
+            before = earlier_training(kinds.report_beside(start_from))
+            training['began_with'] = {name: value for name, value in before.items() if name != 'training_pool'}
         writing.write(path, training, metadata)  # known from here on, also when measuring is interrupted
     report = {**measure(settings), **training}
     writing.write(path, report, metadata)

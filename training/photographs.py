@@ -33,6 +33,7 @@ from tqdm import tqdm
 from cli import say
 from config import Settings, UserError
 from domain_dataset import DomainDataset, read_all
+from domains import trained_images
 from domains.image_sets import ImageSet
 from domains.image_sources import open_source
 from domains.loading import explained
@@ -259,6 +260,7 @@ def train_and_save(path: str, recipe: Recipe, settings: Settings, start_from: st
         say(f'{start_from}: has other classes; the classifier is trained from the beginning')
     source = open_source(settings)
     pool = load_partition(source, dataclasses.replace(settings, WEIGHT_PATH_SERVER='')).pools['train']
+    check_unseen(start_from, source, pool)
     if len(pool) < 4:
         raise UserError(f'{source.name}: {len(pool)} training images are too few to train on')
     training = Training(network, recipe, settings)
@@ -277,6 +279,17 @@ def train_and_save(path: str, recipe: Recipe, settings: Settings, start_from: st
     with writing.replacing(path) as temporary, open(temporary, 'wb') as stream:
         torch.save(weights, stream)  # given a path, torch writes its (random) name into the file
     return Trained(training.seconds, training.history)
+
+
+def check_unseen(start_from: str, source: ImageSource, pool: np.ndarray) -> None:
+    """Raise `UserError` where the weights to begin with were trained on images of the source outside the training pool:
+    the network would be validated and tested on what it knows."""
+    known, _ = trained_images.of_weights(start_from) if start_from else (None, '')
+    seen = None if known is None else known.among(source)
+    outside = [] if seen is None else np.setdiff1d(np.flatnonzero(seen), pool)
+    if len(outside):
+        raise UserError(f'{start_from} was trained on {len(outside)} images of {source.name} that are not training '
+                        'images now; set SEED and the fractions that it was trained with')
 
 
 def progress_file(path: str) -> str:

@@ -170,6 +170,27 @@ def test_the_smoke_run_trains_and_reports_a_network_that_has_learnt(tmp_path, ca
     assert 'held-out accuracy' in capsys.readouterr().err
 
 
+def test_fine_tuning_is_refused_where_it_would_be_tested_on_what_the_first_training_saw(tmp_path):
+    """And the report on the weights that come of it says what they began with."""
+    data = ['DATASET=generated', 'NUM_CLASSES=2', 'INPUT_SIZE=16', 'NUM_DOMAINS=1', 'MODEL_NAME=RepVGG-Micro']
+    recipe = ['--recipe', 'epochs=1', 'frozen_epochs=0', 'batch_size=32']
+    first = str(tmp_path / 'first' / 'base_model.pt')
+    train_base_model.main([*recipe, '--set', *data, f'RESULTS_DIR={os.path.dirname(first)}'])
+    for seed, refused in (('1', True), ('0', False)):
+        folder = tmp_path / seed
+        arguments = ['--from', first, *recipe, '--set', *data, f'SEED={seed}', f'RESULTS_DIR={folder}']
+        if refused:
+            with pytest.raises(UserError, match=r'was trained on \d+ images of .* that are not training images now'):
+                train_base_model.main(arguments)
+            assert not (folder / 'base_model.pt').exists()
+        else:
+            train_base_model.main(arguments)
+            with open(folder / 'base_model.json', encoding='utf-8') as stream:
+                report = json.load(stream)
+            with open(first.replace('.pt', '.json'), encoding='utf-8') as stream:
+                assert report['began_with'].items() <= json.load(stream).items() and report['began_with']['wall_s'] > 0
+
+
 @pytest.mark.parametrize('flags', [['--epochs', '3'], ['--half'], ['--from', 'x.pt'], ['--recipe', 'lr=1']])
 def test_the_digits_have_a_recipe_of_their_own(flags):
     with pytest.raises(UserError, match='built-in digits have a recipe of their own'):
