@@ -44,7 +44,7 @@ def read(settings: Settings) -> Tuple[Optional[TrainingPool], str]:
 
 
 def of_weights(weights: str) -> Tuple[Optional[TrainingPool], str]:
-    """The same of the weights in this file."""
+    """The training pool of the weights in this file, and why it is not known."""
     path = kinds.report_beside(weights)
     if not os.path.isfile(weights):
         return None, ''

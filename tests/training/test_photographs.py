@@ -17,12 +17,14 @@ from image_folders import class_tree
 import config
 import train_base_model
 from config import UserError
+from domains import trained_images
 from domains.image_sources import open_source
 from domains.partition import load_partition
 from hyper_repvgg import create_hyper_repvgg
 from network.checkpoints import read_checkpoint
-from pipeline import kinds
+from pipeline import fingerprints, kinds, writing
 from repvgg import RepVGG
+from steps import base_model_report
 from training import augmentation, branches, photographs
 
 RECIPE = photographs.Recipe(epochs=2, frozen_epochs=2, batch_size=24)
@@ -170,25 +172,25 @@ def test_the_smoke_run_trains_and_reports_a_network_that_has_learnt(tmp_path, ca
     assert 'held-out accuracy' in capsys.readouterr().err
 
 
-def test_fine_tuning_is_refused_where_it_would_be_tested_on_what_the_first_training_saw(tmp_path):
-    """And the report on the weights that come of it says what they began with."""
-    data = ['DATASET=generated', 'NUM_CLASSES=2', 'INPUT_SIZE=16', 'NUM_DOMAINS=1', 'MODEL_NAME=RepVGG-Micro']
-    recipe = ['--recipe', 'epochs=1', 'frozen_epochs=0', 'batch_size=32']
-    first = str(tmp_path / 'first' / 'base_model.pt')
-    train_base_model.main([*recipe, '--set', *data, f'RESULTS_DIR={os.path.dirname(first)}'])
-    for seed, refused in (('1', True), ('0', False)):
-        folder = tmp_path / seed
-        arguments = ['--from', first, *recipe, '--set', *data, f'SEED={seed}', f'RESULTS_DIR={folder}']
-        if refused:
-            with pytest.raises(UserError, match=r'was trained on \d+ images of .* that are not training images now'):
-                train_base_model.main(arguments)
-            assert not (folder / 'base_model.pt').exists()
-        else:
-            train_base_model.main(arguments)
-            with open(folder / 'base_model.json', encoding='utf-8') as stream:
-                report = json.load(stream)
-            with open(first.replace('.pt', '.json'), encoding='utf-8') as stream:
-                assert report['began_with'].items() <= json.load(stream).items() and report['began_with']['wall_s'] > 0
+def test_fine_tuning_knows_what_the_first_weights_were_trained_on(tmp_path, monkeypatch, undisturbed):
+    """It is refused where it would be tested on such images, and the report says what it began with."""
+    settings = settings_of(tmp_path, 'NUM_WORKERS=0')
+    source, first, last = open_source(settings), str(tmp_path / 'first.pt'), kinds.weights_to_write(settings)
+    pool = load_partition(source, settings).pools['train']
+    monkeypatch.setattr(base_model_report, 'measure', lambda given: {})
+    for seen in (np.arange(len(source)), pool):
+        torch.save(undisturbed, first)
+        report = {'weights_sha256': fingerprints.content_hash(first), 'wall_s': 3.0, 'recipe': {'lr': 0.5},
+                  'training_pool': trained_images.to_json(source, seen, settings)}
+        writing.write(kinds.report_beside(first), report, {})
+        if len(seen) > len(pool):
+            with pytest.raises(UserError, match=rf'first.pt was trained on {len(source) - len(pool)} images of .* not '
+                                                'training images now'):
+                photographs.check_unseen(first, source, pool)
+    photographs.check_unseen(first, source, pool)
+    torch.save(undisturbed, last)
+    found, _ = base_model_report.write(settings, RECIPE, 1.0, [], first)
+    assert found['began_with'] == {name: report[name] for name in ('wall_s', 'recipe', 'weights_sha256')}
 
 
 @pytest.mark.parametrize('flags', [['--epochs', '3'], ['--half'], ['--from', 'x.pt'], ['--recipe', 'lr=1']])

@@ -30,7 +30,8 @@ def test_the_network_ships_in_half_precision_with_what_it_was_trained_on():
     pool, why = trained_images.read(settings)
     assert why == '' and len(pool.indices) == len(pool.digests) == 9469
     report = documents.read(kinds.report_on_weights(settings), '').content
-    assert report['clean']['unseen']['n'] == 3925 and len(report['history']) > 10
+    assert report['clean']['unseen']['n'] == 3925 and report['clean']['unseen']['accuracy'] > 0.88
+    assert report['began_with']['recipe']['epochs'] == 100 and len(report['began_with']['began_with']['history']) > 150
 
 
 def test_what_a_run_writes_lies_under_results_photos_and_the_shipped_network_stays():
