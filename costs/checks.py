@@ -4,7 +4,7 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 
-from config import ROOT, TORCH, Settings, UserError
+from config import INT8, ROOT, TORCH, Settings, UserError
 from network.shapes import architecture, is_graph
 from pipeline import kinds
 from wire.formats import formats_of, share_of
@@ -26,6 +26,10 @@ def check_settings(settings: Settings, weights: bool = True) -> None:
         if is_graph(settings.MODEL_NAME) and getattr(settings, name) != TORCH:
             raise UserError(f'MODEL_NAME={settings.MODEL_NAME}: the engine {getattr(settings, name)} runs RepVGG only; '
                             f'set {name}={TORCH}')
+        if not is_graph(settings.MODEL_NAME) and getattr(settings, name) == INT8 and architecture(
+                settings.MODEL_NAME).use_se:
+            raise UserError(f'MODEL_NAME={settings.MODEL_NAME}: squeeze-and-excitation cannot be merged into whole '
+                            f'numbers, and {INT8} would be slower than float; set {name}=onnxruntime')
     if settings.DEVICE_PROFILE:
         profile_path(settings.DEVICE_PROFILE)
     for name in ('SERVER_ENGINE', *(['CLIENT_ENGINE'] if settings.DEVICE_PROFILE else [])):

@@ -120,6 +120,14 @@ def test_a_missing_package_is_one_line_before_any_work(monkeypatch):
     check_settings(config.load(('CLIENT_ENGINE=onnxruntime', 'DEVICE_PROFILE='), {}))  # the device needs them
 
 
+@pytest.mark.parametrize('name', EVERYWHERE)
+def test_a_network_that_int8_would_slow_down_is_refused_before_any_work(name):
+    overrides = 'MODEL_NAME=RepVGG-D2se', 'WEIGHT_PATH_SERVER='
+    check_settings(config.load((*overrides, f'{name}=onnxruntime'), {}))
+    with pytest.raises(UserError, match=f'would be slower than float; set {name}=onnxruntime$'):
+        check_settings(config.load((*overrides, f'{name}=onnxruntime-int8'), {}))
+
+
 # --- running ------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('head_tier, split', [('client', 5), ('server', 4), ('client', 0), ('client', N)])
