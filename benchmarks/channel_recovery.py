@@ -1,7 +1,7 @@
 """What does a short training of α win back where some channels of the cut are not sent?
 
     python -m benchmarks.channel_recovery --splits 4,6,8                    # after run_pipeline.sh; ten domains
-    PROFILE=photos DATA_PATH=... python -m benchmarks.channel_recovery --splits 6,13,20 --domains 0,3,6
+    PROFILE=photos DATA_PATH=... python -m benchmarks.channel_recovery --splits 6,13,20 --domains 3
 
 The unpruned network with the α of each domain sends a share of its channels as uint4, at each split,
   left out      as it is
@@ -13,6 +13,8 @@ its way, all domains together, with half of a 95 % interval (paired, normal appr
 Quick start, domains 0, 3, 9 (2-core Intel Xeon virtual machine, Python 3.11, PyTorch 2.14): a recovery wins 3.5 ± 1.8,
 2.0 ± 1.6 and 7.6 ± 2.9 points at a quarter of the channels after block 4, 6 and 8, about half of what is lost, and
 nothing at half of the channels, where 0.9 to 2.0 are lost; in full: nothing. A training takes 3.2 seconds.
+Photographs, domain 3, 303 test images, weights of commit 66f4ee1: 6.3 ± 3.5 points at half of the channels after block
+6, 5.6 ± 6.3 at a quarter; 1.7 ± 3.1 and 2.6 ± 4.2 after block 13; nothing after block 20, where 0.3 and 1.3 are lost.
 """
 from __future__ import annotations
 
