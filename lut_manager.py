@@ -337,9 +337,10 @@ def read(path: str, settings: Settings) -> HardwareTable:
     costs = with_shares(WireCosts({wire: np.array([document.number(('Comm_size', name, wire), 1) for name in names])
                                    for wire in wires}, codec_from_json(document, wires, names)),
                         outline_for(settings).blocks, settings)
-    missing = [wire for wire in settings.WIRE_FORMATS if wire not in costs.block_bytes]
-    if missing:
-        raise document.refuse(f'has no sizes for wire format {missing[0]!r}, only for {", ".join(costs.block_bytes)}')
+    for what, there in (('sizes', costs.block_bytes), ('times', costs.codec_ms or costs.block_bytes)):
+        missing = [wire for wire in settings.WIRE_FORMATS if wire not in there]
+        if missing:
+            raise document.refuse(f'has no {what} for wire format {missing[0]!r}, only for {", ".join(there)}')
     def end(part: str) -> EndCosts:
         return EndCosts({tier: document.number(f'{part}.T_{tier}', 0) for tier in TIERS},
                         document.number(f'{part}.FLOPs', 0), document.number(f'{part}.Bytes', 0))

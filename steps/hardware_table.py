@@ -2,22 +2,28 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import replace
-from typing import Dict, Optional, Tuple
+from typing import Dict, Mapping, Optional, Tuple
 
+import numpy as np
+import torch
 from tqdm import tqdm
 
 import cli
 import lut_manager
 from config import Settings, UserError
 from costs.cost_model import FLOAT32, TIERS, Link, gathered
+from costs.wire_costs import WireCosts, block_bytes_of
 from domain_dataset import load_clean
 from domains import image_formats
-from lut_manager import WireCosts
+from lut_manager import TierCosts
 from network.gammas import fused_gamma
 from network.outline import outline_for
 from pipeline import documents, fingerprints, kinds, measured, provenance, writing
 from roofline_measure import current_roofline
+from tier.block_timing import thread_count
+from tier.tasks import wire_ms
 
 
 def make_tier(tier: str, settings: Settings, force: bool = False) -> None:
@@ -64,8 +70,9 @@ def merge(settings: Settings) -> None:
         else:
             check_tier(tier, path, settings)
     link, wire = measured_before(settings)
-    table = lut_manager.merge(lut_manager.load_tier('server', settings), lut_manager.load_tier('client', settings),
-                              settings, link, wire, image_codec_ms(settings))
+    tiers = {tier: lut_manager.load_tier(tier, settings) for tier in TIERS}
+    table = lut_manager.merge(tiers['server'], tiers['client'], settings, link, wire or wire_costs(tiers, settings),
+                              image_codec_ms(settings))
     path = lut_manager.save(table, settings)
     simulated = [tier for tier in TIERS if table.tier_info[tier].get('simulated')]
     print(f"{table.n_blocks} blocks, link {table.link.bandwidth_mbps:g} Mbit/s with {table.link.rtt_ms:g} ms round trip"
@@ -79,6 +86,19 @@ def image_codec_ms(settings: Settings) -> Dict[str, Tuple[float, float]]:
     except UserError as error:
         cli.say(f'note: PNG and JPEG are not timed: {error}')
         return {}
+
+
+def wire_costs(tiers: Mapping[str, TierCosts], settings: Settings) -> WireCosts:
+    """What encoding and decoding take where no client is connected, for every format whose size follows from the shape
+    (which values a map has does not matter to them): processor time of one thread of this machine, which stands for
+    both tiers, times the factor of a simulated one, as with PNG and JPEG (domains/image_formats.py)."""
+    shapes = outline_for(settings).blocks
+    sizes = block_bytes_of(shapes)
+    with torch.inference_mode(), thread_count(1):
+        ms = np.stack([wire_ms(torch.rand(lut_manager.BATCH_SIZE, *shape.out_shape), tuple(sizes), time.thread_time)
+                       for shape in shapes], axis=1)  # [formats, N, 2]
+    slower = {tier: float(costs.info.get('slowdown', 1.0)) for tier, costs in tiers.items()}
+    return WireCosts(sizes, {wire: {tier: slower[tier] * taken for tier in TIERS} for wire, taken in zip(sizes, ms)})
 
 
 def check_tier(tier: str, path: str, settings: Settings) -> None:
@@ -96,7 +116,8 @@ def check_tier(tier: str, path: str, settings: Settings) -> None:
 
 def measured_before(settings: Settings) -> Tuple[Optional[Link], Optional[WireCosts]]:
     """The link and the wire formats' costs of the complete table that is there, as far as they were measured with the
-    client whose file is there now and towards the tier that runs the tail."""
+    client whose file is there now and towards the tier that runs the tail; no costs where a format of now lacks them:
+    times of two machines would not compare."""
     path = kinds.path_of('lut', settings)
     metadata = fingerprints.metadata_of(path)
     client = fingerprints.content_hash(kinds.path_of('lut_client', settings))
@@ -108,6 +129,7 @@ def measured_before(settings: Settings) -> Tuple[Optional[Link], Optional[WireCo
             table = lut_manager.read(path, replace(settings, WIRE_FORMATS=formats))
         except UserError:
             continue
-        costs = WireCosts(table.block_bytes, table.codec_ms) if formats == settings.WIRE_FORMATS else None
+        costs = WireCosts(table.block_bytes, table.codec_ms) if set(settings.WIRE_FORMATS) <= set(
+            table.codec_ms) else None
         return (table.link, costs) if table.link.measured else (None, None)
     return None, None

@@ -21,8 +21,11 @@ import roofline_measure
 import step1_measure_lut as step1
 from config import Settings, UserError
 from costs.cost_model import TIERS, Roofline
+from network.alpha import branches_of
 from pipeline import kinds
+from throughput_optimizer import solve_exact
 from tier import roofline
+from wire.formats import BITS
 
 # --- what is refused ---------------------------------------------------------------------------------------------
 
@@ -263,6 +266,39 @@ def test_a_measured_link_outlives_a_table_without_the_formats_of_now(made, tmp_p
     content = content_of(path)
     assert content['bandwidth'] == {'bandwidth_mbps': 55.5, 'rtt_ms': 3.5, 'measured': True}
     assert 'uint4' in content['Comm_size']['stage1.0']
+
+
+def test_encoding_is_charged_where_no_client_is_connected(made, tmp_path):
+    """For every format whose size is known, also one that WIRE_FORMATS names after the table was made."""
+    run_step1('client', tmp_path)
+    path = os.path.join(str(tmp_path), 'lut_client.json')
+    write_text(path, put('metadata', 'client', 'slowdown', 6.0)(content_of(path)))
+    run_step1('merge', tmp_path)
+    chosen = Settings(RESULTS_DIR=str(tmp_path), WIRE_FORMATS=('uint4@0.5',))
+    table = lut_manager.load(kinds.path_of('lut', chosen), chosen)
+    assert {*BITS, 'uint4@0.5'} == set(table.codec_ms)
+    for by_tier in table.codec_ms.values():
+        assert (by_tier['server'] > 0).all()
+        np.testing.assert_allclose(by_tier['client'], 6 * by_tier['server'])
+    surviving, chosen = branches_of(table.n_branches), Settings(WIRE_FORMATS=('uint8',))
+    charged, free = (solve_exact(each, surviving, chosen, splits=[4]).times
+                     for each in (table, dataclasses.replace(table, codec_ms={})))
+    encode_ms, decode_ms = table.codec_ms['uint8']['client'][3, 0], table.codec_ms['uint8']['server'][3, 1]
+    assert charged.T_client_ms == pytest.approx(free.T_client_ms + encode_ms)
+    assert charged.T_server_ms == pytest.approx(free.T_server_ms + decode_ms)
+
+
+def test_a_format_whose_times_were_not_measured_with_the_others_is_refused_and_timed_by_a_merge(made, tmp_path):
+    run_step1('merge', tmp_path)
+    path = os.path.join(str(tmp_path), 'hardware_lut_complete.json')
+    content = content_of(path)
+    content['bandwidth']['measured'], content['codec_ms'] = True, {'float32': content['codec_ms']['float32']}
+    chosen = Settings(RESULTS_DIR=str(tmp_path), WIRE_FORMATS=('float32', 'uint8'))
+    assert "has no times for wire format 'uint8', only for float32" in refusal(
+        write_text(path, json.dumps(content)), chosen)
+    run_step1('merge', tmp_path, 'WIRE_FORMATS=float32,uint8')
+    table = lut_manager.load(path, chosen)
+    assert table.link.measured and (table.codec_ms['uint8']['client'] > 0).all()
 
 
 # --- the roofline -----------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def test_one_tiers_times_are_read_back_as_they_were_written(tmp_path_factory, se
 
 
 def test_a_measured_link_and_measured_encodings_survive_as_well(tmp_path):
-    chosen = settings_in(tmp_path)
+    chosen = settings_in(tmp_path, WIRE_FORMATS=('uint8+zlib',))
     rng = np.random.default_rng(0)
     table = whole_table(chosen)
     n = table.n_blocks
