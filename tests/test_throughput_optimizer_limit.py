@@ -162,7 +162,8 @@ def test_limits_that_do_not_bind_change_nothing(case):
     found = solve_limited(case.table, case.surviving, case.settings, loose, case.memory, case.objective).best.solution
     free = solve_exact(case.table, case.surviving, case.settings, objective=case.objective)
     assert (found.split, found.wire) == (free.split, free.wire)
-    assert found.times == free.times
+    times, expected = (dataclasses.astuple(one.times) for one in (found, free))
+    assert times == pytest.approx(expected, rel=CLOSE)  # arrays of other lengths round otherwise
 
 
 @checked(max_examples=50)
