@@ -23,7 +23,6 @@ def build_gamma_mask(surviving: np.ndarray) -> np.ndarray:
 
 
 def runnable_gammas(n_branches: np.ndarray) -> np.ndarray:
-    """γ that a block with the first n of BRANCHES could run under some pruning, bool [N, 14]. `n_branches`: [N], or
-    bool: has it an identity?"""
+    """γ that a block with the first n of BRANCHES could run under some pruning, bool [N, 14]. `n_branches`: [N]."""
     missing = ~branches_of(n_branches)
     return ~(missing[:, None, :] & GAMMA_RUNS).any(axis=-1)

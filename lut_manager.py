@@ -140,14 +140,14 @@ def same_work(settings: Settings) -> np.ndarray:
 
 def save_tier(costs: TierCosts, settings: Settings) -> str:
     """Write results/lut_{tier}.json; returns its path."""
-    names, has_identity = blocks_of(settings)
-    kind = f'lut_{costs.tier}'
+    outline = outline_for(settings)
+    names, kind = list(outline.block_names), f'lut_{costs.tier}'
     path = kinds.path_of(kind, settings)
     metadata = {**writing.make_metadata(settings, kind, fingerprints.inputs_of(kind, settings)),
                 **shape_metadata(settings), costs.tier: costs.info}
     key = f'T_{costs.tier}'
     writing.write(path, {
-        'tier': costs.tier, 'block_names': names, 'has_identity': dict(zip(names, has_identity)),
+        'tier': costs.tier, 'block_names': names, 'has_identity': dict(zip(names, outline.has_identity)),
         key: rows_to_json(names, costs.block_ms), 'IQR': rows_to_json(names, costs.block_iqr_ms),
         'stem': {key: costs.stem_ms}, 'classifier': {key: costs.classifier_ms},
         'power': costs.power.as_dict() if costs.power else None,
@@ -184,12 +184,6 @@ def parts_from_json(document: Document, settings: Settings) -> Tuple[PartTiming,
     return tuple(found)
 
 
-def blocks_of(settings: Settings) -> Tuple[List[str], List[bool]]:
-    """Block names and which have an identity branch."""
-    outline = outline_for(settings)
-    return list(outline.block_names), outline.has_identity
-
-
 def shape_metadata(settings: Settings) -> Dict[str, Any]:
     """What a table must agree on with the settings that read it."""
     return {'num_classes': settings.NUM_CLASSES, 'input_shape': [3, settings.INPUT_SIZE, settings.INPUT_SIZE],
@@ -203,10 +197,10 @@ def check_shape(document: Document, settings: Settings) -> None:
         found = document.get(f'metadata.{name}', type(wanted))
         if found != wanted:
             raise document.refuse(f'was made for {name} {found}, the settings say {wanted}')
-    names, has_identity = blocks_of(settings)
-    if document.get('block_names', list) != names:
+    outline = outline_for(settings)
+    if document.get('block_names', list) != list(outline.block_names):
         raise document.refuse(f'its block names are not those of {settings.MODEL_NAME}')
-    if document.get('has_identity') != dict(zip(names, has_identity)):
+    if document.get('has_identity') != dict(zip(outline.block_names, outline.has_identity)):
         raise document.refuse(f'has_identity does not fit {settings.MODEL_NAME}')
 
 
@@ -217,7 +211,8 @@ def rows_to_json(names: List[str], values: np.ndarray) -> Dict[str, List[Optiona
 
 def rows_from_json(document: Document, key: str, settings: Settings) -> np.ndarray:
     """{block: [14]} -> [N, 14]; a number exactly where the block can run the γ."""
-    outline, names = outline_for(settings), outline_for(settings).block_names
+    outline = outline_for(settings)
+    names = outline.block_names
     values = np.array([document.numbers((key, name), N_GAMMA, none_allowed=True, lowest=0) for name in names])
     wrong = np.isnan(values) == runnable_gammas(outline.n_branches)
     if wrong.any():
@@ -327,7 +322,8 @@ def read(path: str, settings: Settings) -> HardwareTable:
     """Read a complete table as it was written, under whatever settings of the tiers and the link."""
     document = documents.read(path, kinds.command_for('lut', settings))
     check_shape(document, settings)
-    names, has_identity = blocks_of(settings)
+    outline = outline_for(settings)
+    names = list(outline.block_names)
     if document.get('N_stream', list) != [g.n_streams for g in GAMMAS]:
         raise document.refuse("field 'N_stream' is not that of the 14 γ configurations")
     rows = {key: rows_from_json(document, key, settings)
@@ -336,7 +332,7 @@ def read(path: str, settings: Settings) -> HardwareTable:
              if wire in document.get(('Comm_size', names[0]))]
     costs = with_shares(WireCosts({wire: np.array([document.number(('Comm_size', name, wire), 1) for name in names])
                                    for wire in wires}, codec_from_json(document, wires, names)),
-                        outline_for(settings).blocks, settings)
+                        outline.blocks, settings)
     for what, there in (('sizes', costs.block_bytes), ('times', costs.codec_ms or costs.block_bytes)):
         missing = [wire for wire in settings.WIRE_FORMATS if wire not in there]
         if missing:
@@ -349,7 +345,7 @@ def read(path: str, settings: Settings) -> HardwareTable:
         model=settings.MODEL_NAME, num_classes=settings.NUM_CLASSES,
         input_shape=(3, settings.INPUT_SIZE, settings.INPUT_SIZE), batch_size=BATCH_SIZE,
         tier_info={tier: document.get(f'metadata.{tier}') for tier in TIERS},
-        block_names=tuple(names), has_identity=np.array(has_identity),
+        block_names=outline.block_names, has_identity=np.array(outline.has_identity),
         T_ms={'server': rows['T_server'], 'client': rows['T_client']},
         flops=rows['FLOPs'], bytes_moved=rows['Bytes'], stem=end('stem'), classifier=end('classifier'),
         input_bytes=int(document.number('Comm_size.input.uint8', 1)),

@@ -221,7 +221,7 @@ def main(argv: Optional[Sequence[str]]) -> int:
                         tuple(float(share) for share in args.shares.split(',')))
     torch.set_num_threads(settings.threads(settings.TORCH_THREADS))
     model = base_model(settings)
-    alpha = unpruned_alpha([block.n_branches == 3 for block in model.blocks])
+    alpha = unpruned_alpha([block.n_branches for block in model.blocks])
     model.set_alpha_array(alpha)
     network = deploy(model)
     train, val, test = (load_clean(settings, subset, count) for subset, count in (

@@ -46,6 +46,7 @@ from domains import partition, trained_images
 from domains.image_sources import open_source
 from fleet import plan_file
 from fleet.fleet_file import read_fleet
+from network.outline import outline_for
 from pipeline import fingerprints, kinds, measured, provenance, writing
 from report import cost_figures, pictures, summary
 from search import domain_inputs, result_file, result_warnings, state_file
@@ -96,7 +97,7 @@ def replace_somewhere(node: object, rng: random.Random) -> None:
 
 def readers_of(settings: Settings, profile: str, fleet: str) -> Readers:
     """{kind: (path, everything that reads it)}; `profile` and `fleet` are the paths of a device profile and a fleet."""
-    source, names = open_source(settings), lut_manager.blocks_of(settings)[0]
+    source, names = open_source(settings), list(outline_for(settings).block_names)
     unknown = dataclasses.replace(settings, DATASET='imagefolder')
     table = lut_manager.read(kinds.path_of('lut', settings), settings)
     simulated = dataclasses.replace(settings, DEVICE_PROFILE=profile)

@@ -45,6 +45,7 @@ from export.chosen import ChosenSplit, Point, split_of
 from hyper_repvgg import DeployedNetwork
 from network.alpha import unpruned_alpha
 from network.inputs import normalise
+from network.outline import outline_for
 from pipeline import kinds
 from report import style
 from search import result_file
@@ -65,7 +66,7 @@ class Found(NamedTuple):
 def whole_network(domain: int, unpruned: bool, settings: Settings):
     """The network as one part, every block fused."""
     if unpruned:
-        alpha, batchnorm = unpruned_alpha(lut_manager.blocks_of(settings)[1]), None
+        alpha, batchnorm = unpruned_alpha(outline_for(settings).n_branches), None
     else:
         table = lut_manager.load(kinds.path_of('lut', settings), settings)
         result = result_file.load(domain, table, settings)

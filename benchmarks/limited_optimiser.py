@@ -42,7 +42,7 @@ def random_case(n_blocks: int, kind: str, seed: int):
     rng = np.random.default_rng(seed)
     stem, shapes = block_shapes(dataclasses.replace(architecture('RepVGG-B3'), depths=DEPTHS[n_blocks]), 224)
     has_identity = np.array([shape.has_identity for shape in shapes])
-    runnable = runnable_gammas(has_identity)
+    runnable = runnable_gammas(2 + has_identity)
     memory = memory_table(shapes, stem, ClassifierShape(shapes[-1].out_channels, 1000, shapes[-1].out_size),
                           side_by_side=True)
     if kind == 'distinct':
@@ -61,7 +61,7 @@ def random_case(n_blocks: int, kind: str, seed: int):
 
 def timed(table: HardwareTable, memory: MemoryTable, settings: Settings, share: float, with_rate: bool):
     """(did it fit?, seconds)"""
-    surviving = surviving_branches(unpruned_alpha(table.has_identity))
+    surviving = surviving_branches(unpruned_alpha(table.n_branches))
     free = solve_exact(table, surviving, settings)
     problem = LimitedProblem(table, build_gamma_mask(surviving), settings, Limits(), memory)
     taken, _ = problem.fastest_at(problem.stage(free.split, free.wire), np.inf, np.inf)

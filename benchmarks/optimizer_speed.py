@@ -43,7 +43,7 @@ def random_table(n: int, seed: int) -> HardwareTable:
     """A table of n blocks with an identity in all but every fifth, random times."""
     rng = np.random.default_rng(seed)
     has_identity = np.arange(n) % 5 != 0
-    runnable = runnable_gammas(has_identity)
+    runnable = runnable_gammas(2 + has_identity)
     block_ms = {tier: np.where(runnable, rng.uniform(low, 4 * low, (n, 14)), np.nan)
                 for tier, low in (('client', 1.0), ('server', 0.25))}
     ones = np.where(runnable, 1e6, np.nan)

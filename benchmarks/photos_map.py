@@ -205,7 +205,7 @@ def main(argv: Optional[Sequence[str]]) -> None:
     """The command line."""
     args, settings = cli.parse(PARSER, argv)
     model = domain_inputs.base_model(settings)
-    alpha = unpruned_alpha([block.n_branches == 3 for block in model.blocks])
+    alpha = unpruned_alpha([block.n_branches for block in model.blocks])
     accuracies = Accuracies(model, alpha, settings, args.images)
     print(f'{settings.MODEL_NAME}, {settings.INPUT_SIZE} pixels, unpruned; accuracy on {len(accuracies.test)} clean '
           f'test images: {accuracies.text(accuracies.right(accuracies.test))}')

@@ -90,7 +90,7 @@ def prune_as_before(pruned_in: str, overrides: Sequence[str]) -> None:
     before = replace(settings, RESULTS_DIR=pruned_in)
     path = kinds.path_of('lut', settings)
     table, other = lut_manager.load(path, settings), lut_manager.read(kinds.path_of('lut', before), before)
-    model, whole = domain_inputs.base_model(settings), surviving_branches(unpruned_alpha(table.has_identity))
+    model, whole = domain_inputs.base_model(settings), surviving_branches(unpruned_alpha(table.n_branches))
     step2 = domain_search.solve_unpruned(table, settings)
     for domain in range(10):
         inputs = fingerprints.inputs_of('sequential_accuracy', settings, domain, lut=path)
@@ -203,7 +203,7 @@ def b3(lut_file: str, settings: config.Settings) -> None:
         for mbps in LINKS_MBPS:
             chosen = replace(settings, HEAD_TIER=head, BANDWIDTH_MBPS=float(mbps))
             table = on_link(lut_manager.load(lut_file, settings), chosen)
-            whole = surviving_branches(unpruned_alpha(table.has_identity))
+            whole = surviving_branches(unpruned_alpha(table.n_branches))
             best, ends = solve_exact(table, whole, chosen), baselines(table, whole, chosen)
             without: List[Tuple[float, str]] = []
             every = whole.copy()

@@ -13,11 +13,8 @@ PruningMask = Tuple[BlockMask, ...]  # of every block, or of the first few
 
 
 def branches_of(n_branches: Sequence[int]) -> np.ndarray:
-    """Which branches blocks have that have the first n of BRANCHES, bool [N, 3]. `n_branches`: [N]; bool: has it an
-    identity, and so 3, or not, and so 2?"""
-    counts = np.asarray(n_branches)
-    counts = 2 + counts if counts.dtype == bool else counts
-    return np.arange(len(BRANCHES)) < counts[:, None]
+    """Which branches blocks have that have the first n of BRANCHES, bool [N, 3]. `n_branches`: [N]."""
+    return np.arange(len(BRANCHES)) < np.asarray(n_branches)[:, None]
 
 
 def unpruned_alpha(n_branches: Sequence[int]) -> np.ndarray:

@@ -219,7 +219,7 @@ class _RoundsFile:
         document = documents.read(self.path, '')
         if devices.changes(document.get('client'), self._facts):
             return []
-        n, found = len(lut_manager.blocks_of(self._settings)[0]), []
+        n, found = outline_for(self._settings).n_blocks, []
         try:
             for gamma, ms, part_ms in document.get('rounds', list)[:self._settings.LUT_ROUNDS]:
                 gammas, times = np.array(gamma, dtype=int), np.array(ms, dtype=float)

@@ -26,8 +26,6 @@ from search.one_tier import PRUNED_ENDS, CorrectOn, Network, SentImages, verdict
 from search.result import AccuracyReport, Baseline, JointResult
 from search.wire_loss import classified_right
 
-Peaks = Optional[Tuple[float, ...]]  # of feature maps, where a tier runs in int8
-
 
 @dataclass(frozen=True)
 class Measured:
@@ -56,7 +54,8 @@ def assemble(outcome: SearchOutcome, answer: Answer, mode: str) -> JointResult:
     ones = unpruned_alpha(table.n_branches)
     step2 = solve_unpruned(table, settings)
 
-    def share(alpha: np.ndarray, split: int = 0, wire: str = FLOAT32, peaks: Peaks = None) -> float:
+    def share(alpha: np.ndarray, split: int = 0, wire: str = FLOAT32, peaks: Optional[Tuple[float, ...]] = None,
+              ) -> float:
         chosen = Configuration(alpha, (), split, wire, problem.channel_choice.at(alpha, split, wire), peaks)
         return correct_with(problem.model, chosen, test, settings) / len(test)
 
@@ -150,15 +149,15 @@ def correct_with(model: HyperRepVGG, chosen: Configuration, data: ImageSet, sett
     return int(classified_right(model, chosen, data, settings, statistics).sum())
 
 
-def network_of(model: HyperRepVGG, alpha: np.ndarray, statistics: Optional[np.ndarray], peaks: Peaks, goal: Goal,
-               settings: Settings) -> Network:
+def network_of(model: HyperRepVGG, alpha: np.ndarray, statistics: Optional[np.ndarray],
+               peaks: Optional[Tuple[float, ...]], goal: Goal, settings: Settings) -> Network:
     """A network of this α and these BatchNorm statistics (None: the model's own) that is to run without a split."""
     at_head = None if peaks is None else correct_on(model, alpha, statistics, settings, peaks, len(alpha))
     return Network(alpha, correct_on(model, alpha, statistics, settings, peaks), goal.min_accuracy, at_head)
 
 
 def correct_on(model: HyperRepVGG, alpha: np.ndarray, statistics: Optional[np.ndarray], settings: Settings,
-               peaks: Peaks = None, split: int = 0) -> CorrectOn:
+               peaks: Optional[Tuple[float, ...]] = None, split: int = 0) -> CorrectOn:
     """`correct_with` for any images, without a split: at 0 or N."""
     chosen = Configuration(alpha, (), split, FLOAT32, peaks=peaks)
     return lambda data: correct_with(model, chosen, data, settings, statistics)

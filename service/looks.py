@@ -28,7 +28,7 @@ def references_for(domains: Mapping[str, int], model: HyperRepVGG, settings: Set
 
 def statistics_of(images: torch.Tensor, model: HyperRepVGG, settings: Settings) -> np.ndarray:
     """Images uint8 [n, 3, S, S] -> [n, 2, C], as a device measures them on every frame."""
-    alpha = unpruned_alpha([block.n_branches == 3 for block in model.blocks])
+    alpha = unpruned_alpha([block.n_branches for block in model.blocks])
     gamma = [fused_gamma((True, True, block.n_branches == 3)) for block in model.blocks]
     stem = part_of(model, folded_specs(alpha, gamma, (0, 1), settings), torch.device('cpu'))
     with torch.inference_mode():

@@ -12,6 +12,7 @@ from domains.image_sets import ImageSet
 from gamma_mask_builder import build_gamma_mask, runnable_gammas
 from lut_manager import TierCosts
 from network.alpha import surviving_branches, unpruned_alpha
+from network.outline import outline_for
 from search import result_file
 from search.frontier import OBJECTIVES, TESTS, Candidate, measured_frontier
 from search.one_tier import Network, SentImages, without_split
@@ -25,8 +26,7 @@ from throughput_optimizer import solve_exact
 def make_table(settings, seed=0):
     """A random table of the settings' model: a slow client, a fast server."""
     rng = np.random.default_rng(seed)
-    _, has_identity = lut_manager.blocks_of(settings)
-    runnable = runnable_gammas(np.array(has_identity))
+    runnable = runnable_gammas(outline_for(settings).n_branches)
     tiers = {}
     for tier, scale in zip(TIERS, (0.5, 0.1)):
         block_ms = np.where(runnable, scale * rng.uniform(0.2, 1, runnable.shape), np.nan)
@@ -47,7 +47,7 @@ def ends(table, alpha, suffix, accuracy, settings):
 
 def make_result(table, settings, domain, sequential=False):
     """A result of one domain with two pruned blocks."""
-    ones = unpruned_alpha(table.has_identity)
+    ones = unpruned_alpha(table.n_branches)
     unpruned = solve_exact(table, surviving_branches(ones), settings)
     curve = [CurvePoint(0, 0.9, unpruned.times.T_eff_ms, unpruned.times.throughput_fps)]
     networks = [(ones, 0.9)]
@@ -81,7 +81,7 @@ def save_domain(table, settings, domain, sequential=False):
 
 def random_configuration(table, rng, split, wire):
     """Random α (every block keeps a branch) with a random γ that fits."""
-    alpha = unpruned_alpha(table.has_identity) * rng.uniform(0.3, 2.5, (table.n_blocks, 3))
+    alpha = unpruned_alpha(table.n_branches) * rng.uniform(0.3, 2.5, (table.n_blocks, 3))
     alpha[rng.random(alpha.shape) < 0.4] *= 0
     alpha[~surviving_branches(alpha).any(axis=1), 1] = 1.0
     valid = build_gamma_mask(surviving_branches(alpha))

@@ -94,7 +94,7 @@ def tables(draw, max_blocks: int = 4) -> HardwareTable:
     def numbers(*size: int) -> np.ndarray:
         return rng.integers(0, 4, size).astype(float) if ties else rng.uniform(0, 10, size)
 
-    runnable = runnable_gammas(has_identity)
+    runnable = runnable_gammas(2 + has_identity)
     speed = {'client': draw(st.sampled_from([0.2, 1.0, 5.0])), 'server': 1.0}
     block_ms = {tier: np.where(runnable, factor * numbers(n, 14), np.nan) for tier, factor in speed.items()}
     flops = np.where(runnable, 1e6 * (1 + numbers(n, 14)), np.nan)

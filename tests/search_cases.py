@@ -19,6 +19,7 @@ from gamma_mask_builder import runnable_gammas
 from hyper_repvgg import HyperRepVGG, create_hyper_repvgg
 from lut_manager import TierCosts
 from network.alpha import BlockMask, PruningMask, surviving_branches, unpruned_alpha
+from network.outline import outline_for
 from search import alpha_training, state_file
 from search.domain_search import Search
 from search.problem import PruningProblem
@@ -39,10 +40,10 @@ def slow_client_table(seed: int = 5, settings: Settings = SETTINGS) -> HardwareT
     rng = np.random.default_rng(seed)
 
     def tier(name: str, scale: float) -> TierCosts:
-        _, has_identity = lut_manager.blocks_of(settings)
+        n_branches = outline_for(settings).n_branches
         base = scale * np.array([4, 1, .8, 5, 4, 4.5, 4, 2, 1, 6, 5, 5, 5, 4])
-        block_ms = base * rng.uniform(0.9, 1.1, (len(has_identity), 14))
-        block_ms[~runnable_gammas(np.array(has_identity))] = np.nan
+        block_ms = base * rng.uniform(0.9, 1.1, (len(n_branches), 14))
+        block_ms[~runnable_gammas(n_branches)] = np.nan
         return TierCosts(name, {'name': name, 'simulated': True, 'profile': 'fake'}, block_ms, 0 * block_ms, 0.05, 0.05,
                          Roofline(50, 10))
 
@@ -67,7 +68,7 @@ def problem_of(settings: Settings = SETTINGS, table: Optional[HardwareTable] = N
     torch.set_num_threads(1)
     model = trained_model()
     table = slow_client_table(settings=settings) if table is None else table
-    alpha = unpruned_alpha(table.has_identity) if alpha is None else alpha
+    alpha = unpruned_alpha(table.n_branches) if alpha is None else alpha
     train, val = first_images(domain, 'train', 96), first_images(domain, 'val', n_val)
     model.set_alpha_array(alpha)
     A_ref = alpha_training.accuracy(model, val, settings)
@@ -78,7 +79,7 @@ def made_problem(table: HardwareTable, settings: Settings, alpha: np.ndarray, A_
                  model: Optional[HyperRepVGG] = None, train: Optional[ImageSet] = None,
                  val: Optional[ImageSet] = None) -> PruningProblem:
     """A problem that may lack network and images, for partners that do without them."""
-    T_eff_ref_ms = solve_exact(table, surviving_branches(unpruned_alpha(table.has_identity)), settings).times.T_eff_ms
+    T_eff_ref_ms = solve_exact(table, surviving_branches(unpruned_alpha(table.n_branches)), settings).times.T_eff_ms
     importance = [(k, b) for k in range(table.n_blocks) for b in range(3) if not np.isnan(alpha[k, b])]
     goal = Goal(T_eff_ref_ms, A_ref, settings.EPSILON, settings.KAPPA, settings.MU)
     return PruningProblem(model, train, val, alpha, importance, goal, PrunedTimes(table, T_eff_ref_ms, settings),

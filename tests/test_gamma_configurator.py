@@ -114,7 +114,7 @@ def test_a_block_can_run_a_gamma_if_some_pruning_makes_it_valid(has_identity):
     every = [(d, o, i) for d in (0, 1) for o in (0, 1) for i in (0, 1)]
     expected = [[any(gamma in oracles.valid_gammas(s) for s in every if has or not s[2]) for gamma in range(14)]
                 for has in has_identity]
-    np.testing.assert_array_equal(runnable_gammas(np.array(has_identity)), expected)
+    np.testing.assert_array_equal(runnable_gammas(2 + np.array(has_identity)), expected)
 
 
 @pytest.mark.parametrize('surviving', [(d, o, i) for d in (True, False) for o in (True, False)

@@ -93,7 +93,7 @@ def test_only_alpha_gets_gradients_and_batchnorm_stays_as_it_is(model, seed):
 
 def test_alpha_starts_at_one_everywhere():
     model = HyperRepVGG('RepVGG-B0', 3)
-    np.testing.assert_array_equal(model.alpha_array(), unpruned_alpha([b.n_branches == 3 for b in model.blocks]))
+    np.testing.assert_array_equal(model.alpha_array(), unpruned_alpha([b.n_branches for b in model.blocks]))
     assert np.nanmin(model.alpha_array()) == np.nanmax(model.alpha_array()) == 1
 
 

@@ -17,6 +17,7 @@ from config import Settings
 from costs import work
 from costs.cost_model import TIERS, Link
 from hyper_repvgg import create_hyper_repvgg, deploy
+from network.outline import outline_for
 from network.shapes import architecture, block_shapes
 from tier import block_timing
 
@@ -141,7 +142,7 @@ def test_a_measured_table_has_a_number_exactly_where_a_block_can_run_the_gamma(t
     chosen = settings_in(tmp_path)
     costs = lut_manager.measure_tier('server', chosen, ROOFLINE)
     assert costs.info['simulated'] is False and costs.info['name']
-    _, has_identity = lut_manager.blocks_of(chosen)
+    has_identity = outline_for(chosen).has_identity
     assert costs.block_ms.shape == (len(has_identity), 14)
     for row, spread, has in zip(costs.block_ms, costs.block_iqr_ms, has_identity):
         for gamma, (_, paths) in oracles.GAMMA_TABLE.items():
@@ -240,7 +241,7 @@ class MadeMachine:
 
 def measured_with(disturb, model: str = 'RepVGG-Micro', rounds: int = 2):
     chosen = Settings(MODEL_NAME=model)
-    counts = [3 if has else 2 for has in lut_manager.blocks_of(chosen)[1]]
+    counts = outline_for(chosen).n_branches
     machine = MadeMachine(len(counts), disturb)
     return machine, block_timing.time_network(machine, counts, lut_manager.same_work(chosen), rounds)
 

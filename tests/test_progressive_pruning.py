@@ -48,7 +48,7 @@ class KnownWorld:
 
     def __init__(self, table: HardwareTable, seed: int, settings: Settings, harm: float = 0.4) -> None:
         rng = np.random.default_rng(seed)
-        self.alpha, self.seed, self.settings, self.table = unpruned_alpha(table.has_identity), seed, settings, table
+        self.alpha, self.seed, self.settings, self.table = unpruned_alpha(table.n_branches), seed, settings, table
         self.unpruned_margins = np.abs(rng.normal(1, 1, IMAGES))
         self.unpruned_margins[:rng.integers(0, 4)] *= -1
         self.effect = rng.normal(-harm, harm, (self.alpha.size, IMAGES))

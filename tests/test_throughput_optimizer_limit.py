@@ -298,7 +298,7 @@ def results(tmp_path_factory):
     settings = Settings(RESULTS_DIR=folder)
     table = whole_table(settings)
     lut_manager.save(table, settings)
-    surviving = surviving_branches(unpruned_alpha(table.has_identity))
+    surviving = surviving_branches(unpruned_alpha(table.n_branches))
     return folder, table, surviving
 
 
@@ -383,6 +383,6 @@ def test_a_joint_search_can_prune_until_the_limits_are_met(results):
     assert T_eff_ms(light, settings) == solve_within_limits(table, light, settings).times.T_eff_ms
     check_possible(table, settings)
     with pytest.raises(NothingFits):
-        PrunedTimes(table, free.times.T_eff_ms, settings).solve_within_limits(unpruned_alpha(table.has_identity))
+        PrunedTimes(table, free.times.T_eff_ms, settings).solve_within_limits(unpruned_alpha(table.n_branches))
     with pytest.raises(NothingFits, match='whatever is pruned'):
         check_possible(table, dataclasses.replace(settings, MAX_CLIENT_MEMORY_MB=1e-4))

@@ -40,11 +40,11 @@ def refused(*args) -> str:
 def test_points_are_all_splits_that_no_other_beats_with_the_times_of_the_cost_model(settings):
     table = table_of(settings)
     found = points.points_of(table, [points.unpruned_network(table, 0.9)], settings)
-    alive = surviving_branches(unpruned_alpha(table.has_identity))
+    alive = surviving_branches(unpruned_alpha(table.n_branches))
     costs = []
     for split in range(1, table.n_blocks + 1):
         gamma = gamma_for_split(table, alive, split, 'client')
-        choice = Configuration(unpruned_alpha(table.has_identity), gamma, split)
+        choice = Configuration(unpruned_alpha(table.n_branches), gamma, split)
         at = times(table, choice, scenario_of(settings, table))
         n_bytes = 0.0 if split == table.n_blocks else float(table.cut_bytes('float32')[split])
         costs.append((at.T_client_ms, at.T_server_ms, n_bytes))
@@ -95,7 +95,7 @@ def test_equal_clients_get_what_the_cost_model_of_k_clients_says(settings, numbe
     plan = plan_of([client(count=number)], [server(workers=workers)], chosen)
     of_k = dataclasses.replace(settings, CLIENTS=number, SERVER_WORKERS=workers)
     table = table_of(settings)
-    best = solve_exact(table, surviving_branches(unpruned_alpha(table.has_identity)), of_k,
+    best = solve_exact(table, surviving_branches(unpruned_alpha(table.n_branches)), of_k,
                        range(1, table.n_blocks + 1), 'T_cyc_ms')
     assert plan.value == pytest.approx(max_load * best.times.throughput_fps, rel=1e-6) and plan.proven
     assert [one.fps for one in plan.clients] == [pytest.approx(plan.value)] * number
@@ -115,7 +115,7 @@ def test_mixed_clients_on_one_server_against_brute_force(settings):
     table = table_of(settings)
     clients = [client('a', mbps=100), client('b', mbps=8), client('c', mbps=30, max_fps=20.0)]
     plan = plan_of(clients, [server()], settings)
-    valid = build_gamma_mask(surviving_branches(unpruned_alpha(table.has_identity)))
+    valid = build_gamma_mask(surviving_branches(unpruned_alpha(table.n_branches)))
     block_ms = {tier: fastest_gammas(table.T_ms[tier], valid)[1] for tier in TIERS}
     options = []
     for one in clients:

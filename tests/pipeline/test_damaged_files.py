@@ -57,8 +57,8 @@ def readers(tmp_path_factory):
                   writing.make_metadata(settings, 'step2', ''))
     for kind in ('joint', 'sequential'):
         result_file.save(kind, make_result(table, settings, 0, sequential=True), settings, 'made for a test')
-    mask = mask_of(unpruned_alpha(table.has_identity))
-    network = EvaluatedNetwork(unpruned_alpha(table.has_identity), 0.9, 0.9, ('float32',), True, False)
+    mask = mask_of(unpruned_alpha(table.n_branches))
+    network = EvaluatedNetwork(unpruned_alpha(table.n_branches), 0.9, 0.9, ('float32',), True, False)
     state_file.save('joint_state', SearchState(
         network, [CurvePoint(0, 0.9, 3.0, 100.0)], list(Phase)[0], 2, {mask: Measurement(network.alpha, np.zeros(
             9, np.float16))}, {mask: network}, [network], {(3, (True, False, True))}, Work(5, 6)), 0, table, settings,

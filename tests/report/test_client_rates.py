@@ -37,7 +37,7 @@ def test_every_method_is_at_its_best_for_every_number_of_clients(fleet):
         for_k = dataclasses.replace(settings, CLIENTS=clients)
         assert {name: values[at] for name, values in found.items()} == pytest.approx({
             'split': most_fps(pruned, range(1, n), for_k),
-            'split_unpruned': most_fps(surviving_branches(unpruned_alpha(TABLE.has_identity)), range(1, n), for_k),
+            'split_unpruned': most_fps(surviving_branches(unpruned_alpha(TABLE.n_branches)), range(1, n), for_k),
             'all_client': most_fps(pruned, [n], for_k), 'all_server': most_fps(pruned, [0], for_k),
             'all_tail_jpeg': most_fps(pruned, [0], for_k, jpeg)})
     assert np.ptp(found['all_client']) == 0  # alone, a client minds no others

@@ -13,12 +13,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
 
 import config
-import lut_manager
 from costs.cost_model import TIERS, SplitTimes, other_tier
 from costs.importance import importance_of, model_branch_flops, ranking
 from domains.division import SUBSETS
 from network.alpha import unpruned_alpha
 from network.gammas import GAMMAS
+from network.outline import outline_for
 from report import cost_figures, frontier_figures, preparation_figures, result_figures, style, summary
 from report.frontier_figures import T_EFF, THROUGHPUT
 
@@ -221,11 +221,12 @@ def test_the_columns_of_the_summary_never_touch(made, factor):
 
 def test_importance_ranks_by_alpha_per_flop_and_leaves_out_what_is_not_there():
     settings = config.load((), {})
-    names, has_identity = lut_manager.blocks_of(settings)
+    outline = outline_for(settings)
+    names = list(outline.block_names)
     flops = model_branch_flops(settings)
-    scores = importance_of(unpruned_alpha(has_identity), flops)
+    scores = importance_of(unpruned_alpha(outline.n_branches), flops)
     ranked = ranking(scores, names)
-    assert len(ranked) == 2 * len(names) + sum(has_identity)
+    assert len(ranked) == 2 * len(names) + sum(outline.has_identity)
     assert ranked[0] == f'{names[int(flops[:, 0].argmax())]}.dense' and ranked[-1].endswith('.identity')
 
 
@@ -239,7 +240,7 @@ def test_deep_networks_can_be_drawn(model):
     rng = np.random.default_rng(0)
     drawn(cost_figures.lut_heatmap(table))
     drawn(result_figures.configuration(result, table, 'client', ' (client times simulated)'))
-    alpha = unpruned_alpha(table.has_identity) * rng.uniform(0.5, 1.5, (2, table.n_blocks, 3))
+    alpha = unpruned_alpha(table.n_branches) * rng.uniform(0.5, 1.5, (2, table.n_blocks, 3))
     drawn(preparation_figures.trained_alpha(alpha, ['0', '1'], table.block_names))
     flops = model_branch_flops(settings)
     for n in (1, 2):

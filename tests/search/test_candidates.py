@@ -36,7 +36,7 @@ def contains(larger: BlockMask, smaller: BlockMask) -> bool:
 def test_a_smaller_set_is_a_candidate_where_it_saves_more_than_any_larger_one_or_its_branch_has_vanished(
         data, table, seed, min_saving, threshold):
     rng = np.random.default_rng(seed)
-    alpha = unpruned_alpha(table.has_identity) * rng.choice([1.0, -1.0, 0.01], (table.n_blocks, 3))
+    alpha = unpruned_alpha(table.n_branches) * rng.choice([1.0, -1.0, 0.01], (table.n_blocks, 3))
     T_ref = data.draw(st.sampled_from([1.0, 10.0]))
     settings = with_settings(MIN_SAVING=min_saving, PRUNING_THRESHOLD=threshold)
     found = candidates_of(table, alpha, T_ref, [], settings)
@@ -61,7 +61,7 @@ def test_where_fusing_is_free_dropping_a_branch_beside_the_3x3_saves_nothing_and
     for values in T_ms.values():
         values[:, [0, 4, 6, 13]] = values[:, [0]]  # the 3x3 alone or with all the rest fused into it
     table = dataclasses.replace(table, T_ms=T_ms)
-    found = candidates_of(table, unpruned_alpha(table.has_identity), 1.0, [], SETTINGS)
+    found = candidates_of(table, unpruned_alpha(table.n_branches), 1.0, [], SETTINGS)
     assert all(kept == whole or not kept[0] for whole, choices in zip(found.unpruned, found.options)
                for kept in choices)
     assert all(len(choices) > 1 for choices in found.options)

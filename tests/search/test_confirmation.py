@@ -64,7 +64,7 @@ def test_without_confidence_everything_passes_and_with_it_what_is_improbable_eno
             last_confirmed(options, strict)
 
 
-ONES = unpruned_alpha([block.n_branches == 3 for block in trained_model().blocks])
+ONES = unpruned_alpha([block.n_branches for block in trained_model().blocks])
 TRUSTING, STRICT = calibration(ONES, CONFIDENCE=None), calibration(ONES)
 
 

@@ -24,7 +24,7 @@ from search.state import EvaluatedNetwork
 from search.wire_loss import WireLoss, classified_right
 
 NARROW = with_settings(WIRE_FORMATS=('float32', 'uint4@0.25', 'uint4@0.5'), RECOVERY_STEPS=16, BANDWIDTH_MBPS=1.0)
-PROBLEM = made_problem(whole_table(NARROW, 1), NARROW, unpruned_alpha(slow_client_table().has_identity), 0.9)
+PROBLEM = made_problem(whole_table(NARROW, 1), NARROW, unpruned_alpha(slow_client_table().n_branches), 0.9)
 
 
 @pytest.mark.parametrize('split', [1, 4, 10])

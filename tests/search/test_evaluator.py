@@ -75,7 +75,7 @@ def test_a_network_without_finite_or_different_logits_is_wrong_everywhere():
 def test_any_sequence_of_masks_has_the_margins_of_its_networks_and_runs_no_block_twice(parts, seed, cache_mb,
                                                                                        batch_size):
     model, data = parts
-    rng, alpha = np.random.default_rng(seed), unpruned_alpha([block.n_branches == 3 for block in model.blocks])
+    rng, alpha = np.random.default_rng(seed), unpruned_alpha([block.n_branches for block in model.blocks])
     alpha *= rng.uniform(0.8, 1.2, alpha.shape)
     settings = with_settings(ACTIVATION_CACHE_MB=cache_mb, BATCH_SIZE=batch_size)
     evaluator = Evaluator(model, alpha, data, settings)
@@ -124,7 +124,7 @@ def test_margins_of_any_family_of_networks_pruned_before_or_not_are_those_of_its
 
 def test_what_happens_to_the_model_in_between_changes_no_margin(parts):
     model, data = parts
-    alpha = unpruned_alpha([block.n_branches == 3 for block in model.blocks])
+    alpha = unpruned_alpha([block.n_branches for block in model.blocks])
     evaluator, rng = Evaluator(model, alpha, data, with_settings(ACTIVATION_CACHE_MB=0)), np.random.default_rng(0)
     masks = [random_mask(mask_of(alpha), rng) for _ in range(3)]
     before = [evaluator.margins(mask) for mask in masks]

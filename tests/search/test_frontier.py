@@ -103,7 +103,7 @@ def made_search(table, seed: int, count: int):
     """A problem without model and images, and a state with networks that were measured and recovered."""
     settings = with_settings(LAMBDA_MIN=0, WIRE_FORMATS=('float32', 'float32+zlib') if seed % 2 else ('float32',))
     table.block_bytes['float32+zlib'] = table.block_bytes['float32']
-    rng, alpha = np.random.default_rng(seed), unpruned_alpha(table.has_identity)
+    rng, alpha = np.random.default_rng(seed), unpruned_alpha(table.n_branches)
     problem = made_problem(table, settings, alpha, 0.9)
     state = SearchState(EvaluatedNetwork(alpha, 0.9, 0.9), [])
     networks: Dict[tuple, List[float]] = {}

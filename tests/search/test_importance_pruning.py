@@ -49,7 +49,7 @@ class KnownRecovery:
 @given(seeds, st.sampled_from([0.0, 0.01, 0.05]), st.sampled_from([0, 3, 40]))
 def test_the_least_important_branch_that_was_not_undone_goes_next_until_none_is_left(seed, epsilon, most):
     rng = np.random.default_rng(seed)
-    alpha = unpruned_alpha(TABLE.has_identity) * rng.uniform(0.2, 2, (TABLE.n_blocks, 3)) * rng.choice([-1, 1])
+    alpha = unpruned_alpha(TABLE.n_branches) * rng.uniform(0.2, 2, (TABLE.n_blocks, 3)) * rng.choice([-1, 1])
     problem = made_problem(TABLE, with_settings(EPSILON=epsilon, MAX_PRUNING_ROUNDS=most), alpha, 0.95)
     recovery = KnownRecovery(rng.choice([0.0, 0.005, 0.03], alpha.shape), 0.95)
     search = ImportancePruning(problem, recovery)

@@ -24,7 +24,7 @@ def images():
 @pytest.fixture(scope='module')
 def pruned():
     """The built-in network with a block without its 3x3, and how often it is right."""
-    alpha = unpruned_alpha(TABLE.has_identity)
+    alpha = unpruned_alpha(TABLE.n_branches)
     alpha[2, 0] = 0
     return alpha, result_assembly.correct_on(trained_model(), alpha, None, SETTINGS)
 

@@ -34,7 +34,7 @@ def allowed(draw, n_blocks: int) -> Settings:
 @given(st.data(), tables(), seeds)
 def test_times_of_many_masks_are_the_least_of_every_gamma_split_and_wire_format(data, table, seed):
     settings, rng = data.draw(allowed(table.n_blocks)), np.random.default_rng(seed)
-    whole = mask_of(unpruned_alpha(table.has_identity))
+    whole = mask_of(unpruned_alpha(table.n_branches))
     masks = [whole, *(random_mask(whole, rng) for _ in range(3))]
     found = PrunedTimes(table, 2.0, settings).relative([*masks, masks[0]])
     assert found.shape == (5,) and found[0] == found[4]
@@ -50,7 +50,7 @@ def test_times_of_many_masks_are_the_least_of_every_gamma_split_and_wire_format(
 def test_times_of_many_masks_at_once_equal_those_of_each_alone(seed, head_tier):
     settings = dataclasses.replace(SETTINGS, HEAD_TIER=head_tier, WIRE_FORMATS=WIRES)
     table, rng = slow_client_table(settings=settings), np.random.default_rng(seed)
-    whole = mask_of(unpruned_alpha(table.has_identity))
+    whole = mask_of(unpruned_alpha(table.n_branches))
     masks = [random_mask(whole, rng) for _ in range(5)]
     times = PrunedTimes(table, 3.0, settings)
     alone = [solve_exact(table, np.array(mask), settings).times.T_eff_ms / 3.0 for mask in masks]
@@ -77,7 +77,7 @@ def fastest_everywhere(table, mask, settings):
 def test_what_exceeds_a_limit_is_priced_like_lost_accuracy_and_what_is_within_is_exact(data, seed, factor):
     table, rng = whole_table(SETTINGS, seed % 1000), np.random.default_rng(seed)
     settings = data.draw(allowed(table.n_blocks))
-    mask = random_mask(mask_of(unpruned_alpha(table.has_identity)), rng)
+    mask = random_mask(mask_of(unpruned_alpha(table.n_branches)), rng)
     every = list(fastest_everywhere(table, mask, settings))
     limit = factor * min(found.T_lat_ms + found.wait_ms for found in every)
     settings = dataclasses.replace(settings, MAX_LATENCY_MS=limit)
@@ -98,7 +98,7 @@ def test_what_exceeds_a_limit_is_priced_like_lost_accuracy_and_what_is_within_is
 @given(tables(), st.sampled_from(['T_eff_ms', 'T_lat_ms', 'T_cyc_ms']))
 def test_each_group_of_wire_formats_is_solved_on_its_own_for_any_objective(table, objective):
     settings = dataclasses.replace(SETTINGS, LAMBDA_MIN=0, WIRE_FORMATS=WIRES)
-    times, alpha = PrunedTimes(table, 2.0, settings), unpruned_alpha(table.has_identity)
+    times, alpha = PrunedTimes(table, 2.0, settings), unpruned_alpha(table.n_branches)
     assert sorted(wire for formats in times.formats for wire in formats) == sorted(WIRES)
     best = times.solve_within_limits(alpha, None, objective)
     alone = [times.solve_within_limits(alpha, formats, objective) for formats in times.formats]

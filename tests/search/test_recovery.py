@@ -96,7 +96,7 @@ def random_images(seed: int, count: int = 64) -> ImageSet:
 
 def random_pruning(model, seed: int) -> np.ndarray:
     """α in which about a third of the branches is gone."""
-    rng, alpha = np.random.default_rng(seed), unpruned_alpha([block.n_branches == 3 for block in model.blocks])
+    rng, alpha = np.random.default_rng(seed), unpruned_alpha([block.n_branches for block in model.blocks])
     for row in alpha:
         present = np.flatnonzero(~np.isnan(row))
         row[rng.permutation(present)[:rng.integers(0, len(present))]] = 0
@@ -181,7 +181,7 @@ class MadeUpRecovery(Recovery):
     def __init__(self, accuracies: List[float], steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
         settings = with_settings(RECOVERY_STEPS=steps, RECOVERY_BATCH_SIZE=8)
         table = slow_client_table()
-        problem = made_problem(table, settings, unpruned_alpha(table.has_identity), 0.9)
+        problem = made_problem(table, settings, unpruned_alpha(table.n_branches), 0.9)
         images = ImageSet(torch.zeros(20, 3, 32, 32, dtype=torch.uint8), torch.zeros(20, dtype=torch.long))
         super().__init__(dataclasses.replace(problem, model=MadeUpModel(), train=images))
         self.accuracies, self.steps, self.asked = list(accuracies), 0, []
@@ -203,7 +203,7 @@ def test_a_training_keeps_the_best_of_what_it_met_and_ends_after_two_validations
                                                                                                       steps):
     with pytest.MonkeyPatch.context() as patch:
         made = MadeUpRecovery(accuracies, steps, patch)
-        alpha = unpruned_alpha(made.problem.table.has_identity)
+        alpha = unpruned_alpha(made.problem.table.n_branches)
         best = made.train(alpha, seed=1, before=BEFORE)
     count, seen = len(made.asked), [BEFORE.accuracy, *accuracies[:len(made.asked)]]
     assert best.accuracy == max(seen)
@@ -232,7 +232,7 @@ def test_statistics_are_reestimated_for_what_training_found_and_kept_where_they_
             return EvaluatedNetwork(alpha, with_statistics, with_statistics, None, True, recalibrated=True)
 
         patch.setattr(made, 'recalibrated', recalibrated)
-        best = made.train(unpruned_alpha(made.problem.table.has_identity), seed=1, before=BEFORE)
+        best = made.train(unpruned_alpha(made.problem.table.n_branches), seed=1, before=BEFORE)
     assert best.accuracy == max(BEFORE.accuracy, trained, with_statistics if trained > BEFORE.accuracy else 0)
     assert best.recalibrated == (trained > BEFORE.accuracy and with_statistics > trained)
     assert len(asked) == (trained > BEFORE.accuracy)
@@ -278,8 +278,8 @@ def test_formats_without_loss_cost_nothing(formats):
     settings = with_settings(WIRE_FORMATS=formats)
     table = slow_client_table(settings=settings)
     table = dataclasses.replace(table, block_bytes={wire: table.block_bytes['float32'] for wire in formats})
-    found = Recovery(made_problem(table, settings, unpruned_alpha(table.has_identity), 0.9))
-    network = EvaluatedNetwork(unpruned_alpha(table.has_identity), 0.9, 0.9)
+    found = Recovery(made_problem(table, settings, unpruned_alpha(table.n_branches), 0.9))
+    network = EvaluatedNetwork(unpruned_alpha(table.n_branches), 0.9, 0.9)
     assert found.on_the_wire(network) is network and found.work == Recovery(found.problem).work
 
 

@@ -367,7 +367,7 @@ def test_a_missing_result_says_how_to_make_it(workspace):
 def test_statistics_are_part_of_the_result_and_damaged_ones_are_refused(tmp_path):
     settings = with_settings(RESULTS_DIR=str(tmp_path))
     table, own = whole_table(settings, seed=3), trained_model().batchnorm()
-    alpha = unpruned_alpha(table.has_identity)
+    alpha = unpruned_alpha(table.n_branches)
     solution = solve_exact(table, surviving_branches(alpha), settings)
     result = JointResult(
         6, 'name', 'pseudo', table.block_names, Configuration(alpha, solution.gamma, solution.split, solution.wire),

@@ -22,7 +22,7 @@ from search.state import CurvePoint, EvaluatedNetwork, Measurement, Phase, Searc
 
 KIND, DOMAIN = 'joint_state', 3
 TABLE = slow_client_table()
-UNPRUNED = unpruned_alpha(TABLE.has_identity)
+UNPRUNED = unpruned_alpha(TABLE.n_branches)
 
 
 def random_alpha(rng: np.random.Generator, mask) -> np.ndarray:
